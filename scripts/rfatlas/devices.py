@@ -1,0 +1,70 @@
+"""Choosing the device: one code path for CPU and GPU, one job per GPU at a time."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rfatlas.errors import RfatlasError
+
+log = logging.getLogger("rfatlas")
+
+
+@contextlib.contextmanager
+def acquire(
+    device: str = "auto", tf32: bool = False, poll_s: float = 1.0
+) -> Iterator[torch.device]:
+    """Yield the torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    `auto` and `cuda` take the first GPU whose advisory lock is free and wait for one if all are
+    busy, so that several jobs of one machine spread over its GPUs; on a cluster
+    CUDA_VISIBLE_DEVICES narrows the choice. Matrix products and convolutions stay float32 unless
+    `tf32`. Raises RfatlasError where the device asked for is not there.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    count = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and count == 0):
+        yield torch.device("cpu")
+        return
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cuda") or (number and not number.isdecimal()):
+        raise RfatlasError(f"device: {device!r} is unknown; use auto, cpu, cuda or cuda:N")
+    if count == 0 or (number and int(number) >= count):
+        raise RfatlasError(
+            f"device: {device!r} asked for, but torch sees {count} GPU(s) here; use auto or cpu"
+        )
+    candidates = [int(number)] if number else list(range(count))
+    index, lock = _wait_for_lock([_lock_path(i) for i in candidates], poll_s)
+    try:
+        log.info(
+            "device cuda:%d (%s)", candidates[index], torch.cuda.get_device_name(candidates[index])
+        )
+        yield torch.device("cuda", candidates[index])
+    finally:
+        os.close(lock)
+
+
+def _lock_path(index: int) -> Path:
+    uuid = torch.cuda.get_device_properties(index).uuid
+    return Path(tempfile.gettempdir()) / f"rfatlas-gpu-{uuid}.lock"
+
+
+def _wait_for_lock(paths: list[Path], poll_s: float) -> tuple[int, int]:
+    """Return (position in `paths`, open file descriptor) of the first lock obtained; blocks until
+    one is free."""
+    while True:
+        for position, path in enumerate(paths):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return position, descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+        time.sleep(poll_s)

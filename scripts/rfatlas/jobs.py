@@ -1,0 +1,105 @@
+"""What every script of the workflow shares: log file, clear errors, thread count, progress bars,
+start-up time."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+from tqdm import tqdm
+
+from rfatlas.errors import RfatlasError
+
+STARTUP_RECORD = Path(".snakemake/rfatlas/startup.jsonl")
+
+_log_stream: TextIO | None = None
+
+
+@contextlib.contextmanager
+def job(snakemake: Any) -> Iterator[logging.Logger]:
+    """Run the body of a script of the workflow.
+
+    Logs to the rule's log file and, on a terminal, to it. A RfatlasError ends the job with one line
+    and exit status 1; any other exception leaves its traceback in the log. Appends the job's start-
+    up seconds (from the birth of the process to this line) and its total to
+    `.snakemake/rfatlas/startup.jsonl`.
+    """
+    global _log_stream
+    born = psutil.Process().create_time()
+    started = time.time()
+    log_path = Path(snakemake.log[0])
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    _log_stream = log_path.open("w", buffering=1)
+    handlers: list[logging.Handler] = [logging.StreamHandler(_log_stream)]
+    if sys.stderr.isatty():
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=handlers,
+        force=True,
+    )
+    logging.captureWarnings(True)
+    if "torch" in sys.modules:
+        limit_threads(snakemake.threads)
+    log = logging.getLogger("rfatlas")
+    try:
+        yield log
+    except RfatlasError as error:
+        log.error("%s", error)
+        # The terminal's own handler has told it already; without one, Snakemake's user would see nothing.
+        if len(handlers) == 1:
+            print(f"rfatlas: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        log.exception("unexpected error")
+        raise
+    finally:
+        _record(snakemake.rule, born, started)
+        logging.shutdown()
+
+
+def _record(rule: str, born: float, started: float) -> None:
+    STARTUP_RECORD.parent.mkdir(parents=True, exist_ok=True)
+    line = {"rule": rule, "startup_s": started - born, "total_s": time.time() - born, "start": born}
+    with STARTUP_RECORD.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+
+
+def limit_threads(threads: int) -> None:
+    """Give torch `threads` threads; call it after importing torch."""
+    import torch
+
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def progress(
+    iterable: Iterable | None = None,
+    total: int | None = None,
+    unit: str = "image",
+    desc: str = "",
+    initial: int = 0,
+) -> tqdm:
+    """Return a progress bar with rate and remaining time: on a terminal there, else a line in the
+    log now and then."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=desc,
+        file=sys.stderr if terminal or _log_stream is None else _log_stream,
+        mininterval=0.5 if terminal else 10.0,
+        dynamic_ncols=terminal,
+        ascii=not terminal,
+    )

@@ -1,0 +1,29 @@
+"""Statistics that several stages share."""
+
+import numpy as np
+from scipy import stats
+
+
+def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: float = 0.95):
+    """Return the Wilson score interval (lo, hi) of a binomial proportion, elementwise; NaN where trials = 0.
+
+    Wilson 1927, J. Am. Stat. Assoc. 22:209, eq. without continuity correction.
+    """
+    successes, trials = np.asarray(successes, float), np.asarray(trials, float)
+    z = stats.norm.ppf(0.5 + confidence / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = successes / trials
+        centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+        half = (
+            z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+        )
+    return np.where(trials > 0, centre - half, np.nan), np.where(trials > 0, centre + half, np.nan)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return Pearson's correlation of the rows of `a` and `b` (n, m) -> (n,); NaN where a row is
+    constant."""
+    a = a - a.mean(axis=1, keepdims=True)
+    b = b - b.mean(axis=1, keepdims=True)
+    norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return np.divide((a * b).sum(axis=1), norm, out=np.full(len(a), np.nan), where=norm > 0)

@@ -1,0 +1,150 @@
+"""HDF5 files with provenance, written whole or not at all, and progress that survives SIGKILL.
+
+Every result file carries the attributes of design.md section 4; `complete` is written last.
+`identity` hashes these attributes: since each file names the identities of its inputs, the hash
+addresses the content through the whole chain.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from rfatlas import __version__, versions
+from rfatlas.errors import RfatlasError
+
+
+def provenance(
+    stage: str,
+    config: Mapping[str, Any],
+    weights_sha256: str = "",
+    created_from: Mapping[str, str] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Return the attributes that every result file carries.
+
+    `config` holds the parameters of the stage (JSON-serialisable), `created_from` maps each input
+    to its identity.
+    """
+    return {
+        "rfatlas_version": __version__,
+        "stage": stage,
+        "stage_version": versions.stage(stage),
+        "config": json.dumps(config, sort_keys=True),
+        "weights_sha256": weights_sha256,
+        "created_from": json.dumps(dict(created_from or {}), sort_keys=True),
+        "device": device,
+    }
+
+
+@contextlib.contextmanager
+def create(path: str | Path, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file that appears at `path` only when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            file.attrs.update(attrs)
+            yield file
+            file.attrs["complete"] = True
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def open(path: str | Path, stage: str | None = None) -> h5py.File:
+    """Open a finished result file for reading.
+
+    Raises RfatlasError, naming the file, if it is missing, truncated or not HDF5, unfinished, or of
+    another stage.
+    """
+    if not Path(path).is_file():
+        raise RfatlasError(f"{path}: no such file; run the stage {stage or 'that writes it'} first")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise RfatlasError(
+            f"{path}: not a readable HDF5 file, probably truncated or damaged ({error}); delete it and rerun"
+        ) from error
+    found = file.attrs.get("stage")
+    problem = None
+    if not file.attrs.get("complete", False):
+        problem = "was never finished (attribute `complete` is missing); delete it and rerun"
+    elif stage is not None and found != stage:
+        problem = f"was written by stage {found!r}, expected {stage!r}"
+    if problem:
+        file.close()
+        raise RfatlasError(f"{path}: {problem}")
+    return file
+
+
+_PROVENANCE = ("stage", "stage_version", "config", "weights_sha256", "created_from", "sha256")
+
+
+def identity(path: str | Path) -> str:
+    """Return the sha256 (hex) of a finished file's provenance: what made it, from what."""
+    with open(path) as file:
+        attrs = {key: str(file.attrs[key]) for key in _PROVENANCE if key in file.attrs}
+    return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode()).hexdigest()
+
+
+class Partial:
+    """Progress of one output, kept beside it in the undeclared folder `<output>.partial`.
+
+    Snakemake does not know the folder, so it survives a killed or failed job. Records are written
+    atomically. A folder with another fingerprint (params, stage version, weights, image list) is
+    wiped: it belongs to another question.
+    """
+
+    def __init__(self, output: str | Path, fingerprint: Mapping[str, Any]):
+        self.folder = Path(f"{output}.partial")
+        wanted = json.dumps(fingerprint, sort_keys=True, default=str)
+        stamp = self.folder / "fingerprint.json"
+        if self.folder.exists() and (not stamp.is_file() or stamp.read_text() != wanted):
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not stamp.exists():
+            temporary = stamp.with_suffix(".tmp")
+            temporary.write_text(wanted)
+            os.replace(temporary, stamp)
+        for leftover in self.folder.glob("*.npz.tmp"):
+            leftover.unlink()
+
+    def names(self) -> list[str]:
+        """Return the names of the finished records, sorted."""
+        return sorted(path.stem for path in self.folder.glob("*.npz"))
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write one record; it exists afterwards completely or not at all."""
+        path = self.folder / f"{name}.npz"
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays of one record; raises RfatlasError if the file is damaged."""
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise RfatlasError(
+                f"{path}: damaged progress record ({error}); delete {self.folder} and rerun"
+            ) from error
+
+    def finish(self) -> None:
+        """Remove the folder; call it when the output is in place."""
+        shutil.rmtree(self.folder)
