@@ -182,8 +182,8 @@ def trace(module: nn.Module, example: torch.Tensor) -> "Graph | HookedGraph":
         ShapeProp(traced).propagate(example)
     except Exception as error:
         log.warning(
-            "%s cannot be traced by torch.fx (%s); falling back to hooks: slower, and every receptive field counts "
-            "as the whole image",
+            "%s cannot be traced by torch.fx (%s); falling back to hooks: slower, and every "
+            "receptive field counts as the whole image",
             type(module).__name__,
             str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
         )
@@ -293,14 +293,12 @@ class Graph:
         for node in self._traced.graph.nodes:
             if node.op == "get_attr" or (node in behind and node is not start):
                 values[node] = graph.node_copy(node, lambda old: values[old])
-        graph.eliminate_dead_code()
         return prefix, _fold_batch_norm(fx.GraphModule(self._traced, graph))
 
     def _cut(self, wanted: Any, source: fx.Graph) -> nn.Module:
         graph, values = fx.Graph(), {}
         graph.graph_copy(source, values)
         graph.output(fx.node.map_arg(wanted, lambda node: values[node]))
-        graph.eliminate_dead_code()
         return _fold_batch_norm(fx.GraphModule(self._traced, graph))
 
     def _features(self) -> fx.Node | None:
@@ -338,8 +336,9 @@ class Graph:
         """Return the filter norm of every channel (C,), float64, or None where no single filter
         feeds the channel.
 
-        L2 norm of the incoming filter with batch norm folded in: a block's is that of its residual branch's last
-        convolution, a pooling's that of the convolution before it (design.md section 1).
+        L2 norm of the incoming filter with batch norm folded in: a block's is that of its residual
+        branch's last convolution, a pooling's that of the convolution before it (design.md
+        section 1).
         """
         norms = self._filter_norms(self.node(layer))
         return norms if norms is not None and len(norms) == self.shape(layer)[0] else None
@@ -664,6 +663,7 @@ class _HookedSuffix(nn.Module):
 def _fold_batch_norm(cut: fx.GraphModule) -> fx.GraphModule:
     """Fold every batch norm into the convolution before it, where nothing else reads the
     convolution's output."""
+    cut.graph.eliminate_dead_code()
     modules = dict(cut.named_modules())
     calls: dict[str, int] = {}
     for node in cut.graph.nodes:
@@ -737,7 +737,7 @@ def _pooling_arguments(node: fx.Node) -> tuple:
 
 
 def _slice_window(index: Any, shape: tuple[int, ...] | None) -> tuple | None:
-    """Return the window of x[:, :, a::s, b::t]: a strided subsampling; None for any other indexing."""
+    """Return the window of the subsampling x[:, :, a::s, b::t]; None for any other indexing."""
     if shape is None or len(shape) != 4 or not isinstance(index, tuple):
         return None
     if not all(isinstance(part, slice) for part in index) or not 3 <= len(index) <= 4:

@@ -54,7 +54,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         yield log
     except RfatlasError as error:
         log.error("%s", error)
-        # The terminal's own handler has told it already; without one, Snakemake's user would see nothing.
+        # Without a terminal handler, whoever started Snakemake would see nothing of it.
         if len(handlers) == 1:
             print(f"rfatlas: {error}", file=sys.stderr)
         sys.exit(1)

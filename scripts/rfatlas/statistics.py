@@ -5,9 +5,9 @@ from scipy import stats
 
 
 def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: float = 0.95):
-    """Return the Wilson score interval (lo, hi) of a binomial proportion, elementwise; NaN where trials = 0.
+    """Return the Wilson score interval (lo, hi) of a binomial proportion, elementwise.
 
-    Wilson 1927, J. Am. Stat. Assoc. 22:209, eq. without continuity correction.
+    NaN where trials = 0. Wilson 1927, J. Am. Stat. Assoc. 22:209, without continuity correction.
     """
     successes, trials = np.asarray(successes, float), np.asarray(trials, float)
     z = stats.norm.ppf(0.5 + confidence / 2)

@@ -74,7 +74,8 @@ def open(path: str | Path, stage: str | None = None) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise RfatlasError(
-            f"{path}: not a readable HDF5 file, probably truncated or damaged ({error}); delete it and rerun"
+            f"{path}: not a readable HDF5 file, probably truncated or damaged ({error}); "
+            "delete it and rerun"
         ) from error
     found = file.attrs.get("stage")
     problem = None

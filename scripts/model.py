@@ -1,0 +1,51 @@
+"""Build a run's network, load and check its weights, describe its layers."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from rfatlas import devices, jobs, model, store
+
+with jobs.job(snakemake) as log:
+    config = snakemake.params.model
+    input = model.resolve_input(config)
+    network = model.make(config)
+    if model.random_seed(config["weights"]) is not None:
+        with (
+            devices.acquire(snakemake.params.device) as device,
+            store.open(snakemake.input.images, "images") as file,
+        ):
+            images = file["images"]
+            count = min(len(images), snakemake.params.batch_norm_images)
+            network.to(device)
+            model.reestimate_batch_norm(
+                network,
+                (
+                    model.preprocess(
+                        images[start : start + 64], input["mean"], input["std"], device
+                    )
+                    for start in range(0, count, 64)
+                ),
+            )
+            network.to("cpu")
+            log.info("batch-norm statistics re-estimated on %d images", count)
+    model.save(network, Path(snakemake.output.weights), config, input)
+    description = model.describe(network, input)
+    loaded = model.load(snakemake.output.weights)
+    for layer in description["layers"]:
+        layer["filter_norm"] = model.filter_norms(loaded.graph, layer["name"])
+    description |= {
+        "run": snakemake.wildcards.run,
+        "factory": config["factory"],
+        "weights": config["weights"],
+        "weights_sha256": loaded.weights_sha256,
+    }
+    Path(snakemake.output.description).write_text(json.dumps(description, indent=1) + "\n")
+    log.info(
+        "%s: %d parameters, %d layers, torch %s",
+        config["factory"],
+        description["parameters"],
+        len(description["layers"]),
+        torch.__version__,
+    )

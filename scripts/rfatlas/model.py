@@ -1,0 +1,582 @@
+"""Stage `model`: build a network from its factory, load its weights as tensors, describe its
+layers.
+
+The stage writes `results/<run>/model.safetensors` (every tensor of the network, whatever form its
+weights came in, with factory and preprocessing in the header) and `results/<run>/model.json`
+(layers, receptive fields, filter norms). All later stages load these two and nothing else.
+"""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import re
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rfatlas import graph, versions
+from rfatlas.errors import RfatlasError
+
+log = logging.getLogger("rfatlas")
+
+_NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 8
+
+
+# ---- factory
+
+
+def build(factory: str, kwargs: Mapping[str, Any], seed: int | None = None) -> nn.Module:
+    """Return the network that `factory` makes: a dotted path or `path/to/file.py:callable`.
+
+    With `seed` the weights are those that the factory draws from torch's generator at that seed;
+    the global generator is left as it was. Raises RfatlasError if the factory is missing, fails, or
+    returns no `nn.Module`.
+    """
+    make = _find_factory(factory)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0 if seed is None else seed)
+        try:
+            module = make(**kwargs)
+        except Exception as error:
+            raise RfatlasError(
+                f"factory: {factory} with kwargs {dict(kwargs)} failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise RfatlasError(
+            f"factory: {factory} returned {type(module).__name__}; it must return a torch.nn.Module"
+        )
+    return module.eval()
+
+
+def _find_factory(factory: str) -> Callable[..., nn.Module]:
+    if ":" in factory:
+        path, _, name = factory.rpartition(":")
+        holder = _import_file(path)
+    else:
+        path, _, name = factory.rpartition(".")
+        if path.split(".")[0] == "torchvision":
+            from rfatlas.torchvision_ops import torchvision
+
+            torchvision()
+        try:
+            holder = importlib.import_module(path)
+        except (ImportError, ValueError) as error:
+            raise RfatlasError(
+                f"factory: {factory!r} cannot be imported ({error}); "
+                "use a dotted path or path/to/file.py:callable"
+            ) from error
+    make = getattr(holder, name, None)
+    if not callable(make):
+        near = [
+            key for key in vars(holder) if not key.startswith("_") and callable(vars(holder)[key])
+        ]
+        raise RfatlasError(
+            f"factory: {factory!r}: no callable {name!r} in {path}; "
+            f"it has {', '.join(sorted(near)[:_SHOWN])}"
+        )
+    return make
+
+
+@functools.cache
+def _import_file(path: str) -> Any:
+    if not Path(path).is_file():
+        raise RfatlasError(f"factory: no file {path}; give path/to/file.py:callable")
+    name = "rfatlas_user_" + hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:12]
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise RfatlasError(
+            f"factory: {path} cannot be run: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+# ---- weights
+
+
+def random_seed(weights: str) -> int | None:
+    """Return the seed of `random:<seed>`, or None if `weights` names no random network."""
+    match = re.fullmatch(r"random:(\d+)", weights)
+    return int(match[1]) if match else None
+
+
+def is_local(weights: str) -> bool:
+    """Return whether `weights` names a file of this machine (a path, not a name, URL or seed)."""
+    return Path(weights).suffix in _READERS and not re.match(r"[a-z]+:", weights)
+
+
+def torchvision_weights(factory: str, name: str) -> Any:
+    """Return torchvision's weights entry `name` of a torchvision factory.
+
+    Raises RfatlasError if the factory is not torchvision's, or naming the entries that there are.
+    """
+    if not factory.startswith("torchvision.models."):
+        raise RfatlasError(
+            f"weights: {name!r} is no path, URL or random:<seed>, and {factory} is no torchvision "
+            "factory with named weights"
+        )
+    from rfatlas.torchvision_ops import torchvision
+
+    entries = torchvision().models.get_model_weights(factory.rpartition(".")[2])
+    if name not in entries.__members__:
+        raise RfatlasError(
+            f"weights: {factory} has no weights {name!r}; it has {', '.join(entries.__members__)}"
+        )
+    return entries[name]
+
+
+def fetch(url: str, sha256: str, folder: Path) -> Path:
+    """Return the local path of a `file:` or `https:` URL, downloaded into `folder` and checked.
+
+    `sha256` holds at least 8 leading hex digits (torchvision's file names carry 8). A download
+    appears under its name only when complete. Raises RfatlasError on a wrong digest or a failed download.
+    """
+    parts = urllib.parse.urlparse(url)
+    if parts.scheme == "file":
+        path = Path(urllib.parse.unquote(parts.path))
+        if not path.is_file():
+            raise RfatlasError(f"weights: {url}: no such file")
+    else:
+        path = folder / Path(parts.path).name
+        if not (path.is_file() and _sha256(path).startswith(sha256)):
+            _download(url, path)
+    found = _sha256(path)
+    if sha256 and not found.startswith(sha256.lower()):
+        raise RfatlasError(f"weights: {url} has sha256 {found}, expected {sha256}")
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    import pooch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.info("downloading %s", url)
+    try:
+        pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
+    except Exception as error:
+        raise RfatlasError(
+            f"weights: {url} cannot be downloaded ({error}); fetch it by other means, then set "
+            "weights to the file's path"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder of downloads: $RFATLAS_CACHE, or `rfatlas` in the user's cache folder."""
+    import pooch
+
+    return Path(os.environ.get("RFATLAS_CACHE") or pooch.os_cache("rfatlas"))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the named tensors of a .safetensors, .npz, .pth, .pt or .th file.
+
+    Pickled checkpoints are read with torch's tensor-only loader, so no code of theirs runs; a
+    checkpoint may keep its tensors under `state_dict`, `model_state_dict`, `model` or `net`, and
+    carry `module.` prefixes. Raises RfatlasError if the file is missing, unreadable, holds code, or
+    no tensors.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise RfatlasError(f"weights: {path}: unknown ending; use one of {', '.join(_READERS)}")
+    if not path.is_file():
+        raise RfatlasError(f"weights: {path}: no such file")
+    try:
+        content = reader(path)
+    except RfatlasError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise RfatlasError(
+            f"weights: {path} cannot be read as tensors ({type(error).__name__}: {reason}); a file "
+            "that holds pickled objects is refused: save its state_dict alone"
+        ) from error
+    for key in _NESTED_UNDER:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise RfatlasError(f"weights: {path} holds no named tensors")
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _read_checkpoint(path: Path) -> Any:
+    # A checkpoint often notes its accuracy as a NumPy scalar, which is data, not code.
+    scalar_types = [np.dtype, np._core.multiarray.scalar, *_numpy_dtype_classes()]
+    with torch.serialization.safe_globals(scalar_types):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _numpy_dtype_classes() -> list[type]:
+    return [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "b1")]
+
+
+def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": load_file,
+    ".npz": _read_npz,
+    ".pth": _read_checkpoint,
+    ".pt": _read_checkpoint,
+    ".th": _read_checkpoint,
+}
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copy `tensors` into the network.
+
+    Raises RfatlasError that lists every missing, unexpected or misshaped tensor, and those with NaN
+    or infinite values.
+    """
+    own = module.state_dict()
+    problems = []
+    # Old checkpoints lack these counters, and evaluation never reads them.
+    missing = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
+    misshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    infinite = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    for what, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("misshaped", misshaped),
+        ("with NaN or infinite values", infinite),
+    ):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            problems.append(f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}")
+    if problems:
+        raise RfatlasError(f"weights: {source} does not fit the network: {'; '.join(problems)}")
+    module.load_state_dict({**own, **tensors})
+
+
+def digest(module: nn.Module) -> str:
+    """Return the sha256 (hex) of all tensors of the network: names, shapes and values."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+# ---- preprocessing
+
+
+def resolve_input(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {resize, crop, mean, std}: from torchvision's named weights, with what the config
+    gives put over it.
+
+    `resize` and `crop` in pixels, `mean` and `std` per colour channel of code values in 0..1.
+    Raises RfatlasError if neither knows a value.
+    """
+    known: dict[str, Any] = {}
+    weights = config["weights"]
+    named = not is_local(weights) and random_seed(weights) is None and "://" not in weights
+    if named and not weights.startswith("file:"):
+        transform = torchvision_weights(config["factory"], weights).transforms()
+        known = {
+            "resize": int(transform.resize_size[0]),
+            "crop": int(transform.crop_size[0]),
+            "mean": list(transform.mean),
+            "std": list(transform.std),
+        }
+    known |= {k: v for k, v in (config.get("input") or {}).items() if v is not None}
+    missing = [key for key in ("resize", "crop", "mean", "std") if key not in known]
+    if missing:
+        raise RfatlasError(
+            f"input: {', '.join(missing)} not given, and only torchvision's named weights bring "
+            "their own"
+        )
+    return known
+
+
+def preprocess(
+    images: np.ndarray | torch.Tensor,
+    mean: Iterable[float],
+    std: Iterable[float],
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Return images uint8 (N, H, W, 3) as the network's input, float32 (N, 3, H, W), in channels-
+    last memory."""
+    batch = torch.as_tensor(images).to(device).permute(0, 3, 1, 2)
+    mean = torch.tensor(list(mean), device=device).view(1, 3, 1, 1)
+    std = torch.tensor(list(std), device=device).view(1, 3, 1, 1)
+    return (batch.float() / 255 - mean) / std
+
+
+# ---- description
+
+
+def describe(module: nn.Module, input: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the workflow needs to know of a network, JSON-ready: `model.json` without the
+    norms.
+
+    `input` as `resolve_input` gives it. Each entry of `layers` holds name, channels, height, width,
+    rectified, cumulative gflops, and the receptive field's size, stride and start in pixels (null
+    where a unit sees the whole image).
+    """
+    traced = graph.trace(module, torch.zeros(1, 3, input["crop"], input["crop"]))
+    names = traced.layers()
+    return {
+        "traceable": traced.traceable,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "input": dict(input),
+        "n_classes": traced.classes(),
+        "gflops": traced.gflops(),
+        "modules": names,
+        "default_layers": default_layers(module, names),
+        "layers": [_describe_layer(traced, name) for name in names if _is_map(traced, name)],
+    }
+
+
+def default_layers(module: nn.Module, names: list[str]) -> list[str]:
+    """Return the stem (`conv1` and `maxpool` where they exist) and every residual block output, in
+    order.
+
+    A block is a module that holds convolutions, sits in a sequence of its like (`layer1.0`,
+    `stages.2.1`), and is not itself such a sequence.
+    """
+    modules = dict(module.named_modules())
+    stem = [name for name in ("conv1", "maxpool") if name in names]
+    blocks = [
+        name
+        for name in names
+        if re.search(r"\.\d+$", name)
+        and name.count(".") == 1
+        and sum(isinstance(child, nn.Conv2d) for child in modules[name].modules()) >= 2
+    ]
+    return [name for name in names if name in stem or name in blocks]
+
+
+def _is_map(traced: Any, name: str) -> bool:
+    try:
+        traced.shape(name)
+    except RfatlasError:
+        return False
+    return True
+
+
+def _describe_layer(traced: Any, name: str) -> dict[str, Any]:
+    channels, height, width = traced.shape(name)
+    geometry = traced.geometry(name)
+    return {
+        "name": name,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "rectified": traced.rectified(name),
+        "size": max(geometry.size) if geometry else None,
+        "stride": max(geometry.stride) if geometry else None,
+        "start": geometry.start[0] if geometry else None,
+        "gflops": traced.gflops(name),
+    }
+
+
+def filter_norms(traced: Any, name: str) -> list[float]:
+    """Return the filter norm of every channel of a layer; NaN where no single filter feeds it."""
+    norms = traced.filter_norms(name)
+    return [math.nan] * traced.shape(name)[0] if norms is None else norms.tolist()
+
+
+# ---- batch norm of a random network
+
+
+def reestimate_batch_norm(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Set every batch norm's running mean and variance to the average over `batches` (N, 3, H, W).
+
+    A freshly drawn network has no statistics of its own; without this its activations would shrink
+    or explode with depth. Changes `module` in place and leaves it in evaluation mode.
+    """
+    norms = [
+        child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            module(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()
+
+
+# ---- the stage's files
+
+
+@dataclass
+class LoadedModel:
+    """A network ready for analysis, on one device."""
+
+    module: nn.Module
+    graph: Any
+    description: dict[str, Any]
+    weights_sha256: str
+    device: torch.device
+
+    def preprocess(self, images: np.ndarray | torch.Tensor, device: Any = None) -> torch.Tensor:
+        """Return images uint8 (N, H, W, 3) as the network's input on `device` (default: the
+        network's own)."""
+        input = self.description["input"]
+        return preprocess(
+            images, input["mean"], input["std"], self.device if device is None else device
+        )
+
+
+def make(config: Mapping[str, Any]) -> nn.Module:
+    """Return the network of one entry of `models:`, with its weights loaded and checked.
+
+    Downloads what is named by URL or by torchvision's name. A random network still lacks its batch-
+    norm statistics (see `reestimate_batch_norm`).
+    """
+    factory, weights = config["factory"], config["weights"]
+    seed = random_seed(weights)
+    module = build(factory, config.get("kwargs") or {}, seed)
+    if seed is None:
+        path = locate(config)
+        load_tensors(module, read_tensors(path), str(weights))
+    return module
+
+
+def locate(config: Mapping[str, Any]) -> Path:
+    """Return the file that holds the weights of an entry of `models:`, downloading it if need
+    be."""
+    weights, sha256 = config["weights"], config.get("sha256") or ""
+    if is_local(weights):
+        path = Path(weights)
+        if sha256 and path.is_file() and not _sha256(path).startswith(sha256.lower()):
+            raise RfatlasError(f"weights: {path} has sha256 {_sha256(path)}, expected {sha256}")
+        return path
+    if re.match(r"(file|https):", weights):
+        return fetch(weights, sha256, cache_folder())
+    url = torchvision_weights(config["factory"], weights).url
+    digits = re.search(r"-([0-9a-f]{8,})\.", url)
+    return fetch(url, digits[1] if digits else "", cache_folder())
+
+
+def save(
+    module: nn.Module, path: Path, config: Mapping[str, Any], input: Mapping[str, Any]
+) -> None:
+    """Write all tensors of the network, with what is needed to build it again, to a .safetensors
+    file."""
+    header = {
+        "factory": config["factory"],
+        "kwargs": config.get("kwargs") or {},
+        "weights": config["weights"],
+        "input": dict(input),
+        "weights_sha256": digest(module),
+        "stage_version": versions.stage("model"),
+    }
+    # Tensors that share memory are written once each under their own name.
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={"rfatlas": json.dumps(header, sort_keys=True)})
+    os.replace(temporary, path)
+
+
+def read_header(path: Path | str) -> dict[str, Any]:
+    """Return the header that `save` wrote; raises RfatlasError if the file is missing, damaged or
+    not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["rfatlas"])
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise RfatlasError(
+            f"{path}: no model file of this workflow, or a damaged one ({error}); delete it and "
+            "rerun the stage model"
+        ) from error
+
+
+def load(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
+    """Return the network that `save` wrote, on `device`, in channels-last memory, traced.
+
+    Raises RfatlasError if the file is damaged or its tensors are not those that were written.
+    """
+    header = read_header(path)
+    module = build(header["factory"], header["kwargs"])
+    load_tensors(module, load_file(path), str(path))
+    if digest(module) != header["weights_sha256"]:
+        raise RfatlasError(
+            f"{path}: its tensors do not have the digest in its header; delete it and rerun"
+        )
+    device = torch.device(device)
+    crop = header["input"]["crop"]
+    traced = graph.trace(module, torch.zeros(1, 3, crop, crop))
+    module.to(device, memory_format=torch.channels_last)
+    return LoadedModel(module, traced, header, header["weights_sha256"], device)
+
+
+# ---- asked by the workflow before the DAG is built
+
+
+def _describe_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    weights = config["weights"]
+    local = is_local(weights) or weights.startswith("file:")
+    input = resolve_input(config)
+    # What lies on a URL is checked by the job that downloads it; everything else right now.
+    module = make(config) if local else build(config["factory"], config.get("kwargs") or {}, 0)
+    return describe(module, input)
+
+
+def main() -> None:
+    """Answer `describe` on standard input and output, as JSON (see `rfatlas.preflight`)."""
+    if sys.argv[1:] != ["describe"]:
+        sys.exit("usage: python -m rfatlas.model describe < request.json")
+    request = json.load(sys.stdin)
+    descriptions, errors = {}, []
+    for name, config in request["models"].items():
+        try:
+            descriptions[name] = _describe_config(config)
+        except RfatlasError as error:
+            errors.append(f"models.{name}.{error}")
+    json.dump({"descriptions": descriptions, "errors": errors}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
