@@ -1,0 +1,207 @@
+"""Result files of an invented run, faithful to the schema, for tests of the stages that read them.
+
+Images are coloured noise; the activation of a channel at an image and position is random; its
+gradient is a Gabor of its own. What the real stages would derive from that (top units, patches,
+means, counts) is derived here by plain loops.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from rfatlas import store
+
+IMAGE = 32
+
+
+@dataclass
+class Layer:
+    """A layer of the invented network; sizes in pixels, `size` None where it sees everything."""
+
+    name: str
+    channels: int
+    units: int
+    size: int | None
+    stride: int
+    start: float
+    rectified: bool = True
+
+
+@dataclass
+class Run:
+    """An invented run: change the arrays before `write` to plant something.
+
+    `value` maps a layer to (N, C, H, W) activations.
+    """
+
+    layers: list[Layer] = field(
+        default_factory=lambda: [
+            Layer("conv1", 12, 16, 7, 2, 0.5, rectified=False),
+            Layer("layer1.0", 8, 8, 19, 4, 0.5),
+            Layer("layer2.0", 6, 4, 43, 8, 0.5),
+        ]
+    )
+    images: int = 40
+    classes: int = 5
+    top_k: int = 16
+    keep: int = 9
+    seed: int = 0
+    name: str = "demo"
+
+    def __post_init__(self):
+        random = np.random.default_rng(self.seed)
+        noise = random.normal(0, 30, (self.images, IMAGE, IMAGE, 3))
+        tint = random.uniform(40, 215, (self.images, 1, 1, 3))
+        self.pixels = (noise + tint).clip(0, 255).astype(np.uint8)
+        self.labels = random.integers(0, self.classes, self.images)
+        self.class_names = [f"class {index}" for index in range(self.classes)]
+        self.value = {}
+        for layer in self.layers:
+            shape = (self.images, layer.channels, layer.units, layer.units)
+            value = random.normal(0, 1, shape).astype(np.float32)
+            self.value[layer.name] = np.maximum(value, 0) if layer.rectified else value
+        self.filter_norm = {
+            layer.name: random.uniform(0.5, 1, layer.channels) for layer in self.layers
+        }
+        self.logits = random.normal(0, 1, (self.images, self.classes)).astype(np.float32)
+
+    def write(self, folder: Path) -> Path:
+        """Write images.h5, activations.h5, model.json and receptive_fields/ into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with store.create(folder / "images.h5", store.provenance("images", {})) as file:
+            file["images"], file["labels"] = self.pixels, self.labels.astype(np.int64)
+            file["names"] = [f"{index}.png" for index in range(self.images)]
+            file.attrs["class_names"] = self.class_names
+        description = {
+            "run": self.name,
+            "input": {"resize": IMAGE, "crop": IMAGE},
+            "n_classes": self.classes,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "channels": layer.channels,
+                    "height": layer.units,
+                    "width": layer.units,
+                    "rectified": layer.rectified,
+                    "size": layer.size,
+                    "stride": layer.stride,
+                    "start": layer.start,
+                    "filter_norm": self.filter_norm[layer.name].tolist(),
+                }
+                for layer in self.layers
+            ],
+        }
+        (folder / "model.json").write_text(json.dumps(description))
+        with store.create(folder / "activations.h5", store.provenance("activations", {})) as file:
+            for layer in self.layers:
+                self._activations(file.create_group(layer.name), layer)
+            file["output/logits"], file["output/labels"] = self.logits, self.labels
+            known = self.labels >= 0
+            order = np.argsort(-self.logits[known], axis=1, kind="stable")
+            right = order == self.labels[known][:, None]
+            labelled = int(known.sum())
+            file["output"].attrs["labelled"] = labelled
+            for guesses in (1, 5):
+                share = right[:, :guesses].sum() / labelled if labelled else np.nan
+                file["output"].attrs[f"top{guesses}"] = share
+        for layer in self.layers:
+            self._receptive_field(folder, layer)
+        return folder
+
+    def top(self, layer: Layer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return value (C, K), image (C, K) and yx (C, K, 2) of the best unit of each image."""
+        value = np.zeros((layer.channels, self.top_k), np.float32)
+        image = np.full((layer.channels, self.top_k), -1, np.int32)
+        yx = np.zeros((layer.channels, self.top_k, 2), np.int16)
+        for channel in range(layer.channels):
+            best = []
+            for index in range(self.images):
+                plane = self.value[layer.name][index, channel]
+                y, x = np.unravel_index(plane.argmax(), plane.shape)
+                if plane[y, x] != 0 or not layer.rectified:
+                    best.append((-plane[y, x], index, y, x))
+            for rank, (negative, index, y, x) in enumerate(sorted(best)[: self.top_k]):
+                value[channel, rank], image[channel, rank] = -negative, index
+                yx[channel, rank] = y, x
+        return value, image, yx
+
+    def _activations(self, group: h5py.Group, layer: Layer) -> None:
+        value = self.value[layer.name].astype(np.float64)
+        names = ("top_per_image_value", "top_per_image_image", "top_per_image_yx")
+        for name, array in zip(names, self.top(layer), strict=True):
+            group[name] = array
+        group["mean"], group["var"] = value.mean((0, 2, 3)), value.var((0, 2, 3))
+        group["max"], group["fraction_active"] = value.max((0, 2, 3)), (value > 0).mean((0, 2, 3))
+        means = np.full((self.classes, layer.channels), np.nan)
+        for index in set(self.labels[self.labels >= 0].tolist()):
+            means[index] = value[self.labels == index].mean((0, 2, 3))
+        group["class_mean"] = means
+
+    def gradient(self, layer: Layer, channel: int) -> np.ndarray:
+        """Return the gradient (3, S, S) that every unit of a channel has: a Gabor of its own."""
+        window = min(layer.size or IMAGE, IMAGE)
+        y, x = np.indices((window, window)) - (window - 1) / 2
+        angle = np.pi * channel / layer.channels
+        along = x * np.cos(angle) - y * np.sin(angle)
+        sigma = window / 6
+        carrier = np.cos(2 * np.pi * along / (0.4 * window) + channel)
+        gabor = np.exp(-(x**2 + y**2) / (2 * sigma**2)) * carrier
+        weights = [(1, 1, 1), (1, -1, 0), (0.5, 0.5, -1)][channel % 3]
+        return np.multiply.outer(np.array(weights, float), gabor)
+
+    def _receptive_field(self, folder: Path, layer: Layer) -> None:
+        window = min(layer.size or IMAGE, IMAGE)
+        shape = (layer.channels, 3, window, window)
+        keep = min(self.keep, self.top_k)
+        patch = np.zeros((layer.channels, keep, window, window, 3), np.uint8)
+        gradient = np.zeros((layer.channels, keep, *shape[1:]), np.float32)
+        count = np.zeros((layer.channels, window, window), np.int32)
+        sums = {
+            name: np.zeros(shape) for name in ("image", "gradient", "abs_gradient", "effective")
+        }
+        _, image, yx = self.top(layer)
+        for channel in range(layer.channels):
+            field = self.gradient(layer, channel)
+            for rank in range(self.top_k):
+                if image[channel, rank] < 0:
+                    continue
+                box = np.zeros((window, window, 3), np.uint8)
+                inside = np.zeros((window, window), bool)
+                corner = [
+                    int(np.floor(layer.start + layer.stride * int(place) - window / 2))
+                    for place in yx[channel, rank]
+                ]
+                for row in range(window):
+                    for column in range(window):
+                        y, x = corner[0] + row, corner[1] + column
+                        if 0 <= y < IMAGE and 0 <= x < IMAGE:
+                            box[row, column] = self.pixels[image[channel, rank], y, x]
+                            inside[row, column] = True
+                here = field * inside
+                picture = np.moveaxis(box / 255, -1, 0)
+                if rank < keep:
+                    patch[channel, rank], gradient[channel, rank] = box, here
+                count[channel] += inside
+                sums["image"][channel] += picture
+                sums["gradient"][channel] += here
+                sums["abs_gradient"][channel] += np.abs(here)
+                sums["effective"][channel] += np.abs(here) * picture
+        means = {name: total / np.maximum(count, 1)[:, None] for name, total in sums.items()}
+        path = folder / "receptive_fields" / f"{layer.name}.h5"
+        with store.create(path, store.provenance("receptive_fields", {})) as file:
+            file["patch"], file["gradient"], file["count"] = patch, gradient, count
+            file["mean_image"], file["mean_gradient"] = means["image"], means["gradient"]
+            file["mean_abs_gradient"], file["effective"] = means["abs_gradient"], means["effective"]
+            file["channel"] = np.arange(layer.channels, dtype=np.int32)
+            file.attrs.update(stride=layer.stride, start=layer.start, image_size=IMAGE)
+            file.attrs["size"] = layer.size or IMAGE
+        lines = ["layer,channel,n_units,split_half,erf_sigma,erf_r2"]
+        for channel in range(layer.channels):
+            units = (image[channel] >= 0).sum()
+            values = (0.9 - channel / 100, window / 8 + channel / 100, 0.4 + 0.1 * (channel % 6))
+            numbers = ",".join(f"{value:.9g}" for value in values) if units else ",,"
+            lines.append(f"{layer.name},{channel},{units},{numbers}")
+        path.with_suffix(".csv").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,51 @@
+# Stage channels: one table per run, one row per channel.
+# In:  results/<run>/activations.h5, results/<run>/model.json, the run's packed images (class names),
+#      and of each stage in CHANNEL_STAGES results/<run>/<stage>/<layer>.csv
+# Out: results/<run>/channels.csv; docs/columns.md explains its columns
+
+# The stages that bring columns, in the order of the table. A new stage is named here, nothing else.
+CHANNEL_STAGES = [stage for stage in ["receptive_fields"] if stage_on(stage)]
+
+
+rule channels:
+    input:
+        activations="results/{run}/activations.h5",
+        description="results/{run}/model.json",
+        images=lambda wildcards: run_images(wildcards.run),
+        tables=lambda wildcards: expand(
+            "results/{run}/{stage}/{layer}.csv",
+            run=wildcards.run,
+            stage=CHANNEL_STAGES,
+            layer=run_layers(wildcards.run),
+        ),
+    output:
+        report(
+            "results/{run}/channels.csv",
+            caption="../report/channels.rst",
+            category="Channels",
+            labels={"run": "{run}", "table": "channels"},
+        ),
+    log:
+        "logs/channels/{run}.log",
+    benchmark:
+        "benchmarks/channels/{run}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+        gpu=0,
+    params:
+        code=versions.digest("channels"),
+        layers=lambda wildcards: run_layers(wildcards.run),
+        inactive_norm=settings["channels"]["inactive_norm"],
+        inactive_variance=settings["channels"]["inactive_variance"],
+        # A stage that looks at the first channels of a layer only has no rows for the others.
+        first={
+            stage: settings[stage]["channels"]
+            for stage in CHANNEL_STAGES
+            if settings.get(stage, {}).get("channels")
+        },
+    script:
+        "../../scripts/channels.py"
