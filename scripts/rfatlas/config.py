@@ -40,8 +40,10 @@ _SOURCES_OF_KEY = {
     "seed": ("scenes",),
 }
 
-# YAML 1.1 reads 1e-3 (no dot) as text; people mean the number.
-_SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+# YAML 1.1 reads 1e-3 (no dot) as text, and Snakemake hands all of a nested `--config` value over
+# as text; people mean the number.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WORDS = {"true": ("boolean", True), "false": ("boolean", False), "null": ("null", None)}
 
 
 @cache
@@ -193,14 +195,17 @@ def _child(node: Mapping[str, Any], key: str | int) -> Mapping[str, Any]:
 
 
 def _typed(value: Any, node: Mapping[str, Any]) -> Any:
-    """Numbers as numbers where the schema wants one: `1e-3` in text, `100.0` for 100."""
+    """Text as numbers and booleans where the schema wants these, and `100.0` as 100."""
     if isinstance(value, dict):
         return {key: _typed(child, _child(node, key)) for key, child in value.items()}
     if isinstance(value, list):
         return [_typed(child, _child(node, i)) for i, child in enumerate(value)]
     types = _types(node)
-    if isinstance(value, str) and {"number", "integer"} & set(types):
-        if _SCIENTIFIC.fullmatch(value.strip()):
+    if isinstance(value, str) and types and "string" not in types:
+        kind, meaning = _WORDS.get(value, ("", value))
+        if kind in types:
+            return meaning
+        if {"number", "integer"} & set(types) and _NUMBER.fullmatch(value):
             value = float(value)
     if isinstance(value, float) and "integer" in types and value.is_integer():
         return int(value)
@@ -385,7 +390,7 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
     if file is not None and is_used and not file.is_file():
         yield (*path, "factory"), f"{_shown(model['factory'])}: no such file{_near(file)}"
     size = model["input"]
-    if size is not None and size["crop"] > size["resize"]:
+    if size and size["crop"] and size["resize"] and size["crop"] > size["resize"]:
         yield (
             (*path, "input", "crop"),
             f"{size['crop']} is not allowed; it must be at most resize, which is {size['resize']}",

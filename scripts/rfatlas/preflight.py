@@ -181,7 +181,8 @@ def _unfitting(
             else:
                 reason = "the model has no such layer" + rfatlas_config.closest(layer, maps)
             problems.append(
-                f"models.{name}.layers[{i}]: {layer!r}: {reason}; allowed are {', '.join(maps)}"
+                f"models.{name}.layers[{i}]: {layer!r}: {reason}; allowed are "
+                f"{', '.join(description['default_layers'])} and the modules inside them"
             )
     for i, layer in enumerate(config["activations"]["keep_maps"]):
         if len(descriptions) == len(rfatlas_config.used(config, "model")) and (

@@ -1,0 +1,53 @@
+# make demo    photographs in, receptive fields out: the demo, with its report
+# make test    the tests
+# make lint    style of the code and of the workflow
+# make dry-run a rehearsal of every config
+#
+# Each target installs what is missing into .venv first. Variables: CORES (all), CONFIG
+# (config/config.yaml), DIRECTORY (.), PYTHON (python3, 3.11 or later).
+
+PYTHON ?= python3
+CORES ?= all
+CONFIG ?= config/config.yaml
+DIRECTORY ?= .
+
+BIN := .venv/bin
+INSTALLED := .venv/installed.txt
+REPORT := $(DIRECTORY)/results/report.html
+RUN := $(BIN)/snakemake --configfile $(CONFIG) --directory $(DIRECTORY)
+
+.DELETE_ON_ERROR:
+.PHONY: demo report test lint dry-run install
+
+demo: report
+	@echo "The report: $(abspath $(REPORT))"
+
+# Snakemake's report takes a while to build, so only if a result or a caption is newer than it.
+report: install
+	$(RUN) --cores $(CORES)
+	@if [ ! -s $(REPORT) ] || [ -n "$$(find $(DIRECTORY)/results workflow/report -type f \
+	    -newer $(REPORT) -print -quit)" ]; then $(RUN) --report $(REPORT); fi
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check --compact-diff Snakefile workflow
+	$(BIN)/snakemake --lint
+
+dry-run: install
+	$(BIN)/python -m pytest tests/test_workflow.py -k dry_run_of -v
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
+	    sys.exit("rfatlas needs Python 3.11 or later; this is " + sys.version.split()[0] + \
+	    ". Name another one: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing requirements.txt into .venv (a few minutes at the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@cp requirements.txt $@
+	@echo "Installed."

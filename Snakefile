@@ -1,0 +1,105 @@
+# rfatlas: from a trained network and photographs to an atlas of its neurons.
+#
+#   snakemake --cores 8                                   the demo (config/config.yaml)
+#   snakemake --cores 8 --configfile my.yaml              a config of your own
+#   snakemake --cores 8 --configfile my.yaml images       one stage (names below)
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+# A config given on the command line replaces the demo; one without runs (or plain --config
+# key=value) changes the demo. Snakemake alone would merge the demo's runs into every config.
+if "runs" not in config:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/scenes.smk"
+include: "workflow/rules/train_demo.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/images.smk"
+include: "workflow/rules/activations.smk"
+include: "workflow/rules/receptive_fields.smk"
+include: "workflow/rules/channels.smk"
+include: "workflow/rules/figures.smk"
+
+
+# The stages by name; plain `snakemake` makes what the config switches on.
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        packed_images(),
+        expand("results/{run}/{file}", run=run_names(), file=["model.json", "activations.h5"]),
+        expand("results/{run}/channels.csv", run=run_names()),
+        field_files() if stage_on("receptive_fields") else [],
+        figure_files() if stage_on("figures") else [],
+
+
+rule scenes:
+    localrule: True
+    input:
+        expand("results/scenes/{dataset}/labels.csv", dataset=drawn_datasets()),
+
+
+rule train_demo:
+    localrule: True
+    input:
+        "results/train_demo/resnet_demo.safetensors",
+
+
+rule images:
+    localrule: True
+    input:
+        packed_images(),
+
+
+rule model:
+    localrule: True
+    input:
+        expand("results/{run}/model.json", run=run_names()),
+
+
+rule activations:
+    localrule: True
+    input:
+        expand("results/{run}/activations.h5", run=run_names()),
+
+
+rule receptive_fields:
+    localrule: True
+    input:
+        field_files(),
+
+
+rule channels:
+    localrule: True
+    input:
+        expand("results/{run}/channels.csv", run=run_names()),
+
+
+rule figures:
+    localrule: True
+    input:
+        figure_files(),
+
+
+onstart:
+    startup.rotate()
+
+
+onsuccess:
+    print(startup.summary(), file=sys.stderr)
+
+
+onerror:
+    print(
+        "rfatlas: a job failed; its message stands above and in its file below logs/. Once the "
+        "cause is gone, the same command goes on where it stopped: finished files stay, and long "
+        "jobs resume from their .partial folders.",
+        file=sys.stderr,
+    )

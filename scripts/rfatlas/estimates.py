@@ -1,0 +1,345 @@
+"""What a run will cost, before it starts: time, memory and disk of each stage.
+
+Disk follows from the shapes of what is written. Time is work (from the model's GFLOP per image
+and receptive fields, and the number and size of the images) over the measured rates in
+`resources/rates.csv`; `tests/benchmarks/rates.py` measures them anew. The rates are those of one
+machine, so the times are good to a factor of two or three, not more.
+
+Nothing here imports torch.
+"""
+
+import csv
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rfatlas import config as rfatlas_config
+from rfatlas.errors import RfatlasError
+from rfatlas.preflight import Plan
+
+RATES = rfatlas_config.ROOT / "resources" / "rates.csv"
+
+#: Threads of a job that runs a network, and of a job that packs images.
+THREADS = 4
+
+_MB = 1e6
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cost of one stage for one run (or data set).
+
+    `jobs` jobs of `seconds` each, of which `parallel` run at a time; `mem_mb` megabytes per job;
+    `files` maps each output to its bytes.
+    """
+
+    stage: str
+    name: str
+    jobs: int
+    seconds: float
+    parallel: int
+    mem_mb: int
+    files: dict[str, float]
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds on the clock when nothing else runs."""
+        return math.ceil(self.jobs / self.parallel) * self.seconds
+
+    @property
+    def disk(self) -> float:
+        """Bytes of all outputs."""
+        return sum(self.files.values())
+
+
+def read_rates(path: Path = RATES) -> dict[str, float]:
+    """The measured rates by name (columns `rate`, `value`, `unit`, `source`)."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["rate"]: float(row["value"]) for row in csv.DictReader(file)}
+
+
+class Budget:
+    """Estimates for all runs of a config.
+
+    Parameters
+    ----------
+    plan
+        The config with its models described and its images counted.
+    layers
+        The names of the layers that each run analyses.
+    cores
+        Cores that Snakemake may use.
+    gpu
+        Whether the networks run on a GPU.
+    rates
+        Measured rates; by default those of `resources/rates.csv`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        layers: Mapping[str, Sequence[str]],
+        cores: int,
+        gpu: bool = False,
+        rates: Mapping[str, float] | None = None,
+    ):
+        self.plan = plan
+        self.config = plan.config
+        self.cores = cores
+        self.threads = max(1, min(THREADS, cores))
+        self.gpu = gpu
+        self.rates = dict(read_rates() if rates is None else rates)
+        self.layers = {}
+        for run, names in layers.items():
+            known = {layer["name"]: layer for layer in self._description(run)["layers"]}
+            self.layers[run] = [known[name] for name in names]
+
+    # ---- what a job asks for
+
+    def mem_mb(self, stage: str, name: str) -> int:
+        """Megabytes that one job of `stage` for the run (or data set) `name` needs at most."""
+        return self._row(stage, name).mem_mb
+
+    def minutes(self, stage: str, name: str) -> int:
+        """Minutes to grant one job: four times the estimate, at least ten."""
+        return max(10, math.ceil(4 * self._row(stage, name).seconds / 60))
+
+    # ---- what the user sees
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """One row per stage and run (or data set), in the order of the work."""
+        rows = []
+        datasets = rfatlas_config.used(self.config, "dataset")
+        rows += [self._scenes(d) for d in datasets if self._dataset(d)["source"] == "scenes"]
+        packed = {}
+        for run in self.layers:
+            packed.setdefault(self._packed(run), run)
+        rows += [self._images(run) for run in packed.values()]
+        for run in self.layers:
+            rows += [self._model(run), self._activations(run)]
+            if self.config["stages"]["receptive_fields"]:
+                rows.append(self._receptive_fields(run))
+            rows.append(self._channels(run))
+            if self.config["stages"]["figures"]:
+                rows.append(self._figures(run))
+        return rows
+
+    def table(self) -> str:
+        """The estimates as a table for the terminal."""
+        head = ("stage", "run or data set", "jobs", "time", "memory/job", "disk")
+        body = [
+            (
+                row.stage,
+                row.name,
+                str(row.jobs),
+                _time(row.wall_s),
+                _size(row.mem_mb * _MB),
+                _size(row.disk),
+            )
+            for row in self.rows
+        ]
+        total = ("total", "", str(sum(row.jobs for row in self.rows)))
+        total += (_time(sum(row.wall_s for row in self.rows)), "")
+        total += (_size(sum(row.disk for row in self.rows)),)
+        widths = [max(map(len, column)) for column in zip(head, *body, total, strict=True)]
+        where = "a GPU" if self.gpu else "the CPU"
+        lines = [
+            f"rfatlas: estimates for everything from nothing, networks on {where}, "
+            f"{self.cores} cores (resources/rates.csv)"
+        ]
+        for line in (head, *body, total):
+            cells = [
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+            lines.append("  " + "  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    def check_disk(self, folder: Path) -> None:
+        """Refuse a run whose missing outputs do not fit on the disk of `folder`.
+
+        Raises
+        ------
+        RfatlasError
+            With what is needed by stage, what is free, and the keys that make it less.
+        """
+        missing = {}
+        for row in self.rows:
+            need = sum(max(0.0, size - _present(folder / file)) for file, size in row.files.items())
+            missing[row.stage] = missing.get(row.stage, 0.0) + need
+        need, free = sum(missing.values()), shutil.disk_usage(folder).free
+        if need > free:
+            largest = sorted(missing, key=missing.get, reverse=True)[:3]
+            parts = ", ".join(f"{stage} {_size(missing[stage])}" for stage in largest)
+            raise RfatlasError(
+                f"the results need about {_size(need)} more ({parts}), but the disk of "
+                f"{folder.resolve()} has {_size(free)} free. Free some, run elsewhere "
+                "(--directory), or take fewer images (datasets.*.subset), fewer layers, an empty "
+                "activations.keep_maps or a smaller receptive_fields.keep"
+            )
+
+    # ---- the stages
+
+    def _row(self, stage: str, name: str) -> Row:
+        if stage == "images":
+            # Runs that share a data set and input size share its packed images.
+            return self._images(name)
+        return next(row for row in self.rows if (row.stage, row.name) == (stage, name))
+
+    def _dataset(self, name: str) -> dict[str, Any]:
+        return self.config["datasets"][name]
+
+    def _description(self, run: str) -> dict[str, Any]:
+        return self.plan.descriptions[self.config["runs"][run]["model"]]
+
+    def _count(self, run: str) -> int:
+        return self.plan.images[self.config["runs"][run]["dataset"]].count
+
+    def _packed(self, run: str) -> str:
+        size = self._description(run)["input"]
+        dataset = self.config["runs"][run]["dataset"]
+        return f"results/images/{dataset}_{size['resize']}_{size['crop']}.h5"
+
+    def _network_s(self, gflop: float, rate: str) -> float:
+        """Seconds that one job needs for so many GFLOP of network."""
+        if self.gpu:
+            return gflop / self.rates[f"{rate}_gpu"]
+        return gflop / (self.rates[f"{rate}_cpu"] * self.threads)
+
+    @property
+    def _parallel(self) -> int:
+        return 1 if self.gpu else max(1, self.cores // self.threads)
+
+    def _scenes(self, name: str) -> Row:
+        dataset = self._dataset(name)
+        pixels = dataset["count"] * dataset["size"] ** 2
+        seconds = self.rates["start_plain"] + pixels / 1e6 / self.rates["scenes"] / self.threads
+        files = {f"results/scenes/{name}": 2.5 * pixels}
+        return Row("scenes", name, 1, seconds, 1, 1000, files)
+
+    def _images(self, run: str) -> Row:
+        images = self.plan.images[self.config["runs"][run]["dataset"]]
+        crop = self._description(run)["input"]["crop"]
+        each = self.rates["decode_file"] + images.mean_bytes / _MB / self.rates["decode_bytes"]
+        seconds = self.rates["start_plain"] + images.count * each / self.threads
+        size = images.count * (3.0 * crop**2 + 100)
+        packed = self._packed(run)
+        name = Path(packed).stem
+        return Row("images", name, 1, seconds, 1, 300 + 150 * self.threads, {packed: size})
+
+    def _model(self, run: str) -> Row:
+        description = self._description(run)
+        weights = self.config["models"][self.config["runs"][run]["model"]]["weights"]
+        seconds = self.rates["start_torch"] + self.rates["model"]
+        if weights.startswith("random:"):
+            # Batch norm is estimated anew on at most so many images.
+            images = min(self._count(run), 1024)
+            seconds += self._network_s(images * description["gflops"], "forward")
+        bytes_ = 4.0 * description["parameters"]
+        mem = 1000 + 4 * bytes_ / _MB
+        return Row("model", run, 1, seconds, 1, round(mem), {f"results/{run}/model": bytes_})
+
+    def _activations(self, run: str) -> Row:
+        description, count = self._description(run), self._count(run)
+        settings = self.config["activations"]
+        jobs = math.ceil(count / settings["range_size"])
+        images = min(count, settings["range_size"])
+        units = sum(_units(layer) for layer in self.layers[run])
+        seconds = self.rates["start_torch"] + self._network_s(
+            images * description["gflops"], "forward"
+        )
+        seconds += images * units / 1e6 / (self.rates["summary_cpu"] * self.threads)
+        channels = sum(layer["channels"] for layer in self.layers[run])
+        lists = sum(
+            layer["channels"] * (2 if layer["rectified"] else 4) * 10.0 * settings["top_k"]
+            for layer in self.layers[run]
+        )
+        classes = description["n_classes"] or 0
+        kept = sum(
+            2.0 * _units(layer) * count
+            for layer in self.layers[run]
+            if layer["name"] in settings["keep_maps"]
+        )
+        # Maxima and means of every image and channel, logits and features in 32 bits; class means
+        # in 64.
+        per_image = 8.0 * channels + 4.0 * classes + 4.0 * self.layers[run][-1]["channels"]
+        total = lists + count * per_image + 8.0 * classes * channels + kept
+        # Ranges stay beside the merged file until the merge is done.
+        files = {
+            f"results/{run}/activations.h5": total,
+            f"results/{run}/activations": total + (jobs - 1) * lists,
+        }
+        # Live at once: the batch in the widest part of the network, the layers that are
+        # summarised, and the tables of the lists and classes.
+        batch = settings["batch_size"] * 4.0 * (units + 4 * _widest(description))
+        mem = 1000 + (8 * description["parameters"] + batch + 3 * lists) / _MB
+        return Row("activations", run, jobs, seconds, self._parallel, round(mem), files)
+
+    def _receptive_fields(self, run: str) -> Row:
+        settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
+        units_per_channel = settings["top_k"] or self.config["activations"]["top_k"]
+        seconds, files, memory = [], {}, [0.0]
+        for layer in self.layers[run]:
+            channels = min(layer["channels"], settings["channels"] or layer["channels"])
+            size = min(layer["size"] or crop, crop)
+            # Forward and backward through the crop; its edges are computed along.
+            share = min(1.0, (size + (layer["stride"] or 0)) / crop) ** 2
+            gflop = 2 * share * layer["gflops"] * channels * units_per_channel
+            seconds.append(self._network_s(gflop, "fields"))
+            seconds[-1] += channels * units_per_channel * size**2 / 1e6 / self.rates["fields_mean"]
+            kept = channels * settings["keep"] * 15.0 * size**2
+            means = channels * size**2 * (4 * 3 * 8.0 + 4)
+            files[f"results/{run}/receptive_fields/{layer['name']}.h5"] = kept + means
+            memory.append(kept / settings["keep"] + means)
+        group = settings["layers_per_job"]
+        jobs = math.ceil(len(seconds) / group)
+        each = self.rates["start_torch"] + sum(seconds) / jobs
+        mem = 2000 + max(memory) / _MB
+        return Row("receptive_fields", run, jobs, each, self._parallel, round(mem), files)
+
+    def _channels(self, run: str) -> Row:
+        rows = sum(layer["channels"] for layer in self.layers[run])
+        seconds = self.rates["start_plain"] + rows * self.rates["channels"]
+        return Row(
+            "channels", run, 1, seconds, 1, 1000, {f"results/{run}/channels.csv": 600.0 * rows}
+        )
+
+    def _figures(self, run: str) -> Row:
+        layers = len(self.layers[run])
+        seconds = self.rates["start_plain"] + layers * self.rates["figures"]
+        return Row("figures", run, 1, seconds, 1, 1500, {f"results/{run}/figures": layers * 2e6})
+
+
+def _units(layer: Mapping[str, Any]) -> int:
+    return layer["channels"] * layer["height"] * layer["width"]
+
+
+def _widest(description: Mapping[str, Any]) -> int:
+    return max((_units(layer) for layer in description["layers"]), default=0)
+
+
+def _present(path: Path) -> float:
+    """Bytes that lie at `path`, a file or a folder, already (0 where there is nothing)."""
+    if path.is_dir():
+        return float(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+    return float(path.stat().st_size) if path.is_file() else 0.0
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= 0.95 * scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

@@ -1,0 +1,168 @@
+# What the other rule files share: the checked config, the facts about models and data sets, and
+# the functions that name files. Reads: config, the factory and weights files that it names, the
+# lists of images. Writes nothing but a cache below .snakemake/rfatlas.
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+
+from rfatlas import config as rfatlas_config
+from rfatlas import estimates, preflight, startup, versions
+from rfatlas.errors import RfatlasError
+
+
+def prepare():
+    """The config checked and filled in, with its models described and its images counted."""
+    for file in workflow.configfiles:
+        rfatlas_config.check_file(file)
+    return preflight.prepare(rfatlas_config.load(config))
+
+
+try:
+    plan = prepare()
+except RfatlasError as error:
+    raise WorkflowError(str(error)) from None
+
+settings = plan.config
+
+# The estimates belong to a run (or its rehearsal), not to reports, lints and inner processes.
+OTHER_TASKS = re.compile(
+    r"--(lint|report|unlock|summary|detailed-summary|list|list-rules|list-target-rules|rulegraph"
+    r"|dag|filegraph|cleanup-metadata|delete-all-output|touch|archive|d3dag|print-compilation)(=.*)?"
+)
+
+
+def run_names():
+    """The runs of the config, sorted."""
+    return sorted(settings["runs"])
+
+
+def model_config(run):
+    """The entry of `models:` that a run uses."""
+    return settings["models"][settings["runs"][run]["model"]]
+
+
+def dataset_config(dataset):
+    """The entry of `datasets:` of this name."""
+    return settings["datasets"][dataset]
+
+
+def run_dataset(run):
+    """Name of the data set of a run."""
+    return settings["runs"][run]["dataset"]
+
+
+def description(run):
+    """What `results/<run>/model.json` will hold, less the filter norms."""
+    return plan.descriptions[settings["runs"][run]["model"]]
+
+
+def run_layers(run):
+    """Names of the layers that a run analyses, in the order of the network."""
+    asked = model_config(run)["layers"]
+    if asked == "default":
+        return list(description(run)["default_layers"])
+    return [layer["name"] for layer in description(run)["layers"] if layer["name"] in asked]
+
+
+def run_images(run):
+    """The packed images that a run looks at."""
+    size = description(run)["input"]
+    return f"results/images/{run_dataset(run)}_{size['resize']}_{size['crop']}.h5"
+
+
+def packed_images():
+    """All packed images of all runs, each once."""
+    return sorted({run_images(run) for run in run_names()})
+
+
+def run_ranges(run):
+    """Image ranges [(start, stop), ...] of the activation jobs of a run."""
+    count = plan.images[run_dataset(run)].count
+    size = settings["activations"]["range_size"]
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def rf_groups(run):
+    """The layers of a run in groups, one per job of the stage receptive_fields."""
+    layers, size = run_layers(run), settings["receptive_fields"]["layers_per_job"]
+    return [layers[i : i + size] for i in range(0, len(layers), size)]
+
+
+def keep_maps(run):
+    """The layers of a run whose full maps are stored."""
+    return [layer for layer in run_layers(run) if layer in settings["activations"]["keep_maps"]]
+
+
+def drawn_datasets():
+    """Data sets of the runs that this workflow draws itself."""
+    used = rfatlas_config.used(settings, "dataset")
+    return [name for name in used if dataset_config(name)["source"] == "scenes"]
+
+
+def field_files():
+    """The receptive fields of all runs, one file per layer."""
+    return [
+        f"results/{run}/receptive_fields/{layer}.h5"
+        for run in run_names()
+        for layer in run_layers(run)
+    ]
+
+
+def figure_files():
+    """All figures: of each run, and where there are several runs, of all together."""
+    names = ["rf_size.png", "sparsity.png", "accuracy.png"]
+    files = [f"results/{run}/figures/{name}" for run in run_names() for name in names]
+    if stage_on("receptive_fields"):
+        files += [
+            f"results/{run}/figures/montage_{layer}.png"
+            for run in run_names()
+            for layer in run_layers(run)
+        ]
+    return files + (["results/figures/accuracy.png"] if len(run_names()) > 1 else [])
+
+
+def stage_on(name):
+    """Whether the config switches a stage on."""
+    return settings["stages"][name]
+
+
+def gpus():
+    """GPUs that a job with a network asks for: with device auto, one if this machine has any."""
+    if settings["device"] == "auto":
+        return int(os.path.exists(os.path.join(os.sep, "dev", "nvidia0")))
+    return int(settings["device"].startswith("cuda"))
+
+
+def one_of(names):
+    """A wildcard constraint that allows exactly these names."""
+    return "|".join(re.escape(name) for name in sorted(set(names), key=lambda n: (-len(n), n)))
+
+
+wildcard_constraints:
+    run=one_of(settings["runs"]),
+    dataset=one_of(settings["datasets"]),
+    layer=one_of(layer for run in settings["runs"] for layer in run_layers(run)),
+    resize=r"\d+",
+    crop=r"\d+",
+    start=r"\d+",
+    stop=r"\d+",
+
+
+budget = estimates.Budget(
+    plan,
+    {run: run_layers(run) for run in run_names()},
+    cores=workflow.resource_settings.cores or os.cpu_count(),
+    gpu=gpus() > 0,
+)
+
+if workflow.is_main_process and not any(OTHER_TASKS.fullmatch(word) for word in sys.argv):
+    print(budget.table(), file=sys.stderr)
+    try:
+        budget.check_disk(Path.cwd())
+    except RfatlasError as error:
+        raise WorkflowError(str(error)) from None
