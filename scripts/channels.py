@@ -1,6 +1,6 @@
 """Join what the stages found about each channel of a run into one table."""
 
-from rfatlas import channels, jobs
+from rfatlas import channels, jobs, store
 
 with jobs.job(snakemake) as log:
     table = channels.build(
@@ -13,7 +13,7 @@ with jobs.job(snakemake) as log:
         snakemake.params.inactive_variance,
         snakemake.params.first,
     )
-    channels.write(table, snakemake.output[0])
+    store.write_table(table, snakemake.output[0])
     log.info(
         "%d channels in %d layers, %d inactive, %d columns",
         len(table),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from synthetic import Layer, Run
 
-from rfatlas import channels
+from rfatlas import channels, store
 from rfatlas.errors import RfatlasError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,7 +287,7 @@ def test_other_channels_than_the_model_has_are_refused(written, tmp_path):
 
 def test_the_file_comes_back_as_it_was(written, table, tmp_path):
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
-    channels.write(table, first)
+    store.write_table(table, first)
     back = channels.read_table(first)
     assert list(back.columns) == list(table.columns)
     for column in table.columns:
@@ -297,13 +297,13 @@ def test_the_file_comes_back_as_it_was(written, table, tmp_path):
             np.testing.assert_allclose(left, right, rtol=1e-8, err_msg=column)
         else:
             assert back[column].fillna("").tolist() == table[column].tolist(), column
-    channels.write(back, second)
+    store.write_table(back, second)
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_names_that_look_like_missing_values_survive(tmp_path):
     table = pd.DataFrame({"layer": ["NA", "1"], "channel": [0, 0], "preferred_class": ["null", ""]})
-    channels.write(table, tmp_path / "t.csv")
+    store.write_table(table, tmp_path / "t.csv")
     back = channels.read_table(tmp_path / "t.csv")
     assert back["layer"].tolist() == ["NA", "1"]
     assert back["preferred_class"].tolist()[0] == "null" and pd.isna(back["preferred_class"][1])
@@ -311,7 +311,7 @@ def test_names_that_look_like_missing_values_survive(tmp_path):
 
 def test_numbers_have_nine_digits_and_nan_is_empty(tmp_path):
     table = pd.DataFrame({"layer": "a", "channel": [0, 1], "x": [np.float64(1) / 3, np.nan]})
-    channels.write(table, tmp_path / "t.csv")
+    store.write_table(table, tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text() == "layer,channel,x\na,0,0.333333333\na,1,\n"
 
 

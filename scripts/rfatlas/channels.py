@@ -304,13 +304,6 @@ def join(
     return table.merge(added, on=KEY, how="left", validate="one_to_one", sort=False)
 
 
-def write(table: pd.DataFrame, path: str | Path) -> None:
-    """Write the table as CSV: nine significant digits (all that a float32 holds), NaN empty."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False, float_format="%.9g", lineterminator="\n")
-
-
 def build(
     activations: str | Path,
     description: str | Path,

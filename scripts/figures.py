@@ -1,0 +1,39 @@
+"""Draw the figures of one run: montages, receptive-field sizes, sparsity, accuracy."""
+
+import json
+from pathlib import Path
+
+from rfatlas import figures, jobs, store, style
+
+with jobs.job(snakemake) as log:
+    params, run = snakemake.params, snakemake.params.run
+    description = json.loads(Path(snakemake.input.description).read_text(encoding="utf-8"))
+    layers = {layer["name"]: layer for layer in description["layers"]}
+    image_size = description["input"]["crop"]
+    table = figures.read_channels(snakemake.input.channels)
+
+    with store.open(snakemake.input.activations, "activations") as activations:
+        drawn = {
+            "rf_size": figures.rf_size(table, image_size, run),
+            "sparsity": figures.sparsity(table, run),
+            "accuracy": figures.accuracy([figures.score(run, activations)]),
+        }
+        for name, figure in drawn.items():
+            for path in getattr(snakemake.output, name):
+                style.save(figure, path)
+        for layer, source, path in zip(
+            params.montages, snakemake.input.fields, snakemake.output.montages, strict=True
+        ):
+            with store.open(source, "receptive_fields") as receptive_field:
+                fields = figures.read_fields(
+                    receptive_field,
+                    activations[layer],
+                    layers[layer],
+                    image_size,
+                    params.channels,
+                    params.patches,
+                    params.source,
+                )
+            montage = figures.montage(fields, table[table["layer"] == layer], run, layer)
+            style.save(montage, path, figures.MONTAGE_DPI)
+            log.info("%s: %d channels", path, len(fields.channel))

@@ -1,0 +1,133 @@
+"""How figures look: one palette, one set of fonts, one way to save.
+
+Colours are Okabe and Ito's (2008), distinct under the common colour-vision deficiencies. Fonts are
+matplotlib's own and embedded as TrueType, so a PDF looks and edits the same everywhere.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+BLUE = "#0072B2"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+VERMILLION = "#D55E00"
+PURPLE = "#CC79A7"
+INK = "#1a1a1a"
+GREY = "#767676"
+PALE = "#d9d9d9"
+
+#: Resolution of figures on screen, pixels per inch; a figure of 7.2 in is 1080 px wide.
+DPI = 150
+
+_GOLDEN = (5**0.5 - 1) / 2
+
+#: Decorator under which every figure is drawn. The figures know no pyplot, so a
+#: notebook's own settings and backend stay as they are.
+styled = matplotlib.rc_context(
+    {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.labelsize": 9.5,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "text.color": INK,
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.7,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "savefig.facecolor": "white",
+        "pdf.fonttype": 42,
+        "ps.fonttype": 42,
+        "svg.fonttype": "none",
+    }
+)
+
+
+def figure(width: float, height: float) -> Figure:
+    """Return an empty figure of `width` x `height` inches."""
+    new = Figure(figsize=(width, height))
+    FigureCanvasAgg(new)
+    return new
+
+
+@styled
+def save(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
+    """Write a figure as its suffix says (.png or .pdf), byte-identical each time.
+
+    A PNG is written without alpha channel and as small as it gets without loss.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        figure.set_dpi(dpi)
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path, optimize=True, dpi=(dpi, dpi))
+    else:
+        figure.savefig(path, metadata={"CreationDate": None})
+
+
+def layer_axis(axes: Axes, layers: Sequence[str]) -> None:
+    """Make x the depth axis: one tick per layer, its name below."""
+    axes.set_xlim(-0.6, len(layers) - 0.4)
+    # Names at a slant keep clear of each other from about ten layers (of up to 9 letters) on.
+    slant = len(layers) * max(map(len, layers)) > 80
+    axes.set_xticks(
+        range(len(layers)),
+        layers,
+        rotation=40 if slant else 0,
+        ha="right" if slant else "center",
+        rotation_mode="anchor" if slant else "default",
+    )
+
+
+def strip(axes: Axes, position: float, values: np.ndarray, color: str, width: float = 0.5) -> None:
+    """Draw every value as a dot at x = `position`, spread sideways evenly and reproducibly.
+
+    The median is a bar, the quartiles a box; nothing is drawn without a finite value.
+    """
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return
+    spread = ((np.arange(values.size) * _GOLDEN) % 1 - 0.5) * width
+    size = float(np.clip(220 / values.size, 2.5, 9))
+    axes.scatter(
+        position + spread, values, s=size, color=color, alpha=0.35, linewidths=0, rasterized=True
+    )
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    half = width / 2 + 0.06
+    axes.fill_between(
+        [position - half, position + half],
+        low,
+        high,
+        facecolor="none",
+        edgecolor=color,
+        linewidth=1,
+        zorder=3,
+    )
+    axes.plot(
+        [position - half, position + half],
+        [middle, middle],
+        color=color,
+        linewidth=2.4,
+        solid_capstyle="butt",
+        zorder=4,
+    )
