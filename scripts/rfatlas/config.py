@@ -159,6 +159,30 @@ def keys(node: Mapping[str, Any] | None = None, path: tuple[str, ...] = ()) -> I
         yield from keys(children, (*path, "<name>"))
 
 
+def document() -> str:
+    """The keys as the Markdown tables of `config/README.md`, one table per section."""
+    sections: dict[str, list[str]] = {}
+    for key, node in keys():
+        section = key.split(".")[0] if "properties" in node or "." in key else "general"
+        if node.get("additionalProperties") not in (None, False):
+            section = key
+        unit = f" Unit: {node['x-unit']}." if "x-unit" in node else ""
+        if "x-when" not in node:
+            continue
+        cells = (
+            f"`{key}`",
+            f"{node['description'].strip()}{unit}",
+            f"`{json.dumps(node['default'])}`",
+            node["x-when"],
+            node["x-reruns"],
+        )
+        row = " | ".join(cell.replace("|", "\\|") for cell in cells)
+        sections.setdefault(section, []).append(f"| {row} |")
+    head = "| key | meaning | default | change it when | reruns |\n|---|---|---|---|---|"
+    order = ["general", *(key for key in schema()["properties"] if key in sections)]
+    return "\n\n".join("\n".join([f"## {name}", "", head, *sections[name]]) for name in order)
+
+
 def _string_keys(value: Any, path: tuple = ()) -> Any:
     if isinstance(value, Mapping):
         for key in value:
@@ -469,3 +493,7 @@ def _duplicates(node: yaml.Node | None, path: tuple = ()) -> Iterator[str]:
     elif isinstance(node, yaml.SequenceNode):
         for i, child in enumerate(node.value):
             yield from _duplicates(child, (*path, i))
+
+
+if __name__ == "__main__":
+    print(document())
