@@ -293,7 +293,9 @@ def test_an_unbounded_field_shows_the_whole_image(tmp_path):
     figure = figures.montage(fields, table[table["layer"] == "avgpool"], "demo", "avgpool")
     assert any("whole image" in text.get_text() for text in figure.axes[0].texts)
     figure = figures.rf_size(table, IMAGE, "demo")
-    assert any("whole" in text.get_text() for text in figure.axes[0].texts)
+    assert any("whole" in text.get_text() for text in figure.legends[0].get_texts())
+    drawn = [np.asarray(line.get_ydata(), float) for line in figure.axes[0].lines]
+    assert any(np.array_equal(y, [np.nan, IMAGE], equal_nan=True) for y in drawn)
     assert not overlaps(figure)
 
 

@@ -400,15 +400,11 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     ]
     axes.axhline(image_size, color=style.GREY, linewidth=1, linestyle=(0, (4, 3)))
     axes.plot(size, color=style.INK, marker="s", markersize=5, linewidth=1.4, zorder=5)
-    for position in np.flatnonzero(np.isnan(size)):
-        axes.annotate(
-            "whole\nimage",
-            (position, image_size),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+    if np.isnan(size).any():
+        unbounded = {"color": style.INK, "marker": "s", "markersize": 6, "markerfacecolor": "white"}
+        label = "theoretical: whole image"
+        axes.plot(np.where(np.isnan(size), image_size, np.nan), linestyle="", zorder=5, **unbounded)
+        handles.append(Line2D([], [], linestyle="", label=label, **unbounded))
     subtitle = "theoretical"
     if "erf_sigma" in table:
         good = table[table["erf_r2"] >= GOOD_FIT]
@@ -429,7 +425,7 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     axes.yaxis.minorticks_off()
     axes.set_ylabel("receptive field (px)")
     _titles(figure, axes, f"{run} · receptive-field size", subtitle)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -447,7 +443,7 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
         share = table.loc[table["layer"] == name, "fraction_active"].to_numpy(float)
         style.strip(upper, position, share, style.BLUE if rectified else style.GREY)
     upper.set_ylim(-0.02, 1.02)
-    upper.set_ylabel("positions with activation > 0")
+    upper.set_ylabel("active positions (> 0)")
     handles = [_strip_handle(style.BLUE, "channels; median and quartiles")]
     if not layers["rectified"].all():
         handles.append(_strip_handle(style.GREY, "the same, layer without ReLU"))

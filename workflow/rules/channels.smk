@@ -7,7 +7,7 @@
 CHANNEL_STAGES = [stage for stage in ["receptive_fields"] if stage_on(stage)]
 
 
-rule channels:
+rule channels_join:
     input:
         activations="results/{run}/activations.h5",
         description="results/{run}/model.json",
