@@ -475,7 +475,8 @@ def test_a_killed_worker_is_an_error_and_the_run_resumes(album, tmp_path, monkey
 
     monkeypatch.setattr(images, "_one", deadly)
     output = tmp_path / "x.h5"
-    with pytest.raises(RfatlasError, match="worker process .* died"):
+    name = listed(album).names[25]
+    with pytest.raises(RfatlasError, match=f"worker process .* died at one of these: .*{name}"):
         images.pack(listed(album), output, 20, 16, workers=2)
     before = journal(output)
     assert before and 25 not in before

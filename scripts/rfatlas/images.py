@@ -341,7 +341,7 @@ class _Rows:
     def _record(self, results: Sequence[Done]) -> None:
         """Put images on record: their bytes first, the journal after."""
         try:
-            os.fdatasync(self._data)
+            os.fsync(self._data)
             for done in results:
                 entry = [done.index, done.sha256, done.stamp, done.reason, done.wide]
                 self._journal.write(json.dumps(entry).encode() + b"\n")
@@ -409,17 +409,24 @@ _work: Callable[[Sequence[int]], list[Done]] | None = None
 
 
 def _start_worker(
-    listing: Listing, path: Path, offset: int, resize: int, crop: int, parent: int
+    listing: Listing, rows: _Rows, resize: int, crop: int, parent: int, under_way, started
 ) -> None:
+    """Prepare a worker: `under_way` tells the image in hand, `started` counts the workers."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    descriptor = os.open(path, os.O_WRONLY)
+    descriptor = os.open(rows.path, os.O_WRONLY)
+    with started:
+        slot = started.value
+        started.value += 1
 
     def work(indices: Sequence[int]) -> list[Done]:
-        return [
-            _one(listing, index, descriptor, offset + index * crop * crop * 3, resize, crop)
-            for index in indices
-        ]
+        results = []
+        for index in indices:
+            under_way[slot] = index
+            offset = rows.offset + index * rows.row_bytes
+            results.append(_one(listing, index, descriptor, offset, resize, crop))
+        under_way[slot] = -1
+        return results
 
     def watch() -> None:
         # When the parent is killed nobody tells its workers; they would wait for tasks for ever.
@@ -479,11 +486,13 @@ def _decode_all(
     workers = max(1, min(workers, -(-len(left) // CHUNK)))
     # Forked, since other ways run the calling script again in each worker; safe, since no other
     # thread runs yet.
+    context = multiprocessing.get_context("fork")
+    under_way, started = context.RawArray("q", [-1] * workers), context.Value("i", 0)
     pool = ProcessPoolExecutor(
         workers,
-        mp_context=multiprocessing.get_context("fork"),
+        mp_context=context,
         initializer=_start_worker,
-        initargs=(listing, rows.path, rows.offset, resize, crop, os.getpid()),
+        initargs=(listing, rows, resize, crop, os.getpid(), under_way, started),
     )
     running: set[Future] = set()
     try:
@@ -506,9 +515,11 @@ def _decode_all(
                     rows.add(results)
                     bar.update(len(results))
     except BrokenProcessPool as error:
+        suspects = ", ".join(listing.locate(index) for index in under_way if index >= 0)
         raise RfatlasError(
-            "a worker process that decodes images died, perhaps for lack of memory (use fewer "
-            "threads); what is decoded is kept, run again to go on"
+            f"a worker process that decodes images died at one of these: {suspects or 'none'}; "
+            "perhaps for lack of memory (use fewer threads). What is decoded is kept, run again to "
+            "go on"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
