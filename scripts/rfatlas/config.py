@@ -394,7 +394,10 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
     if weights.startswith("random") and not re.fullmatch(r"random:\d{1,9}", weights):
         yield where, f"{shown} is not allowed; random weights are random:SEED, e.g. random:0"
     elif weights.startswith("random:") and model["sha256"] is not None:
-        yield (*path, "sha256"), "random weights have no file; it must be null"
+        yield (
+            (*path, "sha256"),
+            f"{_shown(model['sha256'])} is not allowed; with random weights it must be null",
+        )
     elif weights.startswith("https:") and model["sha256"] is None:
         yield (
             (*path, "sha256"),

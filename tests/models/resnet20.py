@@ -1,4 +1,4 @@
-"""The CIFAR-10 ResNet-20 of He et al. 2015 (arXiv 1512.03385, section 4.2), as a user would bring it.
+"""The CIFAR-10 ResNet-20 of He et al. 2015 (arXiv 1512.03385, section 4.2), as a user's own file.
 
 Shortcuts of option A: every second pixel, and zeros for the new channels, half before and half
 after; they have no parameters.
