@@ -20,7 +20,7 @@ def images_inputs(wildcards):
     return {name: str(Path(file).expanduser()) for name, file in files.items() if file is not None}
 
 
-rule images:
+rule images_pack:
     input:
         unpack(images_inputs),
     output:
