@@ -9,6 +9,7 @@ since nothing is cut away, and every receptive field is taken to be the whole im
 """
 
 import logging
+import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -324,13 +325,14 @@ class Graph:
     def gflops(self, layer: str | None = None) -> float:
         """Return the 10^9 floating-point operations of convolutions and linear layers, per image,
         up to a layer."""
-        needed, stack = set(), [self._output if layer is None else self.node(layer)]
-        while stack:
-            node = stack.pop()
-            if isinstance(node, fx.Node) and node not in needed:
-                needed.add(node)
-                stack.extend(node.all_input_nodes)
-        return sum(self._flops(node) for node in needed) / 1e9
+        nodes = self._upstream(self._output if layer is None else self.node(layer))
+        return sum(self._flops(node) for node in nodes) / 1e9
+
+    def kept_bytes(self, layer: str) -> float:
+        """Return the bytes of all intermediate values up to a layer, per image: what a backward
+        pass keeps at most."""
+        nodes = self._upstream(self.node(layer))
+        return sum(4.0 * math.prod(_shape(node) or (0,)) for node in nodes)
 
     def filter_norms(self, layer: str) -> torch.Tensor | None:
         """Return the filter norm of every channel (C,), float64, or None where no single filter
@@ -342,6 +344,15 @@ class Graph:
         """
         norms = self._filter_norms(self.node(layer))
         return norms if norms is not None and len(norms) == self.shape(layer)[0] else None
+
+    def _upstream(self, node: fx.Node) -> set[fx.Node]:
+        needed, stack = set(), [node]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, fx.Node) and node not in needed:
+                needed.add(node)
+                stack.extend(node.all_input_nodes)
+        return needed
 
     def _filter_norms(self, node: fx.Node) -> torch.Tensor | None:
         while isinstance(node, fx.Node) and node.op not in ("placeholder", "get_attr"):
@@ -570,6 +581,12 @@ class HookedGraph:
             if name == layer:
                 break
         return total / 1e9
+
+    def kept_bytes(self, layer: str) -> float:
+        """Return the bytes of the recorded values up to a layer, per image."""
+        names = list(self._shapes)
+        shapes = [self._shapes[name] for name in names[: names.index(layer) + 1]]
+        return sum(4.0 * math.prod(shape) for shape in shapes)
 
     def filter_norms(self, layer: str) -> torch.Tensor | None:
         """Return the filter norms of a convolution or linear layer (no batch norm folded in), else

@@ -6,6 +6,7 @@ weights came in, with factory and preprocessing in the header) and `results/<run
 (layers, receptive fields, filter norms). All later stages load these two and nothing else.
 """
 
+import difflib
 import functools
 import hashlib
 import importlib
@@ -84,12 +85,11 @@ def _find_factory(factory: str) -> Callable[..., nn.Module]:
             ) from error
     make = getattr(holder, name, None)
     if not callable(make):
-        near = [
-            key for key in vars(holder) if not key.startswith("_") and callable(vars(holder)[key])
-        ]
+        known = [key for key, value in vars(holder).items() if callable(value)]
+        near = difflib.get_close_matches(name, known, _SHOWN)
         raise RfatlasError(
             f"factory: {factory!r}: no callable {name!r} in {path}; "
-            f"it has {', '.join(sorted(near)[:_SHOWN])}"
+            f"closest are {', '.join(near) or 'none'}"
         )
     return make
 
@@ -149,7 +149,8 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     """Return the local path of a `file:` or `https:` URL, downloaded into `folder` and checked.
 
     `sha256` holds at least 8 leading hex digits (torchvision's file names carry 8). A download
-    appears under its name only when complete. Raises RfatlasError on a wrong digest or a failed download.
+    appears under its name only when complete. Raises RfatlasError on a wrong digest or a failed
+    download.
     """
     parts = urllib.parse.urlparse(url)
     if parts.scheme == "file":

@@ -13,13 +13,16 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from rfatlas import __version__, versions
 from rfatlas.errors import RfatlasError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def provenance(
@@ -89,6 +92,12 @@ def open(path: str | Path, stage: str | None = None) -> h5py.File:
     return file
 
 
+def publish(path: str | Path, output: str | Path) -> None:
+    """Move a finished file onto the output, in one step that a kill cannot halve."""
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, output)
+
+
 _PROVENANCE = ("stage", "stage_version", "config", "weights_sha256", "created_from", "sha256")
 
 
@@ -149,3 +158,74 @@ class Partial:
     def finish(self) -> None:
         """Remove the folder; call it when the output is in place."""
         shutil.rmtree(self.folder)
+
+
+class Allocated:
+    """An HDF5 file of fixed layout whose rows are written beside HDF5, so that a kill cannot damage
+    it.
+
+    The file is made with contiguous, early-allocated datasets and closed: its metadata is then
+    complete and never touched again. Rows go straight to their place on disk. Reopen it with h5py
+    to add attributes when all rows are in. An existing file of that name is continued.
+    """
+
+    def __init__(self, path: str | Path, datasets: Mapping[str, tuple[tuple[int, ...], Any]]):
+        path = Path(path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            with h5py.File(temporary, "w") as file:
+                for name, (shape, dtype) in datasets.items():
+                    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                    layout.set_layout(h5py.h5d.CONTIGUOUS)
+                    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+                    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+                    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+                    space = h5py.h5s.create_simple(shape)
+                    h5py.h5d.create(file.id, name.encode(), kind, space, layout)
+            os.replace(temporary, path)
+        self._rows: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+        with h5py.File(path, "r") as file:
+            for name in datasets:
+                dataset = file[name]
+                self._rows[name] = (dataset.id.get_offset(), dataset.dtype, dataset.shape[1:])
+        self._descriptor = os.open(path, os.O_RDWR)
+
+    def write(self, name: str, row: int, values: np.ndarray) -> None:
+        """Write `values` (n, ...) to the rows `row` to `row + n - 1` of dataset `name`.
+
+        Raises OSError (ENOSPC) when the disk is full, ValueError if the shape of a row is another.
+        """
+        offset, dtype, shape = self._rows[name]
+        values = np.ascontiguousarray(values, dtype)
+        if values.shape[1:] != shape:
+            raise ValueError(f"{name}: rows of shape {values.shape[1:]}, expected {shape}")
+        at = offset + row * dtype.itemsize * int(np.prod(shape))
+        remaining = memoryview(values).cast("B")
+        while remaining:
+            written = os.pwrite(self._descriptor, remaining, at)
+            remaining, at = remaining[written:], at + written
+
+    def close(self) -> None:
+        """Flush the rows to disk and close the file."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def array(dataset: h5py.Dataset) -> Any:
+    """Return a dataset for random reading: a read-only memory map if it is contiguous, else the
+    dataset itself."""
+    offset = dataset.id.get_offset()
+    if offset is None:
+        return dataset
+    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
+
+
+def write_table(table: "pd.DataFrame", path: str | Path) -> None:
+    """Write a table as CSV, whole or not at all; numbers with 9 significant digits, NaN as an empty
+    field."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    os.replace(temporary, path)

@@ -1,0 +1,49 @@
+"""Measure the receptive fields of a group of layers of one run."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rfatlas import devices, jobs, model, receptive_fields, store
+
+with (
+    jobs.job(snakemake) as log,
+    devices.acquire(snakemake.params.device, snakemake.params.tf32) as device,
+    store.open(snakemake.input.images, "images") as packed,
+    store.open(snakemake.input.activations, "activations") as activations,
+):
+    network = model.load(snakemake.input.weights, device)
+    images = store.array(packed["images"])
+    settings = dict(snakemake.params.settings)
+    created_from = {
+        "images": store.identity(snakemake.input.images),
+        "activations": store.identity(snakemake.input.activations),
+    }
+    attrs = store.provenance(
+        "receptive_fields", settings, network.weights_sha256, created_from, str(device)
+    )
+    for layer, output in zip(snakemake.params.layers, snakemake.output.fields, strict=True):
+        group = activations[layer]
+        source, top_k = settings["source"], settings["top_k"]
+        top = {
+            key: group[f"{source}_{key}"][:, :top_k] if top_k else group[f"{source}_{key}"][:]
+            for key in ("value", "image", "yx")
+        }
+        channels = np.arange(len(top["image"]))[: settings["channels"]]
+        top = {key: table[channels] for key, table in top.items()}
+        with jobs.progress(total=int((top["image"] >= 0).sum()), unit="unit", desc=layer) as bar:
+            table = receptive_fields.measure(
+                network,
+                layer,
+                images,
+                channels,
+                top,
+                Path(output),
+                settings["keep"],
+                snakemake.resources.mem_mb,
+                {key: str(value) for key, value in attrs.items()},
+                attrs,
+                bar.update,
+            )
+        store.write_table(table, Path(output).with_suffix(".csv"))
+        log.info("%s: %d channels, %d units", layer, len(table), table["n_units"].sum())

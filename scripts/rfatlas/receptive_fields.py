@@ -1,0 +1,658 @@
+"""Stage `receptive_fields`: what the units that a channel likes best look at, from exact crops of
+the network.
+
+For each channel the K strongest units are taken (positions and values come from `activations.h5`).
+The gradient of a unit is computed on a *crop* of its image: the receptive-field box, aligned to the
+layer's total stride and moved inside the image. Where the box reaches over the image border the
+crop ends at that border, so that the padding there is the network's own, and everywhere else the
+unit depends on nothing outside the crop: activation and gradient are those of the whole image. All
+crops of a layer have one size, so units of different images, channels and positions share a batch
+and one backward pass.
+
+Units that lie in the same crop (deep layers, whose crop is the whole image) share its forward pass.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+from scipy import optimize
+from torch import nn
+
+from rfatlas import statistics, store
+from rfatlas.errors import RfatlasError
+from rfatlas.graph import Geometry
+
+# Share of the centre above which a pixel belongs to the effective RF: two sigma of a Gaussian
+# (Luo et al. 2016).
+ERF_THRESHOLD = 0.0455
+
+# A recomputed activation further from the cached one than this share of the layer's largest means
+# that the two come from other weights or images; float32 rounding stays far below.
+_CERTIFICATE_LIMIT = 1e-2
+
+# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
+_SAVE_EVERY_S = 30.0
+
+
+# ---- geometry
+
+
+@dataclass(frozen=True)
+class Window:
+    """How the receptive fields of one layer are cut out of an image of `image_size` pixels.
+
+    `size` (S): edge of the stored window, the receptive field's size or the image's where that is
+    smaller. `crop`: edge of the crop that is run through the network. `geometry` None: every unit
+    sees the whole image.
+    """
+
+    geometry: Geometry | None
+    image_size: int
+    size: int
+    crop: int
+
+    def crop_start(self, position: np.ndarray, axis: int) -> np.ndarray:
+        """Return the first pixel of the crops of units at `position` (n,) along an axis (0 = y)."""
+        if self.crop == self.image_size:
+            return np.zeros_like(position)
+        stride = self.geometry.stride[axis]
+        first = self.geometry.lo[axis] + position * stride
+        return np.clip(first // stride * stride, 0, self.image_size - self.crop)
+
+    def window_start(self, position: np.ndarray, axis: int) -> np.ndarray:
+        """Return the first pixel, possibly outside the image, of the stored windows of units at
+        `position`."""
+        if self.geometry is None:
+            return np.zeros_like(position)
+        centre = self.geometry.start[axis] + position * self.geometry.stride[axis]
+        return np.floor(centre - self.size / 2).astype(position.dtype)
+
+    def position_in_crop(self, position: np.ndarray, axis: int) -> np.ndarray:
+        """Return where in the crop's own feature map the units at `position` lie."""
+        if self.crop == self.image_size:
+            return position
+        return position - self.crop_start(position, axis) // self.geometry.stride[axis]
+
+
+def window(geometry: Geometry | None, image_size: int) -> Window:
+    """Return how a layer's receptive fields are cut out of square images of `image_size` pixels.
+
+    The crop must hold the box from any alignment to the total stride J, and what it leaves of the
+    image must be a multiple of J, so that a crop at the far border is aligned too.
+    """
+    if geometry is None:
+        return Window(None, image_size, image_size, image_size)
+    crop = 1
+    for axis in (0, 1):
+        stride = geometry.stride[axis]
+        needed = geometry.size[axis] + geometry.lo[axis] % stride
+        needed += (image_size - needed) % stride
+        crop = max(crop, needed)
+    fits = crop < image_size and all(
+        (image_size - crop) % stride == 0 for stride in geometry.stride
+    )
+    return Window(
+        geometry, image_size, min(max(geometry.size), image_size), crop if fits else image_size
+    )
+
+
+# ---- units
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units to analyse, one row each: channel slot, rank, image, y, x, cached activation (all of
+    shape (n,))."""
+
+    slot: np.ndarray
+    rank: np.ndarray
+    image: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def take(self, rows: np.ndarray) -> "Units":
+        """Return the units of the given rows."""
+        return Units(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def list_units(value: np.ndarray, image: np.ndarray, yx: np.ndarray) -> Units:
+    """Return the units of top-K tables: value (C, K), image (C, K), yx (C, K, 2); image -1 marks an
+    empty place."""
+    slot, rank = np.nonzero(image >= 0)
+    return Units(
+        slot,
+        rank,
+        image[slot, rank].astype(np.int64),
+        yx[slot, rank, 0].astype(np.int64),
+        yx[slot, rank, 1].astype(np.int64),
+        value[slot, rank].astype(np.float32),
+    )
+
+
+def batches(units: Units, window: Window, size: int) -> Iterator[list[np.ndarray]]:
+    """Yield batches of at most `size` crops, each a list of rounds of units (rows).
+
+    Units of the same image and crop share the crop. A round holds one unit in each of the first
+    crops of its batch: crops come in order of how many units they hold, so that later rounds need
+    fewer and few batches are left partly idle.
+    """
+    keys = np.stack([units.image, window.crop_start(units.y, 0), window.crop_start(units.x, 1)], 1)
+    _, crop, members = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    crop = crop.reshape(-1)
+    order = np.lexsort((crop, -members[crop]))
+    starts = np.flatnonzero(np.r_[True, np.diff(crop[order]) != 0]) if len(order) else order
+    groups = np.split(order, starts[1:])
+    for first in range(0, len(groups) if len(order) else 0, size):
+        chunk = groups[first : first + size]
+        deepest = max(len(group) for group in chunk)
+        yield [
+            np.array([group[round] for group in chunk if len(group) > round])
+            for round in range(deepest)
+        ]
+
+
+# ---- gradients
+
+
+def unit_gradients(
+    prefix: nn.Module,
+    crops: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    rounds: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield, per round, the activations (n,) of its units and their gradients (n, 3, h, w).
+
+    `crops` float (B, 3, h, w) holds pixels in 0..1, before normalisation with `mean` and `std`
+    (3,); the gradient is with respect to them. A round is (crop, channel, y, x), each int64 (n,),
+    with each crop at most once: the units' sum is differentiated in one backward pass, and no crop
+    sees another's unit.
+    """
+    pixels = crops.detach().requires_grad_()
+    normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    output = prefix(normalised.contiguous(memory_format=torch.channels_last))
+    if output.ndim == 2:
+        output = output[:, :, None, None]
+    for number, (channel, y, x) in enumerate(rounds):
+        values = output[torch.arange(len(channel), device=output.device), channel, y, x]
+        last = number == len(rounds) - 1
+        (gradient,) = torch.autograd.grad(values.sum(), pixels, retain_graph=not last)
+        yield values.detach(), gradient[: len(values)]
+
+
+def cut_windows(
+    fields: torch.Tensor, top: torch.Tensor, left: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Return the windows (n, c, size, size) of `fields` (n, c, h, w) that begin at (top, left),
+    int64 (n,).
+
+    A window may reach outside its field; there it is zero.
+    """
+    height, width = fields.shape[2:]
+    span = torch.arange(size, device=fields.device)
+    rows, columns = top[:, None] + span, left[:, None] + span
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
+    number = torch.arange(len(fields), device=fields.device)[:, None, None]
+    picked = fields.permute(0, 2, 3, 1)[
+        number, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    ]
+    return (picked * inside[..., None]).permute(0, 3, 1, 2)
+
+
+# ---- sums over units
+
+
+class Sums:
+    """Running sums over the units of `channels` channels, in float64, on a device.
+
+    `fields` (5, channels, 3, S, S): gradients of odd ranks (1st, 3rd, ...) and of even ranks,
+    absolute gradients, images, absolute gradients times images; `counts` (2, channels, S, S): how
+    many windows of odd and of even ranks have that pixel in the image.
+    """
+
+    def __init__(self, channels: int, size: int, device: torch.device):
+        self.fields = torch.zeros(5, channels, 3, size, size, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(2, channels, size, size, dtype=torch.int32, device=device)
+
+    def add(
+        self,
+        slot: torch.Tensor,
+        rank: torch.Tensor,
+        gradient: torch.Tensor,
+        image: torch.Tensor,
+        inside: torch.Tensor,
+    ) -> None:
+        """Add units: channel slot and rank (n,), gradient and image (n, 3, S, S), inside (n, S, S)
+        in {0, 1}."""
+        odd, even = rank % 2 == 0, rank % 2 == 1
+        gradient, image = gradient.double(), image.double()
+        self.fields[0].index_add_(0, slot[odd], gradient[odd])
+        self.fields[1].index_add_(0, slot[even], gradient[even])
+        size = gradient.abs()
+        self.fields[2].index_add_(0, slot, size)
+        self.fields[3].index_add_(0, slot, image)
+        self.fields[4].index_add_(0, slot, size * image)
+        self.counts[0].index_add_(0, slot[odd], inside[odd].int())
+        self.counts[1].index_add_(0, slot[even], inside[even].int())
+
+    def means(self) -> dict[str, np.ndarray]:
+        """Return `count` and the mean fields of design.md section 4 (zero where no unit has the
+        pixel)."""
+        odd, even, size, image, effective = self.fields.cpu().numpy()
+        count = self.counts.sum(0).cpu().numpy()
+        divisor = np.maximum(count, 1)[:, None]
+        return {
+            "count": count,
+            "mean_image": image / divisor,
+            "mean_gradient": (odd + even) / divisor,
+            "mean_abs_gradient": size / divisor,
+            "effective": effective / divisor,
+        }
+
+    def split_half(self) -> np.ndarray:
+        """Return the correlation (channels,) of the mean gradients of odd and even ranks; NaN below
+        two units."""
+        halves = [
+            (self.fields[i] / self.counts[i].clamp(min=1)[:, None]).flatten(1).cpu().numpy()
+            for i in (0, 1)
+        ]
+        result = statistics.correlation(*halves)
+        result[self.counts[1].flatten(1).amax(1).cpu().numpy() == 0] = np.nan
+        return result
+
+
+# ---- effective receptive field
+
+
+def fit_gaussian(field: np.ndarray) -> tuple[float, float, float, float]:
+    """Return (sigma, y, x, r2) of the least-squares fit of a round Gaussian to a field F (S, S).
+
+    The model is A exp(-((i - y)^2 + (j - x)^2) / (2 sigma^2)), in pixels; `r2` is 1 - residual /
+    total sum of squares. The amplitude is linear and projected out, so three parameters remain:
+    maximise (g_y' F g_x)^2 / (|g_y|^2 |g_x|^2). Sigma stays within 0.2 pixels and 4 S (a flat field
+    has no width of its own); NaN for a field without variation.
+    """
+    size = len(field)
+    total = ((field - field.mean()) ** 2).sum()
+    if not total > 0:
+        return math.nan, math.nan, math.nan, math.nan
+    grid = np.arange(size)
+    weight = np.abs(field) / np.abs(field).sum()
+    rows, columns = weight.sum(1), weight.sum(0)
+    y, x = rows @ grid, columns @ grid
+    spread = math.sqrt(max((rows @ (grid - y) ** 2 + columns @ (grid - x) ** 2) / 2, 0.25))
+
+    def width(parameters: np.ndarray) -> float:
+        return math.exp(np.clip(parameters[0], math.log(0.2), math.log(4 * size)))
+
+    def explained(parameters: np.ndarray) -> float:
+        sigma = width(parameters)
+        vertical = np.exp(-((grid - parameters[1]) ** 2) / (2 * sigma**2))
+        horizontal = np.exp(-((grid - parameters[2]) ** 2) / (2 * sigma**2))
+        norm = (vertical @ vertical) * (horizontal @ horizontal)
+        return float((vertical @ field @ horizontal) ** 2 / norm) if norm > 0 else 0.0
+
+    best = max(
+        (
+            optimize.minimize(
+                lambda p: -explained(p),
+                np.array([math.log(start), y, x]),
+                method="Nelder-Mead",
+                options={"xatol": 1e-4, "fatol": 1e-10 * total, "maxiter": 400},
+            )
+            for start in (spread, spread / 3)
+        ),
+        key=lambda result: -result.fun,
+    )
+    residual = (field**2).sum() + best.fun
+    return width(best.x), best.x[1], best.x[2], 1 - residual / total
+
+
+def effective_rf(mean_abs_gradient: np.ndarray) -> tuple[float, float, float]:
+    """Return (erf_sigma, erf_r2, erf_fraction) of one channel's mean absolute gradient (3, S, S).
+
+    Colours are summed. Sigma in pixels; the fraction is the share of the S x S window above 4.55 %
+    of its centre pixel (Luo et al. 2016), NaN where the centre is zero.
+    """
+    field = mean_abs_gradient.sum(0)
+    sigma, _, _, r2 = fit_gaussian(field)
+    centre = field[len(field) // 2, len(field) // 2]
+    fraction = float((field > ERF_THRESHOLD * centre).mean()) if centre > 0 else math.nan
+    return sigma, r2, fraction
+
+
+# ---- one layer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a layer is worked through within a memory budget: channels per block, crops per batch."""
+
+    block: int
+    batch: int
+
+
+def plan(
+    window: Window,
+    channels: int,
+    units: int,
+    keep: int,
+    crop_bytes: float,
+    memory_mb: float,
+) -> Plan:
+    """Return block and batch sizes for a layer.
+
+    `crop_bytes`: what one crop's forward pass keeps; `units`: units per channel. Half of
+    `memory_mb`, less a base for the libraries, goes to the sums of a block, half to the batch. A
+    batch needs no more than 32 MPixel.
+    """
+    budget = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+    area = window.size**2
+    per_channel = area * (5 * 3 * 8 * 2 + 4 * 3 + keep * 3 * 5)
+    per_crop = crop_bytes + window.crop**2 * 3 * 4 * 4 + area * 3 * 8 * 5
+    batch = int(min(budget // per_crop, _BATCH_PIXELS // window.crop**2, channels * units))
+    return Plan(max(1, min(channels, int(budget // per_channel))), max(1, batch))
+
+
+_BASE_MB = 700
+_BATCH_PIXELS = 2**19
+
+
+def measure(
+    model: Any,
+    layer: str,
+    images: Any,
+    channels: np.ndarray,
+    top: Mapping[str, np.ndarray],
+    output: Path,
+    keep: int,
+    memory_mb: float,
+    fingerprint: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    advance: Any = lambda units: None,
+) -> pd.DataFrame:
+    """Write `<layer>.h5` of design.md section 4 and return its table, one row per channel.
+
+    `images` uint8 (N, H, H, 3); `channels` (C,) the channels to analyse; `top` their `value` (C,
+    K), `image` (C, K) and `yx` (C, K, 2); `keep` (P): patches and gradients kept per channel.
+    `advance` is called with the number of units finished. Killed, the work resumes from
+    `<output>.partial`. Raises RfatlasError if recomputed activations are not the cached ones.
+    """
+    image_size = model.description["input"]["crop"]
+    cut = window(model.graph.geometry(layer), image_size)
+    k = top["image"].shape[1]
+    keep = min(keep, k)
+    ratio = (cut.crop / image_size) ** 2
+    scheme = plan(cut, len(channels), k, keep, model.graph.kept_bytes(layer) * ratio, memory_mb)
+    partial = store.Partial(
+        output,
+        {
+            **fingerprint,
+            "block": scheme.block,
+            "batch": scheme.batch,
+            "channels": channels.tolist(),
+        },
+    )
+    s = cut.size
+    field = ((len(channels), 3, s, s), np.float64)
+    fields = store.Allocated(
+        partial.folder / "fields.h5",
+        {
+            "patch": ((len(channels), keep, s, s, 3), np.uint8),
+            "gradient": ((len(channels), keep, 3, s, s), np.float32),
+            "count": ((len(channels), s, s), np.int32),
+            "mean_image": field,
+            "mean_gradient": field,
+            "mean_abs_gradient": field,
+            "effective": field,
+        },
+    )
+    prefix = model.graph.prefix(layer)
+    done = set(partial.names())
+    for first in range(0, len(channels), scheme.block):
+        name = f"block-{first:06d}"
+        slots = slice(first, min(first + scheme.block, len(channels)))
+        units = list_units(*(top[key][slots] for key in ("value", "image", "yx")))
+        if name not in done:
+            block = _Block(cut, slots.stop - first, k, keep, model.device)
+            block.run(model, prefix, images, channels[slots], units, scheme.batch, partial, advance)
+            for key, rows in block.fields().items():
+                fields.write(key, first, rows)
+            partial.save(name, block.rows())
+        else:
+            advance(len(units))
+    fields.close()
+    return _finish(partial, output, layer, channels, cut, top, attrs)
+
+
+class _Block:
+    """The channels worked on together, and all that is kept of them until they are finished."""
+
+    def __init__(self, cut: Window, channels: int, k: int, keep: int, device: torch.device):
+        self._cut, self._keep = cut, keep
+        self._sums = Sums(channels, cut.size, device)
+        self._patch = np.zeros((channels, keep, cut.size, cut.size, 3), np.uint8)
+        self._gradient = np.zeros((channels, keep, 3, cut.size, cut.size), np.float32)
+        self._certificate = np.full((channels, k), np.nan, np.float32)
+        self._inside = np.zeros(channels)
+        self._energy = np.zeros(channels)
+
+    def run(
+        self,
+        model: Any,
+        prefix: nn.Module,
+        images: Any,
+        channels: np.ndarray,
+        units: Units,
+        batch: int,
+        partial: store.Partial,
+        advance: Any,
+    ) -> None:
+        finished = self._restore(partial, int(channels[0]))
+        saved, cost = time.monotonic(), 0.0
+        for number, rounds in enumerate(batches(units, self._cut, batch)):
+            size = sum(map(len, rounds))
+            if number >= finished:
+                self._run_batch(model, prefix, images, channels, units, rounds)
+                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
+                    begun = time.monotonic()
+                    self._save(partial, int(channels[0]), number + 1)
+                    saved = time.monotonic()
+                    cost = saved - begun
+            advance(size)
+
+    def _run_batch(
+        self,
+        model: Any,
+        prefix: nn.Module,
+        images: Any,
+        channels: np.ndarray,
+        units: Units,
+        rounds: list[np.ndarray],
+    ) -> None:
+        cut, device = self._cut, model.device
+        first = units.take(rounds[0])
+        top, left = cut.crop_start(first.y, 0), cut.crop_start(first.x, 1)
+        crops = np.stack(
+            [
+                images[i, t : t + cut.crop, u : u + cut.crop]
+                for i, t, u in zip(first.image, top, left, strict=True)
+            ]
+        )
+        crops = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
+        pixels = crops.float() / 255
+        members = [units.take(rows) for rows in rounds]
+        arguments = [
+            tuple(
+                torch.from_numpy(a).to(device)
+                for a in (
+                    channels[member.slot].astype(np.int64),
+                    cut.position_in_crop(member.y, 0),
+                    cut.position_in_crop(member.x, 1),
+                )
+            )
+            for member in members
+        ]
+        input = model.description["input"]
+        mean = torch.tensor(input["mean"], device=device)
+        std = torch.tensor(input["std"], device=device)
+        results = unit_gradients(prefix, pixels, mean, std, arguments)
+        for member, (value, gradient) in zip(members, results, strict=True):
+            self._add(member, value, gradient, pixels[: len(member)], crops[: len(member)])
+
+    def _add(
+        self,
+        units: Units,
+        value: torch.Tensor,
+        gradient: torch.Tensor,
+        pixels: torch.Tensor,
+        crops: torch.Tensor,
+    ) -> None:
+        cut, device = self._cut, value.device
+        offset = [
+            torch.from_numpy(cut.window_start(p, a) - cut.crop_start(p, a)).to(device)
+            for a, p in enumerate((units.y, units.x))
+        ]
+        windowed = cut_windows(gradient, *offset, cut.size)
+        image = cut_windows(pixels, *offset, cut.size)
+        inside = cut_windows(torch.ones_like(pixels[:, :1]), *offset, cut.size)[:, 0]
+        slot = torch.from_numpy(units.slot).to(device)
+        rank = torch.from_numpy(units.rank).to(device)
+        self._sums.add(slot, rank, windowed, image, inside)
+        np.add.at(self._inside, units.slot, windowed.double().square().sum((1, 2, 3)).cpu().numpy())
+        np.add.at(self._energy, units.slot, gradient.double().square().sum((1, 2, 3)).cpu().numpy())
+        self._certificate[units.slot, units.rank] = np.abs(value.cpu().numpy() - units.value)
+        kept = np.flatnonzero(units.rank < self._keep)
+        if len(kept):
+            index = torch.from_numpy(kept).to(device)
+            patches = cut_windows(crops[index], *(o[index] for o in offset), cut.size)
+            at = units.slot[kept], units.rank[kept]
+            self._patch[at] = patches.permute(0, 2, 3, 1).cpu().numpy()
+            self._gradient[at] = windowed[index].cpu().numpy()
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """Return the large datasets of the block."""
+        return {"patch": self._patch, "gradient": self._gradient, **self._sums.means()}
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Return the small results of the block."""
+        size = self._sums.means()["mean_abs_gradient"]
+        effective = np.array([effective_rf(one) for one in size]).reshape(-1, 3)
+        share = np.divide(
+            self._inside,
+            self._energy,
+            out=np.full_like(self._energy, np.nan),
+            where=self._energy > 0,
+        )
+        return {
+            "certificate": self._certificate,
+            "energy_inside": share.astype(np.float32),
+            "split_half": self._sums.split_half(),
+            "erf_sigma": effective[:, 0],
+            "erf_r2": effective[:, 1],
+            "erf_fraction": effective[:, 2],
+        }
+
+    _STATE = ("_patch", "_gradient", "_certificate", "_inside", "_energy")
+
+    def _save(self, partial: store.Partial, block: int, finished: int) -> None:
+        arrays = {key: getattr(self, key) for key in self._STATE}
+        arrays |= {
+            "sums": self._sums.fields.cpu().numpy(),
+            "counts": self._sums.counts.cpu().numpy(),
+        }
+        partial.save("state", {**arrays, "block": np.array(block), "finished": np.array(finished)})
+
+    def _restore(self, partial: store.Partial, block: int) -> int:
+        """Take up saved progress of this block; return how many batches are in it."""
+        if "state" not in partial.names():
+            return 0
+        state = partial.load("state")
+        if state["block"] != block:
+            return 0
+        for key in self._STATE:
+            setattr(self, key, state[key])
+        self._sums.fields.copy_(torch.from_numpy(state["sums"]))
+        self._sums.counts.copy_(torch.from_numpy(state["counts"]))
+        return int(state["finished"])
+
+
+def _finish(
+    partial: store.Partial,
+    output: Path,
+    layer: str,
+    channels: np.ndarray,
+    cut: Window,
+    top: Mapping[str, np.ndarray],
+    attrs: Mapping[str, Any],
+) -> pd.DataFrame:
+    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
+    rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    _check_certificate(layer, channels, rows["certificate"], top["value"])
+    geometry = cut.geometry
+    with h5py.File(partial.folder / "fields.h5", "r+") as file:
+        for key in ("certificate", "energy_inside", "channel"):
+            if key in file:
+                del file[key]
+        file["certificate"] = rows["certificate"]
+        file["energy_inside"] = rows["energy_inside"]
+        file["channel"] = channels.astype(np.int32)
+        file.attrs.update(attrs)
+        file.attrs["size"] = max(geometry.size) if geometry else cut.image_size
+        file.attrs["stride"] = max(geometry.stride) if geometry else 0
+        file.attrs["start"] = geometry.start[0] if geometry else cut.image_size / 2
+        file.attrs["whole_image"] = geometry is None
+        file.attrs["image_size"] = cut.image_size
+        file.attrs["complete"] = True
+    store.publish(partial.folder / "fields.h5", output)
+    partial.finish()
+    return _table(layer, channels, rows, top)
+
+
+def _check_certificate(
+    layer: str, channels: np.ndarray, certificate: np.ndarray, value: np.ndarray
+) -> None:
+    if np.isnan(certificate).all():
+        return
+    worst = np.unravel_index(np.nanargmax(certificate), certificate.shape)
+    if certificate[worst] > _CERTIFICATE_LIMIT * np.abs(value).max():
+        raise RfatlasError(
+            f"layer {layer}, channel {channels[worst[0]]}: the activation recomputed from the crop "
+            f"differs by {certificate[worst]:.3g} from the cached {value[worst]:.6g}; "
+            "activations.h5 comes from other weights or images: delete it and rerun that stage"
+        )
+
+
+def _table(
+    layer: str, channels: np.ndarray, rows: Mapping[str, np.ndarray], top: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    used = top["image"] >= 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(used, rows["certificate"] / np.abs(top["value"]), -np.inf).max(axis=1)
+    return pd.DataFrame(
+        {
+            "layer": layer,
+            "channel": channels,
+            "n_units": used.sum(axis=1),
+            "certificate_max": np.where(used.any(axis=1), relative, np.nan),
+            "energy_inside": rows["energy_inside"],
+            "split_half": rows["split_half"],
+            "erf_sigma": rows["erf_sigma"],
+            "erf_r2": rows["erf_r2"],
+            "erf_fraction": rows["erf_fraction"],
+        }
+    )
