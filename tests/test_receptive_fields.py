@@ -324,7 +324,7 @@ def test_gaussian_fit_recovers_a_planted_gaussian(sigma):
 
 
 def test_effective_rf_fraction_of_a_gaussian_is_that_of_a_two_and_a_half_sigma_disc():
-    """Exp(-r^2 / 2 sigma^2) exceeds 4.55 % within r = sigma sqrt(2 ln(1 / 0.0455)) = 2.486 sigma."""
+    """exp(-r^2 / 2 s^2) exceeds 4.55 % within r = s sqrt(2 ln(1 / 0.0455)) = 2.486 s."""
     grid = np.arange(101)
     field = np.exp(-((grid[:, None] - 50) ** 2 + (grid - 50) ** 2) / (2 * 12.0**2))
     sigma, r2, fraction = receptive_fields.effective_rf(np.stack([field, field, 2 * field]))

@@ -26,6 +26,8 @@ rule model_weights:
         "logs/model_weights/{run}.log",
     benchmark:
         "benchmarks/model_weights/{run}.tsv"
+    conda:
+        "../../environment.yaml"
     threads: 4
     resources:
         mem_mb=3000,
@@ -36,7 +38,5 @@ rule model_weights:
         batch_norm_images=1024,
         device=settings["device"],
         version=versions.stage("model"),
-    conda:
-        "../../environment.yaml"
     script:
         "../../scripts/model.py"

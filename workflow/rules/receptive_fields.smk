@@ -24,6 +24,8 @@ for run in run_names() if stage_on("receptive_fields") else []:
                 f"logs/receptive_fields/{run}/{number}.log",
             benchmark:
                 f"benchmarks/receptive_fields/{run}/{number}.tsv"
+            conda:
+                "../../environment.yaml"
             threads: 4
             resources:
                 mem_mb=3000,
@@ -35,7 +37,5 @@ for run in run_names() if stage_on("receptive_fields") else []:
                 device=settings["device"],
                 tf32=settings["tf32"],
                 version=versions.stage("receptive_fields"),
-            conda:
-                "../../environment.yaml"
             script:
                 "../../scripts/receptive_fields.py"
