@@ -1,0 +1,28 @@
+# Stage scenes: labelled synthetic scenes for the data sets with `source: scenes`.
+# Reads: nothing but the config (count, size, seed).
+# Writes: results/scenes/<dataset>/images/<label>_<name>/NNNNN.png and
+# results/scenes/<dataset>/labels.csv (file, label, class_name).
+
+
+rule scenes_draw:
+    output:
+        table="results/scenes/{dataset}/labels.csv",
+        images=directory("results/scenes/{dataset}/images"),
+    log:
+        "logs/scenes/{dataset}.log",
+    benchmark:
+        "benchmarks/scenes/{dataset}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 4
+    resources:
+        mem_mb=1000,
+        runtime=60,
+        gpu=0,
+    params:
+        scenes=lambda wildcards: dataset_config(wildcards.dataset)["count"],
+        size=lambda wildcards: dataset_config(wildcards.dataset)["size"],
+        seed=lambda wildcards: dataset_config(wildcards.dataset)["seed"],
+        version=versions.stage("scenes"),
+    script:
+        "../../scripts/scenes.py"
