@@ -164,6 +164,20 @@ def test_sizes_equal_torchvision(height, width, resize, crop, tmp_path, referenc
     assert result.shape == (crop, crop, 3) and result.dtype == np.uint8
 
 
+def test_random_sizes_equal_torchvision(tmp_path, reference):
+    rng = np.random.default_rng(11)
+    for _ in range(150):
+        height, width, resize, crop = map(int, rng.integers(1, 130, 4))
+        if max(height, width) * resize > 4000 * min(height, width):
+            continue
+        Image.fromarray(noise(height, width)).save(tmp_path / "x.bmp")
+        np.testing.assert_array_equal(
+            ours(tmp_path / "x.bmp", resize, crop),
+            reference(tmp_path / "x.bmp", resize, crop),
+            err_msg=f"{height} x {width}, resize {resize}, crop {crop}",
+        )
+
+
 def test_very_wide_image_equals_torchvision(tmp_path, reference):
     Image.fromarray(noise(60, 20_000)).save(tmp_path / "wide.png")
     np.testing.assert_array_equal(

@@ -111,6 +111,8 @@ def _decode(data: bytes, resize: int, crop: int) -> tuple[Image.Image, bool]:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         raise BadImage(str(error) or type(error).__name__) from error
+    # Whole, then cut: the order in which Pillow resamples rows and columns depends on the sizes, so
+    # resampling only what the crop keeps would round differently.
     image = image.resize(new_size, Image.Resampling.BILINEAR)
     left, top = (_corner(side, crop) for side in image.size)
     return image.crop((left, top, left + crop, top + crop)), wide

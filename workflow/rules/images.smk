@@ -20,6 +20,17 @@ def images_inputs(wildcards):
     return {name: str(Path(file).expanduser()) for name, file in files.items() if file is not None}
 
 
+def images_dataset(wildcards):
+    """What the config says about a data set, less what it leaves out and what only scenes use."""
+    dataset = dataset_config(wildcards.dataset)
+    idle = () if dataset["source"] == "scenes" else ("count", "size", "seed")
+    return {
+        key: value
+        for key, value in sorted(dataset.items())
+        if value is not None and key not in idle
+    }
+
+
 rule images_pack:
     input:
         unpack(images_inputs),
@@ -38,7 +49,7 @@ rule images_pack:
         runtime=240,
         gpu=0,
     params:
-        dataset=lambda wildcards: dict(sorted(dataset_config(wildcards.dataset).items())),
+        dataset=images_dataset,
         listing=lambda wildcards: plan.images[wildcards.dataset].digest,
         version=versions.stage("images"),
     script:
