@@ -436,6 +436,24 @@ def test_scenes_are_counted_before_they_are_drawn(tmp_path):
     assert sources.count_images(folder_of(tmp_path, {"a": 3}) | {"limit": 2}) == 2
 
 
+def test_files_and_keys_that_the_rule_depends_on():
+    every = {"path": "p", "labels": "l", "class_map": "m", "class_names": None, "limit": None}
+    every |= {"count": 10, "size": 64, "seed": 1, "subset": {"size": 3, "seed": 0}}
+    assert sources.input_files(every | {"source": "scenes"}, "x") == {
+        "labels": "results/scenes/x/labels.csv"
+    }
+    assert sources.input_files(every | {"source": "imagenet_tar"}, "x") == {
+        "path": "p",
+        "truth": "l",
+        "class_map": "m",
+    }
+    folder = every | {"source": "imagenet_val"}
+    assert sources.input_files(folder, "x") == {"truth": "l", "class_map": "m"}
+    # A change of the scenes' defaults must not rerun photographs.
+    assert list(sources.used_keys(folder)) == ["class_map", "labels", "path", "source", "subset"]
+    assert "count" in sources.used_keys(every | {"source": "scenes"})
+
+
 def test_digest_tells_listings_apart(tmp_path):
     dataset = folder_of(tmp_path, {"a": 3, "b": 1})
     first = sources.list_images(dataset)

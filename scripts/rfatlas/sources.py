@@ -268,6 +268,34 @@ def count_images(dataset: Mapping[str, Any], base: str | Path = ".", key: str = 
     return count
 
 
+def input_files(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return the files that tell where the images of `datasets.<name>` are and what they show.
+
+    The keys name inputs of the rule that packs the images. Photographs in folders are not among
+    them: there may be more than a workflow can watch.
+    """
+    if dataset["source"] == "scenes":
+        return {"labels": f"results/scenes/{name}/labels.csv"}
+    keys = {"truth": "labels", "class_map": "class_map", "class_names": "class_names"}
+    if dataset["source"] in ("list", "imagenet_tar"):
+        keys["path"] = "path"
+    return {
+        input: str(Path(dataset[key]).expanduser())
+        for input, key in keys.items()
+        if dataset.get(key) is not None
+    }
+
+
+def used_keys(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a data set's config, sorted, less what is null and what only scenes use."""
+    idle = () if dataset["source"] == "scenes" else ("count", "size", "seed")
+    return {
+        key: value
+        for key, value in sorted(dataset.items())
+        if value is not None and key not in idle
+    }
+
+
 def stratified(names: Sequence[str], labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Return the indices, ascending, of a subset with equally many images of each class.
 
