@@ -2,7 +2,7 @@
 #
 #   snakemake --cores 8                                   the demo (config/config.yaml)
 #   snakemake --cores 8 --configfile my.yaml              a config of your own
-#   snakemake --cores 8 --configfile my.yaml images       one stage (names below)
+#   snakemake images --cores 8 --configfile my.yaml       one stage (names below)
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -31,61 +31,61 @@ include: "workflow/rules/figures.smk"
 # The stages by name; plain `snakemake` makes what the config switches on.
 rule all:
     default_target: True
-    localrule: True
     input:
         packed_images(),
         expand("results/{run}/{file}", run=run_names(), file=["model.json", "activations.h5"]),
         expand("results/{run}/channels.csv", run=run_names()),
         field_files() if stage_on("receptive_fields") else [],
         figure_files() if stage_on("figures") else [],
+    localrule: True
 
 
 rule scenes:
-    localrule: True
     input:
         expand("results/scenes/{dataset}/labels.csv", dataset=drawn_datasets()),
+    localrule: True
 
 
 rule train_demo:
-    localrule: True
     input:
         "results/train_demo/resnet_demo.safetensors",
+    localrule: True
 
 
 rule images:
-    localrule: True
     input:
         packed_images(),
+    localrule: True
 
 
 rule model:
-    localrule: True
     input:
         expand("results/{run}/model.json", run=run_names()),
+    localrule: True
 
 
 rule activations:
-    localrule: True
     input:
         expand("results/{run}/activations.h5", run=run_names()),
+    localrule: True
 
 
 rule receptive_fields:
-    localrule: True
     input:
         field_files(),
+    localrule: True
 
 
 rule channels:
-    localrule: True
     input:
         expand("results/{run}/channels.csv", run=run_names()),
+    localrule: True
 
 
 rule figures:
-    localrule: True
     input:
         figure_files(),
+    localrule: True
 
 
 onstart:

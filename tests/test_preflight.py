@@ -150,6 +150,17 @@ def test_more_units_than_images_are_refused(raw, known):
     assert "activations.top_k: 5 is not allowed; it must be at most 4" in refused(raw, known)
 
 
+def test_labels_that_the_network_has_no_output_for_are_refused(raw, known):
+    Path("net.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))\n"
+    )
+    raw["models"]["net"]["layers"] = ["0"]
+    message = refused(raw, known)
+    assert "runs.a: the data set 'photos' has a label 1, but the model 'net'" in message
+    assert "labels from 0 to 0" in message
+
+
 def test_problems_of_models_and_images_come_together(raw):
     raw["models"]["net"]["layers"] = ["7"]
     raw["models"]["other"] = {"factory": "net.py:mak", "weights": "random:1", "input": INPUT}

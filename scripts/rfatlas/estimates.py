@@ -26,6 +26,17 @@ RATES = rfatlas_config.ROOT / "resources" / "rates.csv"
 #: Threads of a job that runs a network, and of a job that packs images.
 THREADS = 4
 
+#: Megabytes that a job of a stage needs at most, whatever it works on. Receptive fields choose
+#: their batches so as to stay below; what activations need depends on the network.
+MEMORY_MB = {
+    "scenes": 1000,
+    "images": 2000,
+    "model": 3000,
+    "receptive_fields": 3000,
+    "channels": 1000,
+    "figures": 2000,
+}
+
 _MB = 1e6
 
 
@@ -100,13 +111,17 @@ class Budget:
 
     # ---- what a job asks for
 
-    def mem_mb(self, stage: str, name: str) -> int:
-        """Megabytes that one job of `stage` for the run (or data set) `name` needs at most."""
-        return self._row(stage, name).mem_mb
+    def mem_mb(self, stage: str, run: str | None = None) -> int:
+        """Megabytes that one job of `stage` needs at most; activations need to know the run."""
+        return MEMORY_MB[stage] if stage in MEMORY_MB else self._row(stage, run).mem_mb
 
     def minutes(self, stage: str, name: str) -> int:
-        """Minutes to grant one job: four times the estimate, at least ten."""
-        return max(10, math.ceil(4 * self._row(stage, name).seconds / 60))
+        """Minutes to grant one job of `stage` for a run, a data set or `<dataset>_<resize>_<crop>`.
+
+        Four times the estimate, at least ten minutes; four hours for what no run asks for.
+        """
+        row = self._row(stage, name)
+        return 240 if row is None else max(10, math.ceil(4 * row.seconds / 60))
 
     # ---- what the user sees
 
@@ -185,11 +200,8 @@ class Budget:
 
     # ---- the stages
 
-    def _row(self, stage: str, name: str) -> Row:
-        if stage == "images":
-            # Runs that share a data set and input size share its packed images.
-            return self._images(name)
-        return next(row for row in self.rows if (row.stage, row.name) == (stage, name))
+    def _row(self, stage: str, name: str | None) -> Row | None:
+        return next((row for row in self.rows if (row.stage, row.name) == (stage, name)), None)
 
     def _dataset(self, name: str) -> dict[str, Any]:
         return self.config["datasets"][name]
@@ -220,7 +232,7 @@ class Budget:
         pixels = dataset["count"] * dataset["size"] ** 2
         seconds = self.rates["start_plain"] + pixels / 1e6 / self.rates["scenes"] / self.threads
         files = {f"results/scenes/{name}": 2.5 * pixels}
-        return Row("scenes", name, 1, seconds, 1, 1000, files)
+        return Row("scenes", name, 1, seconds, 1, self.mem_mb("scenes"), files)
 
     def _images(self, run: str) -> Row:
         images = self.plan.images[self.config["runs"][run]["dataset"]]
@@ -230,7 +242,7 @@ class Budget:
         size = images.count * (3.0 * crop**2 + 100)
         packed = self._packed(run)
         name = Path(packed).stem
-        return Row("images", name, 1, seconds, 1, 300 + 150 * self.threads, {packed: size})
+        return Row("images", name, 1, seconds, 1, self.mem_mb("images"), {packed: size})
 
     def _model(self, run: str) -> Row:
         description = self._description(run)
@@ -241,8 +253,8 @@ class Budget:
             images = min(self._count(run), 1024)
             seconds += self._network_s(images * description["gflops"], "forward")
         bytes_ = 4.0 * description["parameters"]
-        mem = 1000 + 4 * bytes_ / _MB
-        return Row("model", run, 1, seconds, 1, round(mem), {f"results/{run}/model": bytes_})
+        files = {f"results/{run}/model.safetensors": bytes_}
+        return Row("model", run, 1, seconds, 1, self.mem_mb("model"), files)
 
     def _activations(self, run: str) -> Row:
         description, count = self._description(run), self._count(run)
@@ -274,16 +286,15 @@ class Budget:
             f"results/{run}/activations.h5": total,
             f"results/{run}/activations": total + (jobs - 1) * lists,
         }
-        # Live at once: the batch in the widest part of the network, the layers that are
-        # summarised, and the tables of the lists and classes.
-        batch = settings["batch_size"] * 4.0 * (units + 4 * _widest(description))
-        mem = 1000 + (8 * description["parameters"] + batch + 3 * lists) / _MB
+        # Live at once: the process itself, one batch of the layers that are summarised, and the
+        # network's other tensors of that size.
+        mem = 1200 + settings["batch_size"] * 4 * units * 2.5 / _MB
         return Row("activations", run, jobs, seconds, self._parallel, round(mem), files)
 
     def _receptive_fields(self, run: str) -> Row:
         settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
         units_per_channel = settings["top_k"] or self.config["activations"]["top_k"]
-        seconds, files, memory = [], {}, [0.0]
+        seconds, files = [], {}
         for layer in self.layers[run]:
             channels = min(layer["channels"], settings["channels"] or layer["channels"])
             size = min(layer["size"] or crop, crop)
@@ -295,32 +306,27 @@ class Budget:
             kept = channels * settings["keep"] * 15.0 * size**2
             means = channels * size**2 * (4 * 3 * 8.0 + 4)
             files[f"results/{run}/receptive_fields/{layer['name']}.h5"] = kept + means
-            memory.append(kept / settings["keep"] + means)
         group = settings["layers_per_job"]
         jobs = math.ceil(len(seconds) / group)
         each = self.rates["start_torch"] + sum(seconds) / jobs
-        mem = 2000 + max(memory) / _MB
-        return Row("receptive_fields", run, jobs, each, self._parallel, round(mem), files)
+        mem = self.mem_mb("receptive_fields")
+        return Row("receptive_fields", run, jobs, each, self._parallel, mem, files)
 
     def _channels(self, run: str) -> Row:
         rows = sum(layer["channels"] for layer in self.layers[run])
         seconds = self.rates["start_plain"] + rows * self.rates["channels"]
-        return Row(
-            "channels", run, 1, seconds, 1, 1000, {f"results/{run}/channels.csv": 600.0 * rows}
-        )
+        files = {f"results/{run}/channels.csv": 600.0 * rows}
+        return Row("channels", run, 1, seconds, 1, self.mem_mb("channels"), files)
 
     def _figures(self, run: str) -> Row:
         layers = len(self.layers[run])
         seconds = self.rates["start_plain"] + layers * self.rates["figures"]
-        return Row("figures", run, 1, seconds, 1, 1500, {f"results/{run}/figures": layers * 2e6})
+        files = {f"results/{run}/figures": 2e6 * layers}
+        return Row("figures", run, 1, seconds, 1, self.mem_mb("figures"), files)
 
 
 def _units(layer: Mapping[str, Any]) -> int:
     return layer["channels"] * layer["height"] * layer["width"]
-
-
-def _widest(description: Mapping[str, Any]) -> int:
-    return max((_units(layer) for layer in description["layers"]), default=0)
 
 
 def _present(path: Path) -> float:

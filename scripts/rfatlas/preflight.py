@@ -27,12 +27,14 @@ CACHE = Path(".snakemake/rfatlas")
 class Images:
     """Size of one data set.
 
-    `count` images of `mean_bytes` bytes each on disk (0 for scenes that are not drawn yet);
-    `digest` changes when names, labels or the order of the images change.
+    `count` images of `mean_bytes` bytes each on disk, with labels up to `top_label` (0 and -1 for
+    scenes, which are not drawn yet); `digest` changes when names, labels or the order of the
+    images change.
     """
 
     count: int
     mean_bytes: float
+    top_label: int
     digest: str
 
 
@@ -109,7 +111,7 @@ def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "datas
         If the data set cannot be listed or has no image.
     """
     if dataset["source"] == "scenes":
-        return Images(sources.count_images(dataset, key=key), 0.0, _digest(dataset))
+        return Images(sources.count_images(dataset, key=key), 0.0, -1, _digest(dataset))
     file = cache / "images" / f"{_images_key(dataset)}.json"
     known = _read(file)
     if known is None:
@@ -119,6 +121,7 @@ def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "datas
         known = {
             "count": len(found),
             "mean_bytes": sum(found.size(i) for i in sample) / max(1, len(sample)),
+            "top_label": int(found.labels.max()),
             "digest": found.digest(),
         }
         _write(file, known)
@@ -160,6 +163,15 @@ def _unfitting(
             problems.append(
                 f"activations.top_k: {top_k} is not allowed; it must be at most {found.count}, "
                 f"the number of images of data set {name!r}"
+            )
+    for name, run in config["runs"].items():
+        classes = descriptions.get(run["model"], {}).get("n_classes")
+        found = images.get(run["dataset"])
+        if classes and found and found.top_label >= classes:
+            problems.append(
+                f"runs.{name}: the data set {run['dataset']!r} has a label {found.top_label}, but "
+                f"the model {run['model']!r} tells {classes} classes apart; labels from 0 to "
+                f"{classes - 1} and -1 (unknown) are allowed"
             )
     analysed: set[str] = set()
     for name, description in descriptions.items():

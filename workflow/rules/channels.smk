@@ -33,7 +33,7 @@ rule channels_join:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=budget.mem_mb("channels"),
         runtime=10,
         gpu=0,
     params:

@@ -1,6 +1,7 @@
-# What the other rule files share: the checked config, the facts about models and data sets, and
+# What all stages share: the checked config, the facts about models and data sets, and
 # the functions that name files. Reads: config, the factory and weights files that it names, the
 # lists of images. Writes nothing but a cache below .snakemake/rfatlas.
+import csv
 import os
 import re
 import sys
@@ -91,6 +92,36 @@ def rf_groups(run):
     """The layers of a run in groups, one per job of the stage receptive_fields."""
     layers, size = run_layers(run), settings["receptive_fields"]["layers_per_job"]
     return [layers[i : i + size] for i in range(0, len(layers), size)]
+
+
+def batch_norm_images(run):
+    """The images on which a random network's batch norm is estimated; none for a trained one."""
+    return run_images(run) if model_config(run)["weights"].startswith("random:") else []
+
+
+def model_files(run):
+    """The files of the user that a run's network is made from."""
+    entry = model_config(run)
+    files = [
+        rfatlas_config.factory_file(entry["factory"]),
+        rfatlas_config.local_weights(entry["weights"]),
+    ]
+    return [str(file) for file in files if file is not None]
+
+
+def model_params(run):
+    """What defines a run's network; which of its layers are analysed does not."""
+    return {key: value for key, value in model_config(run).items() if key != "layers"}
+
+
+def skipped_files(wildcards):
+    """Number of files that could not be decoded, for the report; unknown before they are packed."""
+    name = f"{wildcards.dataset}_{wildcards.resize}_{wildcards.crop}_bad.csv"
+    table = Path("results", "images", name)
+    if not table.is_file():
+        return "?"
+    with table.open(newline="", encoding="utf-8") as file:
+        return str(len(list(csv.DictReader(file))))
 
 
 def keep_maps(run):

@@ -63,7 +63,7 @@ for run in run_names():
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=2000,
+            mem_mb=budget.mem_mb("figures"),
             runtime=30,
             gpu=0,
         params:

@@ -16,7 +16,12 @@ rule images_pack:
         ),
     output:
         images="results/images/{dataset}_{resize}_{crop}.h5",
-        bad="results/images/{dataset}_{resize}_{crop}_bad.csv",
+        bad=report(
+            "results/images/{dataset}_{resize}_{crop}_bad.csv",
+            caption="../report/bad_images.rst",
+            category="Images",
+            labels={"data set": "{dataset}", "size": "{crop}", "skipped files": skipped_files},
+        ),
     log:
         "logs/images/{dataset}_{resize}_{crop}.log",
     benchmark:
@@ -25,8 +30,8 @@ rule images_pack:
         "../../environment.yaml"
     threads: 8
     resources:
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=budget.mem_mb("images"),
+        runtime=lambda wildcards: budget.minutes("images", "_".join(wildcards)),
         gpu=0,
     params:
         dataset=lambda wildcards: sources.used_keys(dataset_config(wildcards.dataset)),

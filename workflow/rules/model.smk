@@ -4,21 +4,10 @@
 # Writes: results/<run>/model.safetensors, results/<run>/model.json.
 
 
-def is_random(run):
-    return model_config(run)["weights"].startswith("random:")
-
-
-def model_files(wildcards):
-    """The files of the user that a run's network is made from."""
-    entry = model_config(wildcards.run)
-    files = [entry["factory"].rpartition(":")[0], entry["weights"]]
-    return [file for file in files if file and os.path.isfile(file)]
-
-
 rule model_weights:
     input:
-        files=model_files,
-        images=lambda wildcards: run_images(wildcards.run) if is_random(wildcards.run) else [],
+        files=lambda wildcards: model_files(wildcards.run),
+        images=lambda wildcards: batch_norm_images(wildcards.run),
     output:
         weights="results/{run}/model.safetensors",
         description="results/{run}/model.json",
@@ -30,11 +19,11 @@ rule model_weights:
         "../../environment.yaml"
     threads: 4
     resources:
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=budget.mem_mb("model"),
+        runtime=lambda wildcards: budget.minutes("model", wildcards.run),
         gpu=gpus(),
     params:
-        model=lambda wildcards: model_config(wildcards.run),
+        model=lambda wildcards: model_params(wildcards.run),
         batch_norm_images=1024,
         device=settings["device"],
         version=versions.stage("model"),

@@ -7,7 +7,7 @@ RECEPTIVE_FIELDS_SETTINGS = {
     key: settings["receptive_fields"][key] for key in ("channels", "keep", "source", "top_k")
 }
 
-for run in run_names() if stage_on("receptive_fields") else []:
+for run in run_names():
     for number, layers in enumerate(rf_groups(run)):
 
         rule:
@@ -28,8 +28,8 @@ for run in run_names() if stage_on("receptive_fields") else []:
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=3000,
-                runtime=720,
+                mem_mb=budget.mem_mb("receptive_fields"),
+                runtime=budget.minutes("receptive_fields", run),
                 gpu=gpus(),
             params:
                 layers=layers,

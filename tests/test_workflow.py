@@ -1,0 +1,306 @@
+"""The workflow as a user runs it: rehearsals of every config, refusals, what a change reruns."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from standins import imagenet
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = [*sorted(ROOT.glob("config/*.yaml")), *sorted(ROOT.glob("tests/configs/*.yaml"))]
+TARGETS = [
+    "all",
+    "scenes",
+    "train_demo",
+    "images",
+    "model",
+    "activations",
+    "receptive_fields",
+    "channels",
+    "figures",
+]
+
+pytestmark = pytest.mark.workflow
+
+
+def snakemake(folder: Path, *words, check: bool = True, python: tuple = ()) -> str:
+    """Run Snakemake on the repository's Snakefile in `folder`; its output and messages in one."""
+    command = [sys.executable, *python, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+    done = subprocess.run(
+        [str(word) for word in (*command, "--directory", folder, "--cores", 2, *words)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+    )
+    assert not check or done.returncode == 0, done.stdout[-3000:]
+    if not check:
+        assert done.returncode != 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Number of jobs by rule, from the statistics that Snakemake prints; targets left out."""
+    if "Nothing to be done" in output:
+        return {}
+    table = output.split("Job stats:")[1].split("\ntotal")[0]
+    found = re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)
+    return {rule: int(count) for rule, count in found if rule not in TARGETS}
+
+
+def stages(output: str) -> set[str]:
+    """The stages that jobs belong to: rules are named <stage>_<step>."""
+    names = sorted(TARGETS, key=len, reverse=True)
+    return {next(name for name in names if rule.startswith(name)) for rule in jobs(output)}
+
+
+# ---- rehearsals
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder with stand-ins for ImageNet, in which every config is rehearsed."""
+    folder = tmp_path_factory.mktemp("place")
+    imagenet(folder)
+    return folder
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_dry_run_of(config, place, request):
+    if "../shared/data" in config.read_text():
+        request.getfixturevalue("shared_data")
+    output = snakemake(place, "--dry-run", "--configfile", config)
+    runs = yaml.safe_load(config.read_text())["runs"]
+    assert jobs(output)["channels_join"] == len(runs), "its own runs and none of the demo's"
+    assert "rfatlas: estimates" in output
+    for stage in ("images", "activations", "receptive_fields"):
+        assert re.search(rf"^  {stage} .* [km]?[sinh]+ .* [kMGT]B", output, re.MULTILINE), stage
+
+
+def test_layers_have_jobs_of_their_own_at_the_size_of_imagenet(place):
+    output = snakemake(place, "--dry-run", "--configfile", ROOT / "config" / "imagenet-small.yaml")
+    found = jobs(output)
+    assert sum(rule.startswith("receptive_fields_resnet34_") for rule in found) == 18
+    assert found["activations_range"] == 4
+
+
+def test_named_targets_exist(place):
+    config = ROOT / "config" / "imagenet-small.yaml"
+    output = snakemake(place, "--list-target-rules", "--configfile", config)
+    assert set(TARGETS) <= set(output.split())
+    assert "estimates" not in output
+
+
+def test_torch_is_not_imported_while_the_graph_is_built(place):
+    words = ("--dry-run", "--configfile", ROOT / "tests" / "configs" / "reduced.yaml")
+    output = snakemake(place, *words, python=("-X", "importtime"))
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", output, re.MULTILINE))
+    assert "snakemake" in imported
+    assert not {"torch", "torchvision", "pandas", "h5py"} & imported
+
+
+@pytest.mark.parametrize("profile", ["default", "slurm"])
+def test_profiles_hold_only_options_that_snakemake_knows(profile, place):
+    content = yaml.safe_load((ROOT / "workflow" / "profiles" / profile / "config.yaml").read_text())
+    options = snakemake(place, "--help")
+    for key in content:
+        assert re.search(rf"--{key}\b", options), key
+
+
+def test_the_default_profile_works(place):
+    profile = ROOT / "workflow" / "profiles" / "default"
+    words = ("--configfile", ROOT / "tests" / "configs" / "reduced.yaml")
+    assert jobs(snakemake(place, "--dry-run", "--workflow-profile", profile, *words))
+
+
+# ---- refusals
+
+
+def test_a_bad_config_is_refused_before_any_job_also_in_a_rehearsal(tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        "runs: {a: {model: demo, dataset: scene}}\nactivations: {top_k: 0}\ntf23: true\n"
+    )
+    for words in ([], ["--dry-run"]):
+        output = snakemake(tmp_path, *words, "--configfile", bad, check=False)
+        assert "activations.top_k: 0 is not allowed; it must be an integer from 1 to" in output
+        assert "tf23: true: unknown key (did you mean 'tf32'?)" in output
+        assert 'runs.a.dataset: "scene" is not defined' in output
+        assert "Traceback" not in output
+        assert "Building DAG" not in output
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_disk_that_is_too_small_is_refused(place, tmp_path):
+    config = yaml.safe_load((ROOT / "config" / "imagenet-small.yaml").read_text())
+    config["models"]["resnet34"]["layers"] = ["conv1"]
+    config["activations"] = {"keep_maps": ["conv1"]}
+    config["receptive_fields"] = {"keep": 9}
+    # 10,000 images of 64 x 112 x 112 half floats are 16 GB; ten networks of them overflow any disk
+    # that this is tested on.
+    config["models"] |= {f"net{i}": config["models"]["resnet34"] for i in range(2000)}
+    config["runs"] = {f"run{i}": {"model": f"net{i}", "dataset": "imagenet"} for i in range(2000)}
+    file = tmp_path / "big.yaml"
+    file.write_text(json.dumps(config))
+    output = snakemake(place, "--dry-run", "--configfile", file, check=False)
+    assert re.search(r"the results need about \d+\.\d TB more \(activations .*has .* free", output)
+
+
+# ---- a small run, and what changes do to it
+
+
+NET = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(x + self.conv2(self.relu(self.conv1(x))))
+
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 5, stride=2, padding=2)
+        self.layer1 = nn.Sequential(Block(width), Block(width))
+        self.fc = nn.Linear(width, 24)
+
+    def forward(self, x):
+        return self.fc(self.layer1(self.conv1(x)).mean((2, 3)))
+
+
+def make(width=6):
+    return Net(width)
+"""
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A finished run of two small networks on twelve images and on eight scenes."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "net.py").write_text(NET)
+    random = np.random.default_rng(0)
+    for i in range(12):
+        file = folder / "photos" / "ab"[i % 2] / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(file)
+    size = {"resize": 32, "crop": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    config = {
+        "runs": {
+            "one": {"model": "one", "dataset": "photos"},
+            "two": {"model": "two", "dataset": "scenes"},
+        },
+        "models": {
+            "one": {"factory": "net.py:make", "weights": "random:1", "input": size},
+            "two": {"factory": "net.py:make", "weights": "random:2", "input": size},
+        },
+        "datasets": {
+            "photos": {"source": "folders", "path": "photos"},
+            "scenes": {"source": "scenes", "count": 8, "size": 32},
+        },
+        "activations": {"top_k": 4, "range_size": 5},
+        "receptive_fields": {"keep": 3, "layers_per_job": 3},
+        "figures": {"channels": 4, "patches": 3},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder, snakemake(folder, "--configfile", "config.yaml")
+
+
+def again(small, words=(), **changes) -> str:
+    """A rehearsal of the small run with sections of its config changed."""
+    folder, _ = small
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for section, change in changes.items():
+        config.setdefault(section, {}).update(change)
+    (folder / "changed.yaml").write_text(yaml.safe_dump(config))
+    return snakemake(folder, "--dry-run", "--configfile", "changed.yaml", *words)
+
+
+def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
+    folder, output = small
+    for run in ("one", "two"):
+        results = folder / "results" / run
+        assert (results / "channels.csv").stat().st_size > 0
+        for layer in ("conv1", "layer1.0", "layer1.1"):
+            assert (results / "receptive_fields" / f"{layer}.h5").is_file()
+            assert (results / "figures" / f"montage_{layer}.png").is_file()
+    assert not list(folder.rglob("*.partial")), "progress is removed with the last step"
+    assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in 1\d jobs", output)
+
+
+def test_nothing_is_done_twice(small):
+    assert "Nothing to be done" in again(small)
+
+
+def test_the_report_builds_as_one_file(small):
+    folder, _ = small
+    snakemake(folder, "--configfile", "config.yaml", "--report", "report.html")
+    text = (folder / "report.html").read_text()
+    assert "montage_layer1.1.png" in text
+    assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']https?:", text), "it opens offline"
+
+
+@pytest.mark.parametrize(
+    ("changes", "rerun"),
+    [
+        ({"figures": {"channels": 3}}, {"figures"}),
+        ({"channels": {"inactive_norm": 0.2}}, {"channels", "figures"}),
+        ({"receptive_fields": {"keep": 4}}, {"receptive_fields", "channels", "figures"}),
+        (
+            {"activations": {"top_k": 5}},
+            {"activations", "receptive_fields", "channels", "figures"},
+        ),
+        ({"stages": {"figures": False}}, set()),
+        ({"stages": {"receptive_fields": False}}, {"channels", "figures"}),
+        ({"stages": {"receptive_fields": False, "figures": False}}, {"channels"}),
+    ],
+    ids=str,
+)
+def test_a_change_of_the_config_reruns_the_stages_that_it_concerns(small, changes, rerun):
+    assert stages(again(small, **changes)) == rerun
+
+
+def test_a_change_of_one_run_leaves_the_other_alone(small):
+    folder, _ = small
+    models = yaml.safe_load((folder / "config.yaml").read_text())["models"]
+    models["two"]["weights"] = "random:5"
+    output = again(small, models=models)
+    assert jobs(output)["model_weights"] == 1
+    assert not re.search(r"results/one/(model|activations|receptive_fields|channels)", output)
+
+
+def test_an_image_more_reruns_everything_that_looks_at_images_of_that_data_set(small):
+    folder, _ = small
+    added = folder / "photos" / "a" / "more.png"
+    Image.new("RGB", (40, 40)).save(added)
+    try:
+        output = again(small)
+    finally:
+        added.unlink()
+    assert jobs(output)["images_pack"] == 1
+    assert "results/one/activations/10-13.h5" in output
+    assert "results/two/activations.h5" not in output.split("figures_accuracy")[0]
+
+
+def test_touching_the_library_reruns_nothing(small):
+    os.utime(ROOT / "scripts" / "rfatlas" / "channels.py")
+    assert "Nothing to be done" in again(small)
+
+
+def test_a_stage_that_is_switched_off_can_still_be_asked_for(small):
+    output = again(small, words=["receptive_fields"], stages={"receptive_fields": False})
+    assert "Nothing to be done" in output
