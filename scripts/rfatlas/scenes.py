@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from rfatlas.errors import RfatlasError
 
@@ -48,11 +49,15 @@ SIZES = (16, 512)
 # values, have about the luminance-to-chromatic ratio of photographs; tests/test_scenes.py says it
 # in numbers.
 _GREY_SD = 0.95
-_YELLOW_BLUE = (0.14, 0.26)
-_RED_GREEN = (0.02, 0.1)
-_FOREGROUND_CHROMA = (0.45, 0.8)
+_YELLOW_BLUE = (0.14, 0.3)
+_RED_GREEN = (0.02, 0.15)
+_FOREGROUND_CHROMA = (0.4, 0.7)
+# How much lighter or darker than what lies under it the foreground object is (range).
+_FOREGROUND_CONTRAST = (0.4, 1.2)
 _ILLUMINANT_SD = (0.06, 0.16)
 _LEAVES = 64
+# Standard deviation, in pixels of a 64-pixel scene, of the blur of colour (range).
+_COLOUR_BLUR = (1.0, 2.0)
 # Scenes that a worker process draws at a time.
 _CHUNK = 64
 
@@ -273,7 +278,10 @@ class _Canvas:
         u, v = self._local(rows, columns, centre, rng.uniform(0, 2 * np.pi))
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         distance = shape_distance(shape, u * stretch, v / stretch, radius)
-        reflectance = rng.normal(0, 0.8 * _GREY_SD) + tint
+        # A step in lightness draws the outline, so that the shape does not hang on hue alone.
+        ground = np.log(self.light[rows, columns][distance < 0]).mean()
+        step = rng.uniform(*_FOREGROUND_CONTRAST) * rng.choice([-1, 1])
+        reflectance = ground + step + tint
         self._paint(distance, rows, columns, reflectance, radius, foreground=True)
 
     def photograph(self, target):
@@ -286,7 +294,11 @@ class _Canvas:
         light *= rng.uniform(0.13, 0.32) / light.mean()
         light += rng.normal(0, 0.004, light.shape) * np.sqrt(np.maximum(light, 0.01) / 0.2)
         code = linear_to_srgb(np.clip(light, 0, 1))
-        image = np.round(255 * code).astype(np.uint8)
+        # Colour is coarser than luminance, as after a sensor's colour mosaic and JPEG.
+        grey = code.mean(axis=-1, keepdims=True)
+        coarse = rng.uniform(*_COLOUR_BLUR) * self.size / 64
+        code = grey + gaussian_filter(code - grey, (coarse, coarse, 0), mode="nearest")
+        image = np.round(255 * np.clip(code, 0, 1)).astype(np.uint8)
         return Scene(image=image, label=target, mask=self.mask, illuminant=gains)
 
     def _window(self, centre, reach):

@@ -1,0 +1,17 @@
+"""Train the demo's network and write its weights with their provenance."""
+
+from rfatlas import jobs, store, train_demo
+
+with jobs.job(snakemake) as log:
+    jobs.limit_threads(snakemake.threads)
+    settings = train_demo.Settings()
+    partial = store.Partial(snakemake.output.weights, train_demo.fingerprint(settings))
+    result = train_demo.train(
+        settings,
+        partial,
+        processes=snakemake.threads,
+        progress=lambda epochs: jobs.progress(epochs, unit="epoch", desc="train_demo"),
+    )
+    train_demo.write(result, settings, snakemake.output.weights, snakemake.output.provenance)
+    partial.finish()
+    log.info("held-out accuracy %.4f", result.accuracy_held_out)
