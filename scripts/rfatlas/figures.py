@@ -27,6 +27,8 @@ from rfatlas.statistics import wilson
 TILE = 64
 #: Receptive fields up to this size are shown with their pixels as squares; larger ones smoothly.
 PIXELATED = 21
+#: Grey level about which the pattern "outside the image" is drawn.
+NEUTRAL = 225
 #: No montage is wider than this, in pixels, or has more channels: no viewer shows larger pictures.
 MAX_WIDTH = 4000
 MAX_CHANNELS = 1000
@@ -34,7 +36,9 @@ GAP = 3
 GROUP_GAP = 12
 LABEL_WIDTH = 62
 HEADER = 58
-TITLE = 64
+TITLE = 80
+#: What the title needs.
+MIN_WIDTH = 840
 FOOTER = 34
 MARGIN = 16
 MONTAGE_DPI = 100
@@ -47,7 +51,7 @@ EDGE_SIGMA = float(np.sqrt(-2 * np.log(1 - 0.9545)))
 #: Reasons of inactivity in channels.csv: how they are told, and their colour.
 INACTIVE = {
     "filter_norm": ("weak filter", style.ORANGE),
-    "variance": ("no variance", style.PURPLE),
+    "variance": ("low variance", style.PURPLE),
     "filter_norm+variance": ("both", style.VERMILLION),
 }
 
@@ -82,25 +86,34 @@ def outside(yx: np.ndarray, start: float, stride: int, window: int, image: int) 
     return ((y < 0) | (y >= image))[:, None] | ((x < 0) | (x >= image))
 
 
-def signed_rgb(field: np.ndarray) -> np.ndarray:
-    """Show a signed field (3, S, S) as RGB (S, S, 3) in 0..1: 0 is mid grey.
+def display_range(field: np.ndarray) -> float:
+    """Return the absolute value that is shown at full strength: all but the largest 0.5 % fit.
 
-    The scale is symmetric, the field's own largest absolute value; a field of zeros is mid grey.
+    Of a small field (up to 200 values) that is its largest value. In a large one single pixels
+    tower above the rest, and on the scale of the largest the rest would look empty. NaN are
+    ignored; a field of zeros has range 1.
     """
-    peak = np.nanmax(np.abs(field), initial=0)
-    return np.moveaxis(0.5 + 0.5 * np.nan_to_num(field) / (peak or 1), 0, -1)
+    values = np.abs(field[np.isfinite(field)])
+    peak = np.quantile(values, 0.995, method="higher") if values.size else 0
+    return float(peak or values.max(initial=0) or 1)
+
+
+def signed_rgb(field: np.ndarray) -> np.ndarray:
+    """Show a signed field (3, S, S) as RGB (S, S, 3) in 0..1: 0 is mid grey, the scale symmetric
+    and the field's own (`display_range`)."""
+    return np.moveaxis(0.5 + 0.5 * np.nan_to_num(field) / display_range(field), 0, -1).clip(0, 1)
 
 
 def positive_rgb(field: np.ndarray) -> np.ndarray:
-    """Show a field (3, S, S) >= 0 as RGB (S, S, 3) in 0..1, scaled by its largest value."""
-    peak = np.nanmax(field, initial=0)
-    return np.moveaxis(np.nan_to_num(field) / (peak or 1), 0, -1).clip(0, 1)
+    """Show a field (3, S, S) >= 0 as RGB (S, S, 3) in 0..1: 0 is black, the scale the field's own
+    (`display_range`)."""
+    return np.moveaxis(np.nan_to_num(field) / display_range(field), 0, -1).clip(0, 1)
 
 
 def hatch(side: int) -> np.ndarray:
-    """Return the pattern (side, side, 3) that stands for "outside the image"."""
+    """Return the pattern, uint8 (side, side, 3), that stands for "outside the image"."""
     y, x = np.indices((side, side))
-    stripes = np.where((x + y) % 8 < 2, 0.80, 0.92)
+    stripes = np.where((x + y) % 8 < 2, NEUTRAL - 20, NEUTRAL + 10).astype(np.uint8)
     return np.repeat(stripes[..., None], 3, axis=-1)
 
 
@@ -111,14 +124,18 @@ def tile(picture: np.ndarray, blank: np.ndarray, side: int) -> np.ndarray:
     """
     if picture.dtype != np.uint8:
         picture = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
-    small = picture.shape[0] <= PIXELATED
-    resample = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-    shown = np.array(Image.fromarray(picture).resize((side, side), resample))
+    # Resampling must not draw an edge between the picture and the zeros outside the image.
+    image = Image.fromarray(np.where(blank[..., None], np.uint8(NEUTRAL), picture))
+    if len(picture) <= PIXELATED:
+        shown = np.array(image.resize((side, side), Image.Resampling.NEAREST))
+    else:
+        shown = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
+        # The last two bits are noise to the eye but a third of the file.
+        shown = np.minimum(shown.astype(int) + 2 & ~3, 255).astype(np.uint8)
     mask = np.array(
         Image.fromarray(blank.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
     )
-    pattern = (hatch(side) * 255).round().astype(np.uint8)
-    return np.where(mask[..., None] > 0, pattern, shown)
+    return np.where(mask[..., None] > 0, hatch(side), shown)
 
 
 @dataclass(frozen=True)
@@ -147,7 +164,8 @@ class Grid:
     @property
     def width(self) -> int:
         """Width of the picture."""
-        return 2 * MARGIN + self.blocks * self.block_width + (self.blocks - 1) * 2 * GROUP_GAP
+        blocks = self.blocks * self.block_width + (self.blocks - 1) * 2 * GROUP_GAP
+        return max(MIN_WIDTH, 2 * MARGIN + blocks)
 
     @property
     def height(self) -> int:
@@ -314,13 +332,10 @@ def _montage_facts(fields: Fields, window: int) -> str:
         )
     else:
         field = f"receptive field {fields.size} × {fields.size} px, stride {fields.stride} px"
-    facts = [
-        channels,
-        field,
-        "r: split-half correlation of the gradient",
-        "hatched: outside the image",
-    ]
-    return "   |   ".join(facts)
+    return (
+        f"{channels}   |   {field}\n"
+        "r: split-half correlation of the mean gradient   |   hatched: outside the image"
+    )
 
 
 def _montage_headings(axes, layout: Grid, block: int, window: int) -> None:
@@ -361,7 +376,8 @@ def _montage_label(axes, layout: Grid, row: int, channel: int, facts: pd.Series,
     if not responds:
         lines.append(("silent", style.VERMILLION))
     elif np.isfinite(facts.get("split_half", np.nan)):
-        lines.append((f"r {facts['split_half']:.2f}".replace("-", "−"), style.GREY))
+        reliability = f"{facts['split_half']:z.2f}".replace("-", "−")
+        lines.append((f"r {reliability}", style.GREY))
     if inactive:
         lines.append(("inactive", style.VERMILLION))
     top = middle - 7 * len(lines)
@@ -425,7 +441,7 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     axes.yaxis.minorticks_off()
     axes.set_ylabel("receptive field (px)")
     _titles(figure, axes, f"{run} · receptive-field size", subtitle)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) < 4 else 2)
     return figure
 
 

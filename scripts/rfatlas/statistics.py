@@ -1,7 +1,7 @@
 """Statistics that several stages share."""
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: float = 0.95):
@@ -10,7 +10,7 @@ def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: fl
     NaN where trials = 0. Wilson 1927, J. Am. Stat. Assoc. 22:209, without continuity correction.
     """
     successes, trials = np.asarray(successes, float), np.asarray(trials, float)
-    z = stats.norm.ppf(0.5 + confidence / 2)
+    z = special.ndtri(0.5 + confidence / 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = successes / trials
         centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)

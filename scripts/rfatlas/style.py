@@ -4,6 +4,7 @@ Colours are Okabe and Ito's (2008), distinct under the common colour-vision defi
 matplotlib's own and embedded as TrueType, so a PDF looks and edits the same everywhere.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     """Write a figure as its suffix says (.png or .pdf), byte-identical each time.
 
-    A PNG is written without alpha channel and as small as it gets without loss.
+    A PNG has no alpha channel; a PDF holds its fonts.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +80,10 @@ def save(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
         figure.set_dpi(dpi)
         figure.canvas.draw()
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-        Image.fromarray(np.ascontiguousarray(pixels)).save(path, optimize=True, dpi=(dpi, dpi))
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path, dpi=(dpi, dpi))
     else:
+        # Embedding a font logs hundreds of lines.
+        logging.getLogger("fontTools").setLevel(logging.WARNING)
         figure.savefig(path, metadata={"CreationDate": None})
 
 
@@ -109,9 +112,7 @@ def strip(axes: Axes, position: float, values: np.ndarray, color: str, width: fl
         return
     spread = ((np.arange(values.size) * _GOLDEN) % 1 - 0.5) * width
     size = float(np.clip(220 / values.size, 2.5, 9))
-    axes.scatter(
-        position + spread, values, s=size, color=color, alpha=0.35, linewidths=0, rasterized=True
-    )
+    axes.scatter(position + spread, values, s=size, color=color, alpha=0.35, linewidths=0)
     low, middle, high = np.percentile(values, [25, 50, 75])
     half = width / 2 + 0.06
     axes.fill_between(
