@@ -226,7 +226,7 @@ def _model_key(model: dict[str, Any]) -> str:
 
 
 def _images_key(dataset: dict[str, Any]) -> str:
-    parts: list[Any] = [dataset, versions.digest("sources")]
+    parts: list[Any] = [dataset, versions.digest("sources"), versions.digest("preflight")]
     for key in ("path", "labels", "class_map", "class_names"):
         if dataset[key] is not None:
             parts.append(_stamp(Path(dataset[key])))

@@ -114,14 +114,15 @@ def model_params(run):
     return {key: value for key, value in model_config(run).items() if key != "layers"}
 
 
-def skipped_files(wildcards):
-    """Number of files that could not be decoded, for the report; unknown before they are packed."""
+def bad_image_labels(wildcards):
+    """What the report says of a table of skipped files; how many, once the images are packed."""
     name = f"{wildcards.dataset}_{wildcards.resize}_{wildcards.crop}_bad.csv"
     table = Path("results", "images", name)
-    if not table.is_file():
-        return "?"
-    with table.open(newline="", encoding="utf-8") as file:
-        return str(len(list(csv.DictReader(file))))
+    count = "not known yet"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            count = len(list(csv.DictReader(file)))
+    return {"data set": wildcards.dataset, "pixels": wildcards.crop, "skipped files": count}
 
 
 def keep_maps(run):

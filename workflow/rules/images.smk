@@ -20,7 +20,7 @@ rule images_pack:
             "results/images/{dataset}_{resize}_{crop}_bad.csv",
             caption="../report/bad_images.rst",
             category="Images",
-            labels={"data set": "{dataset}", "size": "{crop}", "skipped files": skipped_files},
+            labels=bad_image_labels,
         ),
     log:
         "logs/images/{dataset}_{resize}_{crop}.log",
