@@ -213,6 +213,76 @@ def cut_windows(
     return (picked * inside[..., None]).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What some units see, on a device.
+
+    Activation `value` (n,); in the stored windows `gradient` (n, 3, S, S) float32, `image` (n, 3,
+    S, S) uint8 and `inside` (n, S, S) bool, true in the image; `energy` (n,) float64, the squared
+    gradient summed over the whole image.
+    """
+
+    value: torch.Tensor
+    gradient: torch.Tensor
+    image: torch.Tensor
+    inside: torch.Tensor
+    energy: torch.Tensor
+
+
+def look(
+    model: Any,
+    prefix: nn.Module,
+    cut: Window,
+    images: Any,
+    channels: np.ndarray,
+    units: Units,
+    rounds: list[np.ndarray],
+) -> Iterator[tuple[Units, Seen]]:
+    """Yield, per round of one batch (see `batches`), its units and what they see.
+
+    `images` uint8 (N, H, H, 3) is indexed by the units' image; `channels` maps their slots to
+    channels of the layer that `prefix` computes.
+    """
+    device = model.device
+    first = units.take(rounds[0])
+    corners = zip(first.image, cut.crop_start(first.y, 0), cut.crop_start(first.x, 1), strict=True)
+    crops = np.stack([images[i, t : t + cut.crop, u : u + cut.crop] for i, t, u in corners])
+    crops = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
+    members = [units.take(rows) for rows in rounds]
+    positions = [
+        (
+            channels[member.slot].astype(np.int64),
+            cut.position_in_crop(member.y, 0),
+            cut.position_in_crop(member.x, 1),
+        )
+        for member in members
+    ]
+    input = model.description["input"]
+    results = unit_gradients(
+        prefix,
+        crops.float() / 255,
+        torch.tensor(input["mean"], device=device),
+        torch.tensor(input["std"], device=device),
+        [tuple(torch.from_numpy(a).to(device) for a in arrays) for arrays in positions],
+    )
+    for member, (value, gradient) in zip(members, results, strict=True):
+        top, left = (
+            torch.from_numpy(cut.window_start(p, axis) - cut.crop_start(p, axis)).to(device)
+            for axis, p in enumerate((member.y, member.x))
+        )
+        pixels = crops[: len(member)]
+        yield (
+            member,
+            Seen(
+                value,
+                cut_windows(gradient, top, left, cut.size),
+                cut_windows(pixels, top, left, cut.size),
+                cut_windows(torch.ones_like(pixels[:, :1]), top, left, cut.size)[:, 0] > 0,
+                gradient.double().square().sum((1, 2, 3)),
+            ),
+        )
+
+
 # ---- sums over units
 
 
@@ -467,7 +537,10 @@ class _Block:
         for number, rounds in enumerate(batches(units, self._cut, batch)):
             size = sum(map(len, rounds))
             if number >= finished:
-                self._run_batch(model, prefix, images, channels, units, rounds)
+                for seen_units, seen in look(
+                    model, prefix, self._cut, images, channels, units, rounds
+                ):
+                    self._add(seen_units, seen)
                 if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
                     begun = time.monotonic()
                     self._save(partial, int(channels[0]), number + 1)
@@ -475,74 +548,18 @@ class _Block:
                     cost = saved - begun
             advance(size)
 
-    def _run_batch(
-        self,
-        model: Any,
-        prefix: nn.Module,
-        images: Any,
-        channels: np.ndarray,
-        units: Units,
-        rounds: list[np.ndarray],
-    ) -> None:
-        cut, device = self._cut, model.device
-        first = units.take(rounds[0])
-        top, left = cut.crop_start(first.y, 0), cut.crop_start(first.x, 1)
-        crops = np.stack(
-            [
-                images[i, t : t + cut.crop, u : u + cut.crop]
-                for i, t, u in zip(first.image, top, left, strict=True)
-            ]
-        )
-        crops = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
-        pixels = crops.float() / 255
-        members = [units.take(rows) for rows in rounds]
-        arguments = [
-            tuple(
-                torch.from_numpy(a).to(device)
-                for a in (
-                    channels[member.slot].astype(np.int64),
-                    cut.position_in_crop(member.y, 0),
-                    cut.position_in_crop(member.x, 1),
-                )
-            )
-            for member in members
-        ]
-        input = model.description["input"]
-        mean = torch.tensor(input["mean"], device=device)
-        std = torch.tensor(input["std"], device=device)
-        results = unit_gradients(prefix, pixels, mean, std, arguments)
-        for member, (value, gradient) in zip(members, results, strict=True):
-            self._add(member, value, gradient, pixels[: len(member)], crops[: len(member)])
-
-    def _add(
-        self,
-        units: Units,
-        value: torch.Tensor,
-        gradient: torch.Tensor,
-        pixels: torch.Tensor,
-        crops: torch.Tensor,
-    ) -> None:
-        cut, device = self._cut, value.device
-        offset = [
-            torch.from_numpy(cut.window_start(p, a) - cut.crop_start(p, a)).to(device)
-            for a, p in enumerate((units.y, units.x))
-        ]
-        windowed = cut_windows(gradient, *offset, cut.size)
-        image = cut_windows(pixels, *offset, cut.size)
-        inside = cut_windows(torch.ones_like(pixels[:, :1]), *offset, cut.size)[:, 0]
-        slot = torch.from_numpy(units.slot).to(device)
-        rank = torch.from_numpy(units.rank).to(device)
-        self._sums.add(slot, rank, windowed, image, inside)
-        np.add.at(self._inside, units.slot, windowed.double().square().sum((1, 2, 3)).cpu().numpy())
-        np.add.at(self._energy, units.slot, gradient.double().square().sum((1, 2, 3)).cpu().numpy())
-        self._certificate[units.slot, units.rank] = np.abs(value.cpu().numpy() - units.value)
+    def _add(self, units: Units, seen: "Seen") -> None:
+        device = seen.gradient.device
+        slot, rank = (torch.from_numpy(a).to(device) for a in (units.slot, units.rank))
+        self._sums.add(slot, rank, seen.gradient, seen.image.float() / 255, seen.inside)
+        inside = seen.gradient.double().square().sum((1, 2, 3)).cpu().numpy()
+        np.add.at(self._inside, units.slot, inside)
+        np.add.at(self._energy, units.slot, seen.energy.cpu().numpy())
+        self._certificate[units.slot, units.rank] = np.abs(seen.value.cpu().numpy() - units.value)
         kept = np.flatnonzero(units.rank < self._keep)
-        if len(kept):
-            index = torch.from_numpy(kept).to(device)
-            patches = cut_windows(crops[index], *(o[index] for o in offset), cut.size)
-            at = units.slot[kept], units.rank[kept]
-            self._patch[at] = patches.permute(0, 2, 3, 1).cpu().numpy()
-            self._gradient[at] = windowed[index].cpu().numpy()
+        at = units.slot[kept], units.rank[kept]
+        self._patch[at] = seen.image[kept].permute(0, 2, 3, 1).cpu().numpy()
+        self._gradient[at] = seen.gradient[kept].cpu().numpy()
 
     def fields(self) -> dict[str, np.ndarray]:
         """Return the large datasets of the block."""
