@@ -189,6 +189,15 @@ def test_defaults_are_filled_in_at_every_depth(good):
     }, "the argument stays as it is"
 
 
+def test_defaults_give_way_to_a_smaller_number_that_is_given(good):
+    loaded = config.load(changed(good, "activations.top_k", 5))
+    assert (loaded["receptive_fields"]["keep"], loaded["figures"]["patches"]) == (5, 5)
+    loaded = config.load(changed(good, "receptive_fields.keep", 4))
+    assert loaded["figures"]["patches"] == 4
+    bad = changed(changed(good, "activations.top_k", 5), "receptive_fields.keep", 9)
+    assert config.check(bad)[0][0].startswith("receptive_fields.keep: 9 is not allowed")
+
+
 def test_loading_twice_changes_nothing(good):
     loaded = config.load(good)
     good["datasets"] = {"photos": good["datasets"]["photos"], "s": {"source": "scenes"}}

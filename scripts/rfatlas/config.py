@@ -93,7 +93,7 @@ def check(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
             problems.append(f"{_dotted(path)}: {problem}")
             wrong.append(path)
     filled = _filled(_without(typed, wrong), schema())
-    filled = _resolved(filled)
+    filled = _resolved(_fitted(filled, typed))
     for path, problem in _related(filled, typed):
         # What follows from a key that is wrong already (or from its default) is no news; the
         # source of a data set decides on all of its other keys.
@@ -344,6 +344,16 @@ def _filled(value: Any, node: Mapping[str, Any]) -> Any:
             key: _filled(child, _child(node, key)) for key, child in sorted(keys_present.items())
         }
     return {key: _filled(child, _child(node, key)) for key, child in sorted(value.items())}
+
+
+def _fitted(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that would exceed a smaller number that was given, lowered to it."""
+    fields, figures = config["receptive_fields"], config["figures"]
+    if "keep" not in (given.get("receptive_fields") or {}):
+        fields["keep"] = min(fields["keep"], fields["top_k"] or config["activations"]["top_k"])
+    if "patches" not in (given.get("figures") or {}):
+        figures["patches"] = min(figures["patches"], fields["keep"])
+    return config
 
 
 def _found(path: str) -> str:

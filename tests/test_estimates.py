@@ -1,0 +1,183 @@
+"""Estimates before a run: disk from shapes, time from rates, and a disk that is too small."""
+
+import csv
+from collections import namedtuple
+
+import pytest
+
+from rfatlas import config, estimates, preflight
+from rfatlas.errors import RfatlasError
+
+RATES = {
+    "start_plain": 0.0,
+    "start_torch": 0.0,
+    "model": 0.0,
+    "scenes": 1.0,
+    "decode_file": 0.001,
+    "decode_bytes": 10.0,
+    "forward_cpu": 10.0,
+    "summary_cpu": 1e12,
+    "fields_cpu": 5.0,
+    "fields_mean": 1e12,
+    "channels": 0.0,
+    "figures": 0.0,
+    "forward_gpu": 1000.0,
+    "fields_gpu": 500.0,
+}
+
+LAYERS = [
+    {
+        "name": "near",
+        "channels": 8,
+        "height": 50,
+        "width": 50,
+        "rectified": False,
+        "size": 9,
+        "stride": 1,
+        "gflops": 1.0,
+    },
+    {
+        "name": "far",
+        "channels": 16,
+        "height": 25,
+        "width": 25,
+        "rectified": True,
+        "size": None,
+        "stride": None,
+        "gflops": 2.0,
+    },
+]
+
+
+def budget(count=1000, cores=4, gpu=False, mean_bytes=5e4, **sections):
+    """A budget for one run of an invented network on `count` images of 100 pixels."""
+    raw = {
+        "runs": {"a": {"model": "net", "dataset": "photos"}},
+        "models": {"net": {"factory": "x.y", "weights": "NAMED"}},
+        "datasets": {"photos": {"source": "scenes"}},
+        **sections,
+    }
+    problems, filled = config.check(raw)
+    assert problems == []
+    # Photographs that need not be there.
+    filled["datasets"]["photos"]["source"] = "list"
+    description = {
+        "gflops": 2.0,
+        "parameters": 1_000_000,
+        "n_classes": 10,
+        "input": {"resize": 120, "crop": 100},
+        "layers": LAYERS,
+    }
+    images = preflight.Images(count, mean_bytes, 9, "digest")
+    plan = preflight.Plan(filled, {"net": description}, {"photos": images})
+    return estimates.Budget(plan, {"a": ["near", "far"]}, cores, gpu, RATES)
+
+
+def row(found, stage):
+    return next(row for row in found.rows if row.stage == stage)
+
+
+def test_images_take_three_bytes_per_pixel_and_their_decoding_its_time():
+    images = row(budget(), "images")
+    assert images.files.keys() == {"results/images/photos_120_100.h5"}
+    assert images.disk == pytest.approx(1000 * 3 * 100 * 100, rel=0.01)
+    assert images.wall_s == pytest.approx(1000 * (0.001 + 0.05 / 10) / 4)
+
+
+def test_a_pass_takes_its_operations_over_the_rate_of_all_threads():
+    assert row(budget(), "activations").wall_s == pytest.approx(1000 * 2.0 / (10 * 4), rel=0.01)
+    assert row(budget(gpu=True), "activations").wall_s == pytest.approx(2.0, rel=0.01)
+
+
+def test_ranges_run_side_by_side_as_cores_allow():
+    assert row(budget(activations={"range_size": 300}), "activations").jobs == 4
+    alone = row(budget(cores=4, activations={"range_size": 250}), "activations").wall_s
+    twice = row(budget(cores=8, activations={"range_size": 250}), "activations").wall_s
+    assert alone == pytest.approx(2 * twice)
+
+
+def test_activations_on_disk_are_values_per_image_lists_and_kept_maps():
+    found = row(budget(activations={"top_k": 10, "keep_maps": ["far"]}), "activations")
+    per_image = 1000 * ((8 + 16) * 2 * 4 + 10 * 4 + 16 * 4)
+    lists = 10 * 10 * (8 * 4 + 16 * 2)
+    maps = 1000 * 16 * 25 * 25 * 2
+    class_means = 8 * 10 * 24
+    merged = found.files["results/a/activations.h5"]
+    assert merged == pytest.approx(per_image + lists + maps + class_means)
+    assert found.disk == pytest.approx(2 * merged), "the ranges stay until they are merged"
+
+
+def test_receptive_fields_cost_the_crop_twice_for_every_unit():
+    found = row(budget(activations={"top_k": 10}), "receptive_fields")
+    near = 2 * ((9 + 1) / 100) ** 2 * 1.0 * 8 * 10
+    far = 2 * 2.0 * 16 * 10
+    assert found.jobs == 2
+    assert found.jobs * found.seconds == pytest.approx((near + far) / (5 * 4), rel=0.01)
+
+
+def test_receptive_fields_on_disk_are_what_the_file_holds():
+    found = row(budget(receptive_fields={"keep": 5, "channels": 4}), "receptive_fields")
+    for layer, side in (("near", 9), ("far", 100)):
+        patches, gradients = 4 * 5 * side**2 * 3, 4 * 5 * side**2 * 3 * 4
+        means, counts = 4 * 4 * 3 * side**2 * 8, 4 * side**2 * 4
+        size = found.files[f"results/a/receptive_fields/{layer}.h5"]
+        assert size == patches + gradients + means + counts
+
+
+def test_memory_of_the_pass_grows_with_the_batch_alone():
+    def memory(count, batch):
+        return budget(count, activations={"batch_size": batch}).mem_mb("activations", "a")
+
+    assert memory(1000, 8) == memory(50000, 8)
+    assert memory(1000, 800) > memory(1000, 8) + 100
+
+
+def test_stages_that_are_switched_off_cost_nothing():
+    found = budget(stages={"receptive_fields": False, "figures": False})
+    assert {row.stage for row in found.rows} == {"images", "model", "activations", "channels"}
+
+
+def test_a_job_is_granted_more_time_than_it_should_take():
+    found = budget(count=100_000)
+    estimate = row(found, "activations").seconds / 60
+    assert found.minutes("activations", "a") >= 4 * estimate
+    assert found.minutes("channels", "a") == 10
+    assert found.minutes("images", "unheard_of_1_1") == 240
+
+
+def test_the_table_names_every_stage_and_the_sum():
+    lines = budget().table().splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [
+        "images",
+        "model",
+        "activations",
+        "receptive_fields",
+        "channels",
+        "figures",
+        "total",
+    ]
+    assert "30.1 MB" in lines[2] and "photos_120_100" in lines[2]
+
+
+def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(tmp_path, monkeypatch):
+    found = budget()
+    need = sum(row.disk for row in found.rows)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda folder: usage(need + 1))
+    found.check_disk(tmp_path)
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda folder: usage(need - 1e5))
+    with pytest.raises(RfatlasError, match=r"need about .* MB more \(.* MB free"):
+        found.check_disk(tmp_path)
+    # What lies there already need not be written again.
+    packed = tmp_path / "results" / "images" / "photos_120_100.h5"
+    packed.parent.mkdir(parents=True)
+    packed.write_bytes(bytes(200_000))
+    found.check_disk(tmp_path)
+
+
+def test_every_shipped_rate_has_a_value_a_unit_and_a_source():
+    assert estimates.read_rates().keys() == RATES.keys()
+    with estimates.RATES.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            assert float(line["value"]) > 0
+            assert line["unit"] and line["source"], line["rate"]
