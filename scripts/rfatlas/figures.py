@@ -29,9 +29,9 @@ TILE = 64
 PIXELATED = 21
 #: Grey level about which the pattern "outside the image" is drawn.
 NEUTRAL = 225
-#: No montage is wider than this, in pixels, or has more channels: no viewer shows larger pictures.
+#: No montage is wider than this, in pixels, or has more channels: larger ones are no picture any more.
 MAX_WIDTH = 4000
-MAX_CHANNELS = 1000
+MAX_CHANNELS = 200
 GAP = 3
 GROUP_GAP = 12
 LABEL_WIDTH = 62
