@@ -29,7 +29,7 @@ TILE = 64
 PIXELATED = 21
 #: Grey level about which the pattern "outside the image" is drawn.
 NEUTRAL = 225
-#: No montage is wider than this, in pixels, or has more channels: larger ones are no picture any more.
+#: No montage is wider (in pixels) or has more channels: memory, and pictures that can be looked at.
 MAX_WIDTH = 4000
 MAX_CHANNELS = 200
 GAP = 3
