@@ -1,8 +1,8 @@
 """Stage `train_demo`: train the demo's network on scenes that the workflow draws.
 
-Deterministic from its seeds on one machine and one number of threads: scenes, initial weights,
-order and augmentation of every epoch each have a generator of their own, so that training resumed
-from an epoch's checkpoint ends with the same bits as training in one go.
+Deterministic from its seeds on one kind of processor and one number of threads: scenes, initial
+weights, order and augmentation of every epoch each have a generator of their own, so that training
+resumed from an epoch's checkpoint ends with the same bits as training in one go.
 
 The weight decay acts on every parameter, the scales of batch normalisation too: first-layer filters
 that the task does not need fade away, as in the networks of Kobayashi & Shouno 2020.
@@ -204,7 +204,7 @@ def write(result: Result, settings: Settings, weights: Path | str, provenance: P
     norms = filter_norms(result.module)
     record = {
         "factory": "rfatlas.demo_net.resnet_demo",
-        "command": "snakemake --cores 2 --forcerun train_demo train_demo",
+        "command": "snakemake --cores 2 --forcerun train_demo_network train_demo",
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "bytes": weights.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in result.module.parameters()),
