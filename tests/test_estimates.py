@@ -18,7 +18,7 @@ RATES = {
     "forward_cpu": 10.0,
     "summary_cpu": 1e12,
     "fields_cpu": 5.0,
-    "fields_mean": 1e12,
+    "fields_unit": 0.0,
     "channels": 0.0,
     "figures": 0.0,
     "forward_gpu": 1000.0,

@@ -298,11 +298,9 @@ class Budget:
         for layer in self.layers[run]:
             channels = min(layer["channels"], settings["channels"] or layer["channels"])
             size = min(layer["size"] or crop, crop)
-            # Forward and backward through the crop; its edges are computed along.
-            share = min(1.0, (size + (layer["stride"] or 0)) / crop) ** 2
-            gflop = 2 * share * layer["gflops"] * channels * units_per_channel
-            seconds.append(self._network_s(gflop, "fields"))
-            seconds[-1] += channels * units_per_channel * size**2 / 1e6 / self.rates["fields_mean"]
+            units = channels * units_per_channel
+            seconds.append(self._network_s(units * gflop_per_unit(layer, crop), "fields"))
+            seconds[-1] += units * (0.0 if self.gpu else self.rates["fields_unit"])
             kept = channels * settings["keep"] * 15.0 * size**2
             means = channels * size**2 * (4 * 3 * 8.0 + 4)
             files[f"results/{run}/receptive_fields/{layer['name']}.h5"] = kept + means
@@ -323,6 +321,16 @@ class Budget:
         seconds = self.rates["start_plain"] + layers * self.rates["figures"]
         files = {f"results/{run}/figures": 2e6 * layers}
         return Row("figures", run, 1, seconds, 1, self.mem_mb("figures"), files)
+
+
+def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:
+    """GFLOP of the forward and backward pass behind one unit of a layer of the description.
+
+    The pass runs on the unit's receptive field, about a stride wider than its size, or on the whole
+    image of `crop` pixels where that is smaller.
+    """
+    side = min(crop, (layer["size"] or crop) + (layer["stride"] or 0))
+    return 2 * (side / crop) ** 2 * layer["gflops"]
 
 
 def _units(layer: Mapping[str, Any]) -> int:
