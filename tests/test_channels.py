@@ -83,6 +83,9 @@ def test_class_selectivity_is_the_loop_over_classes(written, table):
             assert found["class_selectivity"] == pytest.approx(expected, rel=1e-12)
             assert found["preferred_label"] == best
             assert found["preferred_class"] == f"class {best}"
+    # Without a ReLU the index has no meaning; the class that drives a channel most still has.
+    signed = table[~table["rectified"]]
+    assert signed["class_selectivity"].isna().all() and signed["preferred_label"].notna().all()
 
 
 def test_class_selectivity_in_closed_form():

@@ -220,7 +220,9 @@ def activation_table(
                     f"{activations.filename}: layer {name!r} has means of {len(class_mean)} "
                     f"classes, the images have labels up to {known.max()}"
                 )
-            table["class_selectivity"], preferred = class_selectivity(class_mean, counts)
+            selectivity, preferred = class_selectivity(class_mean, counts)
+            # Without a ReLU a mean that happens to be positive says nothing about the sum below it.
+            table["class_selectivity"] = selectivity if layer["rectified"] else np.nan
             table["preferred_label"] = pd.array(preferred, "Int64")
             table.loc[preferred < 0, "preferred_label"] = pd.NA
             table["preferred_class"] = [
