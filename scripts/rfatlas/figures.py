@@ -29,6 +29,7 @@ TILE = 64
 PIXELATED = 21
 #: Grey level about which the pattern "outside the image" is drawn.
 NEUTRAL = 225
+OUTLINE = 190
 #: No montage is wider (in pixels) or has more channels: memory, and pictures that can be looked at.
 MAX_WIDTH = 4000
 MAX_CHANNELS = 200
@@ -285,6 +286,8 @@ def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure
 
     def put(row: int, column: int, picture: np.ndarray, blank: np.ndarray) -> None:
         x, y = layout.corner(row, column)
+        # A hairline keeps white patches apart from the page.
+        canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = OUTLINE
         canvas[y : y + side, x : x + side] = tile(picture, blank, side)
 
     for row in range(len(fields.channel)):
