@@ -536,6 +536,7 @@ def net(classes=6, scale=1.0, head=True):
             pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(5, classes)
         )
     module = nn.Sequential(parts)
+    module.conv1.weight.data *= min(scale, 1e3)
     module.conv2.weight.data *= scale
     return module
 """

@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ STAGE = "activations"
 SAVE_EVERY_S = 5.0
 """Seconds between two saved states: what a killed job does again, if a batch is not longer."""
 
-_PENDING = -2
+_WAITING = 0.25
+"""Share of a top list that may wait to be sorted in: fewer sorts against looser thresholds."""
 _PASS_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 30}
 """Elements reduced at once: on a CPU what stays in its cache between the passes."""
 _SCAN_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
@@ -62,13 +64,15 @@ class TopList:
 
     `value` f32 (C, K) is -inf in empty slots, `image` i32 (C, K) and `position` i32 (C, K), the
     flat index y * W + x, are -1 there. Equal values stand in ascending order of (image, position).
-    Values not above `floor` never enter.
+    Values not above `floor` never enter. Candidates wait until they are many or `settle` is called:
+    the arrays do not know of them before.
     """
 
     value: np.ndarray
     image: np.ndarray
     position: np.ndarray
     floor: float = -np.inf
+    _waiting: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, channels: int, k: int, floor: float = -np.inf) -> "TopList":
@@ -81,7 +85,7 @@ class TopList:
         )
 
     def threshold(self) -> np.ndarray:
-        """Return (C,) what a value of a later image must exceed to enter."""
+        """Return (C,) what a value of a later image must exceed to enter (or less, unsettled)."""
         return np.maximum(self.value[:, -1], np.float32(self.floor))
 
     def offer(
@@ -93,13 +97,20 @@ class TopList:
         after all units that the list has seen: every sort here is stable and keeps that order.
         """
         wanted = value > self.threshold()[channel]
-        channel, value, image, position = (
-            array[wanted] for array in (channel, value, image, position)
-        )
+        self._waiting.append(tuple(array[wanted] for array in (channel, value, image, position)))
+        if sum(len(columns[0]) for columns in self._waiting) > _WAITING * self.value.size:
+            self.settle()
+
+    def settle(self) -> None:
+        """Put the candidates that wait into the arrays."""
+        if not self._waiting:
+            return
+        columns = [np.concatenate(column) for column in zip(*self._waiting, strict=True)]
+        self._waiting.clear()
+        # Keys of 64 bits hold channel, value and place in line of so many candidates.
         step = 1 << (32 - len(self.value).bit_length())
-        for start in range(0, len(channel), step):
-            block = slice(start, start + step)
-            self._insert(channel[block], value[block], image[block], position[block])
+        for start in range(0, len(columns[0]), step):
+            self._insert(*(column[start : start + step] for column in columns))
 
     def _insert(
         self, channel: np.ndarray, value: np.ndarray, image: np.ndarray, position: np.ndarray
@@ -132,8 +143,10 @@ class TopList:
 
     def extend(self, later: "TopList") -> None:
         """Merge in a list whose images all come after this one's."""
+        later.settle()
         channel, slot = np.nonzero(later.image >= 0)
         self.offer(channel, *(getattr(later, name)[channel, slot] for name in _TOP_LIST_ARRAYS))
+        self.settle()
 
 
 _TOP_LIST_ARRAYS = ("value", "image", "position")
@@ -306,27 +319,22 @@ class Summary:
         units, per_image = self.lists[name], self.lists[f"{name}_per_image"]
         extremes = extremes.mul(sign)
         score = extremes.amax(1).cpu().numpy()
-        image, channel = np.nonzero(score > per_image.threshold())
+        entering = score > per_image.threshold()
+        image, channel = np.nonzero(entering)
         if not len(image):
             return
-        pending = np.full(len(image), _PENDING, np.int32)
-        per_image.offer(channel, score[image, channel], first + image, pending)
-        channel, slot = np.nonzero(per_image.position == _PENDING)
-        image = per_image.image[channel, slot] - first
-        entered = np.zeros(score.shape, bool)
-        entered[image, channel] = True
-        # K units are at least as large as the last of the per-image list: nothing below can enter.
-        limit = np.maximum(units.threshold(), _just_below(per_image.value[:, -1]))
-        hopeful = entered & (score > limit)
-        limit = np.where(hopeful, limit, np.where(entered, _just_below(score), np.float32(np.inf)))
+        # K units of earlier images are at least as large as the last of the per-image list.
+        limit = np.maximum(units.threshold(), per_image.threshold())
+        hopeful = score > limit
+        limit = np.where(hopeful, limit, np.where(entering, _just_below(score), np.float32(np.inf)))
         if self.height * self.width > self.top_k:
             self._limit_first(maps, sign, limit, hopeful & (units.image[:, -1] < 0))
         i, c, position, value = _beyond(maps, extremes, sign, limit)
         # Of several places of the maximum the first is written last.
         peaks = np.nonzero(value == score[i, c])[0][::-1]
-        place = np.zeros(score.shape, np.int32)
+        place = np.empty(score.shape, np.int32)
         place[i[peaks], c[peaks]] = position[peaks]
-        per_image.position[channel, slot] = place[image, channel]
+        per_image.offer(channel, score[image, channel], first + image, place[image, channel])
         chosen = hopeful[i, c]
         units.offer(c[chosen], value[chosen], first + i[chosen], position[chosen])
 
@@ -373,6 +381,7 @@ class Summary:
             if other.start >= self.stop:
                 mine.extend(theirs)
             else:
+                theirs.settle()
                 joined = TopList(*(getattr(theirs, a).copy() for a in _TOP_LIST_ARRAYS), mine.floor)
                 joined.extend(mine)
                 self.lists[name] = joined
@@ -384,6 +393,7 @@ class Summary:
         arrays = {name: getattr(self, name) for name in _MOMENTS}
         arrays["span"] = np.array([self.start, self.stop])
         for name, top in self.lists.items():
+            top.settle()
             arrays |= {f"{name}/{array}": getattr(top, array) for array in _TOP_LIST_ARRAYS}
         return arrays
 
@@ -406,6 +416,7 @@ class Summary:
         group["max"] = self.maximum if seen else nothing
         group["fraction_active"] = self.positive / self.units if seen else nothing
         for name, top in self.lists.items():
+            top.settle()
             empty = top.image < 0
             value = 0 - top.value if name.startswith("bottom") else top.value
             group[f"{name}_value"] = np.where(empty, np.float32(0), value)
@@ -560,6 +571,8 @@ class RangePass:
         keep_maps: Sequence[str] = (),
         save_every: float = SAVE_EVERY_S,
     ):
+        import torch
+
         self.start, self.stop, self.position = start, stop, start
         self._partial, self._save_every, self._saved = partial, save_every, time.monotonic()
         self.summaries = {
@@ -576,6 +589,9 @@ class RangePass:
         self._rows = RowFiles(partial.folder, kinds)
         self._keep_maps = set(keep_maps)
         self._outputs = tuple(outputs)
+        # A layer per thread: much of a summary is NumPy's work, which has one thread only.
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(threads, "layer", torch.set_num_threads, (1,))
         self._resume()
 
     def _resume(self) -> None:
@@ -609,13 +625,18 @@ class RangePass:
         import torch
 
         first = self.position
-        for layer, summary in self.summaries.items():
-            peak, mean = summary.update(values[layer], first)
+
+        def summarise(layer: str) -> int:
+            peak, mean = self.summaries[layer].update(values[layer], first)
             self._rows.append(f"{layer}/image_max", peak)
             self._rows.append(f"{layer}/image_mean", mean)
             if layer in self._keep_maps:
                 maps = as_maps(values[layer]).clamp(-_F16_MAX, _F16_MAX).to(torch.float16)
                 self._rows.append(f"{layer}/maps", maps.cpu().numpy())
+            return len(peak)
+
+        on_cpu = all(value.device.type == "cpu" for value in values.values())
+        counts = list((self._pool.map if on_cpu else map)(summarise, self.summaries))
         for name in self._outputs:
             rows = outputs[name].float().cpu().numpy()
             bad = np.argwhere(~np.isfinite(rows))
@@ -625,7 +646,7 @@ class RangePass:
                     f"output/{name}", int(channel), first + int(image), rows[image, channel]
                 )
             self._rows.append(f"output/{name}", rows)
-        self.position += len(peak)
+        self.position += counts[0]
         if time.monotonic() - self._saved >= self._save_every:
             self.save()
 
@@ -646,6 +667,7 @@ class RangePass:
         """
         if self.position != self.stop:
             raise ValueError(f"images {self.position}-{self.stop} have not been seen")
+        self._pool.shutdown()
         with store.create(output, attrs) as file:
             for layer, summary in self.summaries.items():
                 summary.write(file.create_group(layer))

@@ -1,7 +1,7 @@
-"""Speed of the activation stage against the bare forward pass: `python tests/benchmarks/activations.py`.
+"""Speed of the activation stage against the bare forward pass.
 
-Both run torchvision's resnet34 at 224 px with random weights over the same batches, in one process,
-in turns, on the CPU. Ours starts from packed images on disk and ends with the written file: reading,
+Both run torchvision's resnet34 at 224 px with random weights over the same batches, in one
+process, in turns, on the CPU. Ours goes from packed images on disk to the written file: reading,
 preprocessing, every summary of the default layers, progress records. The peer is
 `model(batch)` alone, in inference mode, on normalised batches that lie in memory, timed in the
 default and in the channels-last memory format. The last line is one JSON object: `ratio` is the
