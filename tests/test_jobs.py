@@ -1,0 +1,79 @@
+"""What scripts share: log file, one clear line for bad input, start-up record."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys
+    from types import SimpleNamespace
+    sys.path.insert(0, sys.argv[1])
+    from rfatlas import jobs
+    from rfatlas.errors import RfatlasError
+    job = SimpleNamespace(log=["logs/deep/a.log"], threads=1, rule="some_rule")
+    with jobs.job(job) as log:
+        log.info("hello")
+        for _ in jobs.progress(range(3), unit="image", desc="work"):
+            pass
+        if sys.argv[2] == "bad":
+            raise RfatlasError("config key x: 3 is not 4")
+        if sys.argv[2] == "bug":
+            raise ZeroDivisionError("oops")
+    print("torch" in sys.modules)
+    """
+)
+
+
+def run(folder, kind):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(SCRIPTS), kind],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_job_logs_and_records_its_start_up(tmp_path):
+    done = run(tmp_path, "good")
+    assert done.returncode == 0 and done.stdout.strip() == "False", "torch is not imported for it"
+    log = (tmp_path / "logs/deep/a.log").read_text()
+    assert "hello" in log and "work: 100%" in log and "3/3" in log
+    record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
+    (line,) = map(json.loads, record)
+    assert line["rule"] == "some_rule" and 0 < line["startup_s"] <= line["total_s"]
+
+
+@pytest.mark.parametrize("kind", ["bad", "bug"])
+def test_bad_input_is_one_line_and_a_bug_a_traceback(tmp_path, kind):
+    done = run(tmp_path, kind)
+    log = (tmp_path / "logs/deep/a.log").read_text()
+    assert done.returncode == 1
+    if kind == "bad":
+        assert done.stderr == "rfatlas: config key x: 3 is not 4\n"
+        assert "ERROR config key x: 3 is not 4" in log and "Traceback" not in log
+    else:
+        assert "ZeroDivisionError: oops" in log and "Traceback" in log
+
+
+def test_records_of_jobs_at_once_stay_whole(tmp_path):
+    procs = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(SCRIPTS), "good"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(4)
+    ]
+    assert all(proc.wait() == 0 for proc in procs)
+    record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
+    assert len([json.loads(line) for line in record]) == 4
