@@ -80,18 +80,20 @@ def test_partial_resumes_the_same_question_only(tmp_path):
 def test_allocated_rows_read_back_and_the_file_is_always_valid(tmp_path):
     path = tmp_path / "rows.h5"
     layout = {"a": ((5, 2, 3), np.float64), "b": ((5,), np.int16)}
-    rows = store.Allocated(path, layout)
+    rows = store.Allocated(path, layout, ATTRS)
     rows.write("a", 3, np.arange(12.0).reshape(2, 2, 3))
     with h5py.File(path) as file:
         assert file["a"].shape == (5, 2, 3), "readable while rows are being written"
     rows.write("b", 0, np.array([7, 8, 9, 10, 11]))
-    rows.close()
-    continued = store.Allocated(path, layout)
+    with pytest.raises(RfatlasError, match="was never finished"):
+        store.open(path)
+    continued = store.Allocated(path, layout, ATTRS)
     continued.write("a", 0, np.full((1, 2, 3), 4))
     with pytest.raises(ValueError, match=r"rows of shape \(3, 2\), expected \(2, 3\)"):
         continued.write("a", 0, np.zeros((1, 3, 2)))
-    continued.close()
-    with h5py.File(path) as file:
+    continued.publish(tmp_path / "out" / "rows.h5")
+    assert not path.exists()
+    with store.open(tmp_path / "out" / "rows.h5", "images") as file:
         assert file["a"][3:].ravel().tolist() == list(range(12))
         assert (file["a"][0] == 4).all() and file["b"][:].tolist() == [7, 8, 9, 10, 11]
         mapped = store.array(file["a"])
@@ -99,7 +101,7 @@ def test_allocated_rows_read_back_and_the_file_is_always_valid(tmp_path):
 
 
 def test_full_disk_is_an_error_of_the_write(tmp_path, monkeypatch):
-    rows = store.Allocated(tmp_path / "rows.h5", {"a": ((5,), np.int64)})
+    rows = store.Allocated(tmp_path / "rows.h5", {"a": ((5,), np.int64)}, ATTRS)
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -383,13 +383,7 @@ def _create(path: Path, shape: tuple[int, ...]) -> int:
     class names in an attribute.
     """
     with h5py.File(path, "w", libver="v108") as file:
-        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plist.set_layout(h5py.h5d.CONTIGUOUS)
-        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        space = h5py.h5s.create_simple(shape)
-        dataset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plist)
-        offset = dataset.get_offset()
+        offset = store.contiguous(file, "images", shape, np.uint8)
     if path.stat().st_size != offset + int(np.prod(shape, dtype=np.int64)):
         raise RuntimeError(
             f"{path}: HDF5 laid the file out in a way that rows cannot be written to"

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -30,8 +29,8 @@ from rfatlas import statistics, store
 from rfatlas.errors import RfatlasError
 from rfatlas.graph import Geometry
 
-# Share of the centre above which a pixel belongs to the effective RF: two sigma of a Gaussian
-# (Luo et al. 2016).
+# Share of the centre above which a pixel belongs to the effective RF (Luo et al. 2016, where it is
+# 1 - 0.9545, the two-sigma level); of a Gaussian, all within 2.49 sigma.
 ERF_THRESHOLD = 0.0455
 
 # A recomputed activation further from the cached one than this share of the layer's largest means
@@ -477,20 +476,32 @@ def measure(
             "channels": channels.tolist(),
         },
     )
-    s = cut.size
-    field = ((len(channels), 3, s, s), np.float64)
+    n, s, geometry = len(channels), cut.size, cut.geometry
+    field = ((n, 3, s, s), np.float64)
     fields = store.Allocated(
         partial.folder / "fields.h5",
         {
-            "patch": ((len(channels), keep, s, s, 3), np.uint8),
-            "gradient": ((len(channels), keep, 3, s, s), np.float32),
-            "count": ((len(channels), s, s), np.int32),
+            "channel": ((n,), np.int32),
+            "patch": ((n, keep, s, s, 3), np.uint8),
+            "gradient": ((n, keep, 3, s, s), np.float32),
+            "count": ((n, s, s), np.int32),
             "mean_image": field,
             "mean_gradient": field,
             "mean_abs_gradient": field,
             "effective": field,
+            "energy_inside": ((n,), np.float32),
+            "certificate": ((n, k), np.float32),
+        },
+        {
+            **attrs,
+            "size": max(geometry.size) if geometry else image_size,
+            "stride": max(geometry.stride) if geometry else 0,
+            "start": geometry.start[0] if geometry else image_size / 2,
+            "whole_image": geometry is None,
+            "image_size": image_size,
         },
     )
+    fields.write("channel", 0, channels)
     prefix = model.graph.prefix(layer)
     done = set(partial.names())
     for first in range(0, len(channels), scheme.block):
@@ -505,8 +516,14 @@ def measure(
             partial.save(name, block.rows())
         else:
             advance(len(units))
-    fields.close()
-    return _finish(partial, output, layer, channels, cut, top, attrs)
+    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
+    rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    _check_certificate(layer, channels, rows["certificate"], top["value"])
+    for key in ("certificate", "energy_inside"):
+        fields.write(key, 0, rows[key])
+    fields.publish(output)
+    partial.finish()
+    return _table(layer, channels, rows, top)
 
 
 class _Block:
@@ -608,38 +625,6 @@ class _Block:
         return int(state["finished"])
 
 
-def _finish(
-    partial: store.Partial,
-    output: Path,
-    layer: str,
-    channels: np.ndarray,
-    cut: Window,
-    top: Mapping[str, np.ndarray],
-    attrs: Mapping[str, Any],
-) -> pd.DataFrame:
-    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
-    rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
-    _check_certificate(layer, channels, rows["certificate"], top["value"])
-    geometry = cut.geometry
-    with h5py.File(partial.folder / "fields.h5", "r+") as file:
-        for key in ("certificate", "energy_inside", "channel"):
-            if key in file:
-                del file[key]
-        file["certificate"] = rows["certificate"]
-        file["energy_inside"] = rows["energy_inside"]
-        file["channel"] = channels.astype(np.int32)
-        file.attrs.update(attrs)
-        file.attrs["size"] = max(geometry.size) if geometry else cut.image_size
-        file.attrs["stride"] = max(geometry.stride) if geometry else 0
-        file.attrs["start"] = geometry.start[0] if geometry else cut.image_size / 2
-        file.attrs["whole_image"] = geometry is None
-        file.attrs["image_size"] = cut.image_size
-        file.attrs["complete"] = True
-    store.publish(partial.folder / "fields.h5", output)
-    partial.finish()
-    return _table(layer, channels, rows, top)
-
-
 def _check_certificate(
     layer: str, channels: np.ndarray, certificate: np.ndarray, value: np.ndarray
 ) -> None:
@@ -654,22 +639,23 @@ def _check_certificate(
         )
 
 
+COLUMNS = (
+    "layer", "channel", "n_units", "certificate_max", "energy_inside", "split_half", "erf_sigma",
+    "erf_r2", "erf_fraction",
+)  # fmt: skip
+
+
 def _table(
     layer: str, channels: np.ndarray, rows: Mapping[str, np.ndarray], top: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     used = top["image"] >= 0
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(used, rows["certificate"] / np.abs(top["value"]), -np.inf).max(axis=1)
-    return pd.DataFrame(
-        {
-            "layer": layer,
-            "channel": channels,
-            "n_units": used.sum(axis=1),
-            "certificate_max": np.where(used.any(axis=1), relative, np.nan),
-            "energy_inside": rows["energy_inside"],
-            "split_half": rows["split_half"],
-            "erf_sigma": rows["erf_sigma"],
-            "erf_r2": rows["erf_r2"],
-            "erf_fraction": rows["erf_fraction"],
-        }
-    )
+    columns = {
+        "layer": layer,
+        "channel": channels,
+        "n_units": used.sum(axis=1),
+        "certificate_max": np.where(used.any(axis=1), relative, np.nan),
+        **{key: rows[key] for key in COLUMNS[4:]},
+    }
+    return pd.DataFrame(columns)[list(COLUMNS)]

@@ -92,12 +92,6 @@ def open(path: str | Path, stage: str | None = None) -> h5py.File:
     return file
 
 
-def publish(path: str | Path, output: str | Path) -> None:
-    """Move a finished file onto the output, in one step that a kill cannot halve."""
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, output)
-
-
 _PROVENANCE = ("stage", "stage_version", "config", "weights_sha256", "created_from", "sha256")
 
 
@@ -160,36 +154,48 @@ class Partial:
         shutil.rmtree(self.folder)
 
 
-class Allocated:
-    """An HDF5 file of fixed layout whose rows are written beside HDF5, so that a kill cannot damage
-    it.
+def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> int:
+    """Make a dataset in one piece, allocated but unset; return its byte offset in the file.
 
-    The file is made with contiguous, early-allocated datasets and closed: its metadata is then
-    complete and never touched again. Rows go straight to their place on disk. Reopen it with h5py
-    to add attributes when all rows are in. An existing file of that name is continued.
+    Its rows can be written beside HDF5 once the file is closed, without touching any metadata.
+    """
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.h5d.create(file.id, name.encode(), kind, space, layout).get_offset()
+
+
+class Allocated:
+    """A result file of fixed layout whose rows are written beside HDF5: a kill cannot damage it.
+
+    The file is made with all its datasets and attributes, and `complete` false; from then on only
+    rows change, and `publish` in the end. An existing file of that name is continued.
     """
 
-    def __init__(self, path: str | Path, datasets: Mapping[str, tuple[tuple[int, ...], Any]]):
-        path = Path(path)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
+    def __init__(
+        self,
+        path: str | Path,
+        datasets: Mapping[str, tuple[tuple[int, ...], Any]],
+        attrs: Mapping[str, Any],
+    ):
+        self._path = Path(path)
+        if not self._path.exists():
+            temporary = self._path.with_name(self._path.name + ".tmp")
             with h5py.File(temporary, "w") as file:
+                file.attrs.update(attrs)
+                file.attrs["complete"] = False
                 for name, (shape, dtype) in datasets.items():
-                    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                    layout.set_layout(h5py.h5d.CONTIGUOUS)
-                    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-                    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-                    space = h5py.h5s.create_simple(shape)
-                    h5py.h5d.create(file.id, name.encode(), kind, space, layout)
-            os.replace(temporary, path)
+                    contiguous(file, name, shape, dtype)
+            os.replace(temporary, self._path)
         self._rows: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
-        with h5py.File(path, "r") as file:
+        with h5py.File(self._path, "r") as file:
             for name in datasets:
                 dataset = file[name]
                 self._rows[name] = (dataset.id.get_offset(), dataset.dtype, dataset.shape[1:])
-        self._descriptor = os.open(path, os.O_RDWR)
+        self._descriptor = os.open(self._path, os.O_RDWR)
 
     def write(self, name: str, row: int, values: np.ndarray) -> None:
         """Write `values` (n, ...) to the rows `row` to `row + n - 1` of dataset `name`.
@@ -206,10 +212,15 @@ class Allocated:
             written = os.pwrite(self._descriptor, remaining, at)
             remaining, at = remaining[written:], at + written
 
-    def close(self) -> None:
-        """Flush the rows to disk and close the file."""
+    def publish(self, output: str | Path) -> None:
+        """Mark the file complete and move it onto `output`; nothing can be written afterwards."""
         os.fsync(self._descriptor)
         os.close(self._descriptor)
+        with h5py.File(self._path, "r+") as file:
+            # Overwrites one value in place, so that even this leaves the file readable if killed.
+            file.attrs.modify("complete", True)
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self._path, output)
 
 
 def array(dataset: h5py.Dataset) -> Any:
