@@ -10,6 +10,7 @@ A layer's output is (N, C, H, W) or, after global pooling, (N, C), which counts 
 is one position of one channel in one image; "all units" of a channel are N * H * W values.
 """
 
+import ctypes
 import json
 import logging
 import time
@@ -45,6 +46,8 @@ _SCAN_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 _COPY_BYTES = 1 << 20
 _CANCELLED = 0.01
 _F16_MAX = 65504.0
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+"""Options of glibc's mallopt, from malloc.h."""
 
 
 class NonFiniteError(RfatlasError):
@@ -776,6 +779,7 @@ def compute(
             f"activations.keep_maps: {', '.join(unknown)}: not among the layers that are analysed, "
             f"which are {', '.join(layers)}"
         )
+    keep_freed_memory()
     with devices.acquire(device, tf32) as where, store.open(images, "images") as packed:
         loaded = model.load(weights, where)
         total = len(packed["images"])
@@ -818,6 +822,20 @@ def compute(
                 bar.update(count)
         attrs |= {"start": start, "stop": stop, "total": total}
         run.write(output, attrs, labels[start:stop], classes)
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory of freed tensors, where its C library is glibc.
+
+    By default glibc hands large blocks back and fetches them anew for every batch; the system then
+    clears each page again, which takes a tenth of a forward pass.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        libc.mallopt(option, 2**31 - 1)
 
 
 class Forward:
