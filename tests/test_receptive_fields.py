@@ -401,3 +401,15 @@ def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
         assert set(a) == set(b)
         for key in a:
             assert np.array_equal(a[key][:], b[key][:], equal_nan=True), key
+
+
+def test_plan_keeps_within_memory():
+    """A layer that sees the whole image of 224 px: fewer channels and crops with less memory."""
+    cut = receptive_fields.window(None, 224)
+    sizes = [receptive_fields.plan(cut, 512, 100, 9, 60e6, mb) for mb in (1000, 2000, 4000)]
+    for memory, size in zip((1000, 2000, 4000), sizes, strict=True):
+        sums = size.block * 224 * 224 * (5 * 3 * 8 + 2 * 4)
+        assert sums < (memory - 700) * 1e6 / 2
+        assert size.batch * 60e6 < (memory - 700) * 1e6 / 2
+    assert sizes[0].block < sizes[1].block < sizes[2].block < 512
+    assert receptive_fields.plan(cut, 512, 100, 9, 60e6, 1).batch == 1

@@ -37,6 +37,8 @@ ERF_THRESHOLD = 0.0455
 # that the two come from other weights or images; float32 rounding stays far below.
 _CERTIFICATE_LIMIT = 1e-2
 
+_CPU = torch.device("cpu")
+
 # Progress is saved after so many seconds, or 20 times what a save costs if that is more.
 _SAVE_EVERY_S = 30.0
 
@@ -415,6 +417,12 @@ class Plan:
     batch: int
 
 
+# What the libraries and the network take before the first unit.
+_BASE_MB = 700
+# Pixels of crops in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
+_BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**23}
+
+
 def plan(
     window: Window,
     channels: int,
@@ -422,23 +430,22 @@ def plan(
     keep: int,
     crop_bytes: float,
     memory_mb: float,
+    device: torch.device = _CPU,
 ) -> Plan:
     """Return block and batch sizes for a layer.
 
     `crop_bytes`: what one crop's forward pass keeps; `units`: units per channel. Half of
-    `memory_mb`, less a base for the libraries, goes to the sums of a block, half to the batch. A
-    batch needs no more than 32 MPixel.
+    `memory_mb`, less a base for the libraries, goes to the sums of a block. The other half goes to
+    the batch, or on a GPU half of its free memory.
     """
     budget = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
     area = window.size**2
     per_channel = area * (5 * 3 * 8 * 2 + 4 * 3 + keep * 3 * 5)
     per_crop = crop_bytes + window.crop**2 * 3 * 4 * 4 + area * 3 * 8 * 5
-    batch = int(min(budget // per_crop, _BATCH_PIXELS // window.crop**2, channels * units))
+    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else budget
+    pixels = _BATCH_PIXELS[device.type]
+    batch = int(min(room // per_crop, pixels // window.crop**2, channels * units))
     return Plan(max(1, min(channels, int(budget // per_channel))), max(1, batch))
-
-
-_BASE_MB = 700
-_BATCH_PIXELS = 2**19
 
 
 def measure(
@@ -466,7 +473,8 @@ def measure(
     k = top["image"].shape[1]
     keep = min(keep, k)
     ratio = (cut.crop / image_size) ** 2
-    scheme = plan(cut, len(channels), k, keep, model.graph.kept_bytes(layer) * ratio, memory_mb)
+    kept_bytes = model.graph.kept_bytes(layer) * ratio
+    scheme = plan(cut, len(channels), k, keep, kept_bytes, memory_mb, model.device)
     partial = store.Partial(
         output,
         {
