@@ -410,7 +410,11 @@ class Summary:
                 setattr(top, array, arrays[f"{name}/{array}"])
 
     def write(self, group: h5py.Group) -> None:
-        """Write the datasets and attributes of this layer, but for the values per image."""
+        """Write the datasets and attributes of this layer, but for the values per image.
+
+        `var` is the population variance over all units. Empty slots of a list have value 0, image
+        -1 and yx (-1, -1). Without images the moments are NaN.
+        """
         group.attrs.update(height=self.height, width=self.width, rectified=self.rectified)
         seen = self.units > 0
         nothing = np.full(self.channels, np.nan)
