@@ -107,7 +107,7 @@ def test_resnet18_best_units_are_those_of_a_plain_loop(resnet18, shared_data):
         for layer, maps in kept.items():
             values = torch.cat(maps).numpy()
             image_max = file[layer]["image_max"][:60, :8]
-            scale = np.abs(values).max()
+            scale = float(np.abs(values).max())
             assert np.abs(image_max - values.max((2, 3))).max() < 1e-5 * scale
             image, yx = file[layer]["top_image"][:8], file[layer]["top_yx"][:8]
             for c, k in zip(*np.nonzero((image >= 0) & (image < 60)), strict=True):

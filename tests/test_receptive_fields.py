@@ -111,8 +111,12 @@ def test_crop_gives_what_the_whole_image_gives(layer, tmp_path):
     network."""
     extent = 128
     network, images = loaded(resnet18(), extent), photographs(3, extent)
-    top = top_tables(network, layer, images, 6, 4)
-    table = measure(network, layer, images, top, tmp_path / "x.h5", keep=6)
+    top = top_tables(network, layer, images, 6, 24)
+    # Random networks have channels that no noise drives.
+    channels = np.flatnonzero((top["image"] >= 0).all(1))[:3]
+    assert len(channels) == 3
+    top = {key: rows[channels] for key, rows in top.items()}
+    table = measure(network, layer, images, top, tmp_path / "x.h5", channels, keep=6)
     assert (table["certificate_max"] < 1e-4).all()
     with store.open(tmp_path / "x.h5", "receptive_fields") as file:
         gradient, patch = file["gradient"][:], file["patch"][:]
@@ -123,8 +127,8 @@ def test_crop_gives_what_the_whole_image_gives(layer, tmp_path):
     for c in range(2):
         for k in range(0, 6, 2):
             n, (y, x) = top["image"][c, k], top["yx"][c, k]
-            value, whole = whole_image(network, layer, images[n], c, y, x)
-            assert value == pytest.approx(top["value"][c, k], rel=1e-4)
+            value, whole = whole_image(network, layer, images[n], channels[c], y, x)
+            assert value == pytest.approx(top["value"][c, k], abs=1e-5 * float(top["value"].max()))
             assert certificate[c, k] < 1e-4 * value
             # By design.md: S x S around the centre of the unit's box, zero outside the image.
             t, u = (int(np.floor(start + p * stride - s / 2)) for p in (y, x))
