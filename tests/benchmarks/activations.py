@@ -9,7 +9,7 @@ and in the channels-last memory format.
 
 The last line is one JSON object of the peer's time over ours, medians over the repeats: `ratio`
 against the bare pass as torchvision makes the network, in the default format (the bar is 0.9), and
-`ratio_channels_last` against the same pass in the format that suits this library's convolutions;
+`ratio_channels_last` against the same pass in the format that suits CPU convolutions;
 `images_per_second` is ours.
 """
 
