@@ -32,7 +32,7 @@ with (
         channels = np.arange(len(top["image"]))[: settings["channels"]]
         top = {key: table[channels] for key, table in top.items()}
         with jobs.progress(total=int((top["image"] >= 0).sum()), unit="unit", desc=layer) as bar:
-            table = receptive_fields.measure(
+            receptive_fields.measure(
                 network,
                 layer,
                 images,
@@ -45,5 +45,6 @@ with (
                 attrs,
                 bar.update,
             )
-        store.write_table(table, Path(output).with_suffix(".csv"))
-        log.info("%s: %d channels, %d units", layer, len(table), table["n_units"].sum())
+        log.info("%s: %d channels, %d units", layer, len(channels), (top["image"] >= 0).sum())
+    for output in snakemake.output.fields:
+        receptive_fields.publish(Path(output))

@@ -13,6 +13,8 @@ Units that lie in the same crop (deep layers, whose crop is the whole image) sha
 """
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ ERF_THRESHOLD = 0.0455
 _CERTIFICATE_LIMIT = 1e-2
 
 _CPU = torch.device("cpu")
+
+_FIELDS, _TABLE = "fields.h5", "table.csv"
 
 # Progress is saved after so many seconds, or 20 times what a save costs if that is more.
 _SAVE_EVERY_S = 30.0
@@ -460,8 +464,8 @@ def measure(
     fingerprint: Mapping[str, Any],
     attrs: Mapping[str, Any],
     advance: Any = lambda units: None,
-) -> pd.DataFrame:
-    """Write `<layer>.h5` of design.md section 4 and return its table, one row per channel.
+) -> None:
+    """Make `<layer>.h5` of design.md section 4 and its table, ready for `publish`.
 
     `images` uint8 (N, H, H, 3); `channels` (C,) the channels to analyse; `top` their `value` (C,
     K), `image` (C, K) and `yx` (C, K, 2); `keep` (P): patches and gradients kept per channel.
@@ -487,7 +491,7 @@ def measure(
     n, s, geometry = len(channels), cut.size, cut.geometry
     field = ((n, 3, s, s), np.float64)
     fields = store.Allocated(
-        partial.folder / "fields.h5",
+        partial.folder / _FIELDS,
         {
             "channel": ((n,), np.int32),
             "patch": ((n, keep, s, s, 3), np.uint8),
@@ -529,9 +533,20 @@ def measure(
     _check_certificate(layer, channels, rows["certificate"], top["value"])
     for key in ("certificate", "energy_inside"):
         fields.write(key, 0, rows[key])
-    fields.publish(output)
-    partial.finish()
-    return _table(layer, channels, rows, top)
+    fields.complete()
+    store.write_table(_table(layer, channels, rows, top), partial.folder / _TABLE)
+
+
+def publish(output: Path) -> None:
+    """Move what `measure` made to `output` (.h5) and the table beside it (.csv).
+
+    Apart from `measure`, so that a job of several layers moves them all at its end: Snakemake
+    removes the outputs of a killed job, and knows nothing of the `.partial` folders.
+    """
+    folder = Path(f"{output}.partial")
+    os.replace(folder / _FIELDS, output)
+    os.replace(folder / _TABLE, output.with_suffix(".csv"))
+    shutil.rmtree(folder)
 
 
 class _Block:

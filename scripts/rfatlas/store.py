@@ -212,15 +212,13 @@ class Allocated:
             written = os.pwrite(self._descriptor, remaining, at)
             remaining, at = remaining[written:], at + written
 
-    def publish(self, output: str | Path) -> None:
-        """Mark the file complete and move it onto `output`; nothing can be written afterwards."""
+    def complete(self) -> None:
+        """Flush the rows and mark the file complete; nothing can be written afterwards."""
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         with h5py.File(self._path, "r+") as file:
             # Overwrites one value in place, so that even this leaves the file readable if killed.
             file.attrs.modify("complete", True)
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self._path, output)
 
 
 def array(dataset: h5py.Dataset) -> Any:
