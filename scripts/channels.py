@@ -11,6 +11,7 @@ with jobs.job(snakemake) as log:
         snakemake.input.tables,
         snakemake.params.inactive_norm,
         snakemake.params.inactive_variance,
+        snakemake.params.orientation_osi,
         snakemake.params.first,
     )
     store.write_table(table, snakemake.output[0])

@@ -12,7 +12,7 @@ from rfatlas import channels, store
 from rfatlas.errors import RfatlasError
 
 ROOT = Path(__file__).resolve().parents[1]
-NORM, VARIANCE = 0.1, 0.001
+NORM, VARIANCE, OSI = 0.1, 0.001, 0.5
 
 
 def layer_tables(folder: Path) -> list[Path]:
@@ -28,6 +28,7 @@ def build(run: Run, folder: Path, tables=None, layers=None, first=None) -> pd.Da
         layer_tables(folder) if tables is None else tables,
         NORM,
         VARIANCE,
+        OSI,
         first,
     )
 
@@ -282,7 +283,48 @@ def test_other_channels_than_the_model_has_are_refused(written, tmp_path):
             [],
             NORM,
             VARIANCE,
+            OSI,
         )
+
+
+# ---- what compares stages
+
+
+def test_selective_needs_both_the_index_and_the_bandwidth():
+    table = pd.DataFrame({"osi": [0.5, 0.49, 0.9, np.nan], "bandwidth_deg": [20, 20, np.nan, 20.0]})
+    found = channels.derived(table, 0.5)
+    assert found.columns.tolist() == ["orientation_selective"]
+    assert found["orientation_selective"].tolist() == [True, False, False, pd.NA]
+    assert channels.derived(table, 0.4)["orientation_selective"].tolist()[1]
+
+
+def test_orientations_differ_across_the_end_of_the_circle():
+    table = pd.DataFrame({"gabor_theta_deg": [179.0, 10, np.nan], "orientation_deg": [1.0, 100, 3]})
+    found = channels.derived(table, OSI)
+    assert found.columns.tolist() == ["orientation_gradient_gratings_deg"]
+    np.testing.assert_allclose(found.iloc[:, 0], [2, 90, np.nan])
+    found = channels.derived(table.assign(gabor_kernel_theta_deg=[0.5, 12, 5]), OSI)
+    assert found.columns.tolist() == list(channels.DERIVED[1:])
+    np.testing.assert_allclose(found["orientation_kernel_gradient_deg"], [1.5, 2, np.nan])
+    np.testing.assert_allclose(found["orientation_kernel_gratings_deg"], [0.5, 88, 2])
+
+
+def test_comparisons_stand_last_and_survive_the_file(written, tmp_path):
+    run, folder = written
+    paths = []
+    for layer in run.layers:
+        rows = pd.DataFrame({"layer": layer.name, "channel": np.arange(layer.channels)})
+        rows = rows.assign(osi=rows["channel"] / 10, bandwidth_deg=20.0)
+        rows.loc[2, "osi"] = np.nan
+        paths.append(tmp_path / "gratings" / f"{layer.name}.csv")
+        paths[-1].parent.mkdir(exist_ok=True)
+        rows.to_csv(paths[-1], index=False)
+    table = build(run, folder, tables=layer_tables(folder) + paths)
+    assert table.columns[-1] == "orientation_selective"
+    store.write_table(table, tmp_path / "t.csv")
+    back = channels.read_table(tmp_path / "t.csv").query("layer == 'layer1.0'")
+    selective = back["orientation_selective"].fillna("unknown").tolist()
+    assert selective == [False, False, "unknown", False, False, True, True, True]
 
 
 # ---- the file
@@ -328,4 +370,5 @@ def test_every_column_is_documented_and_no_other(table):
     empty["certificate"] = np.zeros((0, 1))
     top = {"image": np.zeros((0, 1)), "value": np.zeros((0, 1))}
     theirs = receptive_fields._table("conv1", np.zeros(0, int), empty, top).columns
-    assert documented == [*channels.COLUMNS, *(name for name in theirs if name not in channels.KEY)]
+    joined = [name for name in theirs if name not in channels.KEY]
+    assert documented == [*channels.COLUMNS, *joined, *channels.DERIVED]

@@ -198,6 +198,43 @@ def test_defaults_give_way_to_a_smaller_number_that_is_given(good):
     assert config.check(bad)[0][0].startswith("receptive_fields.keep: 9 is not allowed")
 
 
+def test_a_stage_that_reads_another_is_off_with_it_unless_asked_for(good):
+    assert config.load(good)["stages"]["gabor"]
+    loaded = config.load(changed(good, "stages.receptive_fields", False))
+    assert not loaded["stages"]["gabor"] and loaded["stages"]["gratings"]
+    asked = changed(good, "stages", {"receptive_fields": False, "gabor": True})
+    assert config.load(asked)["stages"]["gabor"]
+
+
+def test_stages_without_a_switch_follow_those_they_look_at(good):
+    loaded = config.load(changed(good, "stages", {"color": False, "gratings": False}))
+    assert not config.stage_on(loaded, "opponency")
+    assert config.stage_on(loaded, "orientation"), "gabor is on"
+    assert config.stage_on(loaded, "activations")
+    loaded["stages"]["gabor"] = False
+    assert not config.stage_on(loaded, "orientation")
+
+
+def test_the_random_twin_of_a_run_differs_from_it_in_its_weights_alone(good):
+    net = good["models"]["net"]
+    good["models"] |= {
+        "twin": net | {"weights": "random:1"},
+        "wider": net | {"weights": "random:1", "kwargs": {"width": 9}},
+        "other": {"factory": "net.py:other", "weights": "random:1"},
+    }
+    good["runs"] |= {
+        "z": {"model": "twin", "dataset": "photos"},
+        "w": {"model": "wider", "dataset": "photos"},
+        "o": {"model": "other", "dataset": "photos"},
+        "elsewhere": {"model": "twin", "dataset": "s"},
+    }
+    loaded = config.load(good)
+    assert config.twin(loaded, "a") == "z"
+    assert [config.twin(loaded, run) for run in ("z", "w", "elsewhere", "b")] == [None] * 4
+    good["runs"]["y"] = good["runs"]["z"]
+    assert config.twin(config.load(good), "a") == "y", "the first by name"
+
+
 def test_loading_twice_changes_nothing(good):
     loaded = config.load(good)
     good["datasets"] = {"photos": good["datasets"]["photos"], "s": {"source": "scenes"}}

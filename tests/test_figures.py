@@ -45,6 +45,7 @@ def table_of(run: Run, folder: Path, with_fields: bool = True) -> pd.DataFrame:
         [folder / "receptive_fields" / f"{name}.csv" for name in names] if with_fields else [],
         0.1,
         0.001,
+        0.5,
     )
     store.write_table(table, folder / "channels.csv")
     return figures.read_channels(folder / "channels.csv")

@@ -22,6 +22,15 @@ def test_wilson_of_arrays_and_of_nothing():
     assert np.isnan(lo[1]) and np.isnan(hi[1])
 
 
+def test_circular_difference_is_the_shortest_way_round():
+    a, b = np.meshgrid(np.arange(0, 180, 7.5), np.arange(0, 180, 7.5))
+    ways = [abs(a - b + turn) for turn in (-180, 0, 180)]
+    np.testing.assert_allclose(statistics.circular_difference(a, b), np.min(ways, axis=0))
+    assert statistics.circular_difference(179, 1) == 2
+    assert statistics.circular_difference(-179.0, 179.0, 360) == 2
+    assert np.isnan(statistics.circular_difference(np.nan, 3))
+
+
 def test_correlation_is_scipys_by_rows():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 5, 40))

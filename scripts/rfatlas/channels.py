@@ -6,6 +6,7 @@ row per channel; `join` adds those columns without knowing what they mean. docs/
 every column.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import pandas as pd
 
 from rfatlas import store
 from rfatlas.errors import RfatlasError
+from rfatlas.statistics import circular_difference
 
 #: What identifies a row in every table of the workflow.
 KEY = ["layer", "channel"]
@@ -45,6 +47,21 @@ COLUMNS = (
     "n_top",
     "n_top_classes",
 )
+
+#: Columns that compare what several stages found; they stand last, those that have their parts.
+DERIVED = (
+    "orientation_selective",
+    "orientation_kernel_gradient_deg",
+    "orientation_kernel_gratings_deg",
+    "orientation_gradient_gratings_deg",
+)
+
+#: Where each estimate of a channel's orientation stands.
+ORIENTATIONS = {
+    "kernel": "gabor_kernel_theta_deg",
+    "gradient": "gabor_theta_deg",
+    "gratings": "orientation_deg",
+}
 
 
 def inactive(
@@ -306,6 +323,26 @@ def join(
     return table.merge(added, on=KEY, how="left", validate="one_to_one", sort=False)
 
 
+def derived(table: pd.DataFrame, orientation_osi: float) -> pd.DataFrame:
+    """Return the columns `DERIVED` of a joined table, as far as their parts are there.
+
+    A channel is orientation-selective if its `osi` is at least `orientation_osi` and its
+    `bandwidth_deg` is defined; whether one without `osi` (nothing drives it) is, is unknown. The
+    others are the distances of two estimates of the same channel's orientation, 0 to 90 degrees.
+    """
+    columns = {}
+    if {"osi", "bandwidth_deg"} <= set(table):
+        selective = (table["osi"] >= orientation_osi) & table["bandwidth_deg"].notna()
+        columns["orientation_selective"] = selective.astype("boolean").mask(table["osi"].isna())
+    for one, other in itertools.combinations(ORIENTATIONS, 2):
+        first, second = ORIENTATIONS[one], ORIENTATIONS[other]
+        if {first, second} <= set(table):
+            columns[f"orientation_{one}_{other}_deg"] = circular_difference(
+                table[first].to_numpy(float), table[second].to_numpy(float)
+            )
+    return pd.DataFrame(columns, index=table.index)
+
+
 def build(
     activations: str | Path,
     description: str | Path,
@@ -314,6 +351,7 @@ def build(
     tables: Iterable[str | Path],
     inactive_norm: float,
     inactive_variance: float,
+    orientation_osi: float,
     first: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
     """Return the whole table of a run from its files.
@@ -328,6 +366,8 @@ def build(
         Paths `.../<stage>/<layer>.csv`; the columns of the stages follow in the order of the paths.
     inactive_norm, inactive_variance
         See `inactive`.
+    orientation_osi
+        See `derived`.
     first
         Stages that looked at the first so many channels of each layer only: their columns are
         empty for the others.
@@ -360,7 +400,7 @@ def build(
         stages.setdefault(path.parent.name, []).append(path)
     for stage, paths in stages.items():
         table = join(table, stage, paths, (first or {}).get(stage))
-    return table
+    return pd.concat([table, derived(table, orientation_osi)], axis=1)
 
 
 def _key(row: pd.Series) -> str:

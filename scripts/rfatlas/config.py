@@ -40,6 +40,13 @@ _SOURCES_OF_KEY = {
     "seed": ("scenes",),
 }
 
+#: Stages without a switch of their own: they are on where one of these is.
+FOLLOWS = {
+    "orientation": ("gabor", "gratings"),
+    "opponency": ("color",),
+    "ablation_groups": ("ablation",),
+}
+
 # YAML 1.1 reads 1e-3 (no dot) as text, and Snakemake hands all of a nested `--config` value over
 # as text; people mean the number.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -123,6 +130,32 @@ def check_file(path: Path | str) -> None:
 def used(config: Mapping[str, Any], kind: str) -> list[str]:
     """Names of the models or data sets (`kind` is "model" or "dataset") that some run uses."""
     return sorted({run[kind] for run in config["runs"].values()})
+
+
+def stage_on(config: Mapping[str, Any], stage: str) -> bool:
+    """Whether a stage is part of the plain `snakemake` call; one without a switch always is."""
+    switches = config["stages"]
+    if stage in FOLLOWS:
+        return any(switches[followed] for followed in FOLLOWS[stage])
+    return switches.get(stage, True)
+
+
+def twin(config: Mapping[str, Any], run: str) -> str | None:
+    """The random twin of a run: the first run by name on the same data set whose model differs in
+    its weights alone, and those are `random:SEED`. None where there is none, or for a random run.
+    """
+
+    def network(name: str) -> tuple:
+        entry = config["models"][config["runs"][name]["model"]]
+        return entry["factory"], entry["kwargs"], config["runs"][name]["dataset"]
+
+    def random(name: str) -> bool:
+        return config["models"][config["runs"][name]["model"]]["weights"].startswith("random:")
+
+    if random(run):
+        return None
+    twins = [other for other in config["runs"] if random(other) and network(other) == network(run)]
+    return min(twins, default=None)
 
 
 def local_weights(weights: str) -> Path | None:
@@ -347,10 +380,13 @@ def _filled(value: Any, node: Mapping[str, Any]) -> Any:
 
 
 def _fitted(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that would exceed a smaller number that was given, lowered to it."""
+    """Defaults that depend on what was given: none exceeds a smaller number, and no stage that was
+    not asked for turns one on that was switched off."""
     fields, figures = config["receptive_fields"], config["figures"]
     if "keep" not in (given.get("receptive_fields") or {}):
         fields["keep"] = min(fields["keep"], fields["top_k"] or config["activations"]["top_k"])
+    if "gabor" not in (given.get("stages") or {}):
+        config["stages"]["gabor"] = config["stages"]["receptive_fields"]
     if "patches" not in (given.get("figures") or {}):
         figures["patches"] = min(figures["patches"], fields["keep"])
     return config
@@ -477,7 +513,9 @@ def _related_counts(config: dict[str, Any]) -> Iterator:
             f"{fields['keep']} is not allowed; it must be at most the number of units per "
             f"channel, {fields['top_k'] or top_k} (receptive_fields.top_k or activations.top_k)",
         )
-    elif figures["patches"] > fields["keep"] and all(config["stages"].values()):
+    elif figures["patches"] > fields["keep"] and (
+        config["stages"]["figures"] and config["stages"]["receptive_fields"]
+    ):
         yield (
             ("figures", "patches"),
             f"{figures['patches']} is not allowed; it must be at most receptive_fields.keep, "

@@ -37,6 +37,15 @@ MEMORY_MB = {
     "figures": 2000,
 }
 
+#: What is done for every run, in the order of the work; each stage has a method of its name.
+RUN_STAGES = (
+    "model",
+    "activations",
+    "receptive_fields",
+    "channels",
+    "figures",
+)
+
 _MB = 1e6
 
 
@@ -136,12 +145,11 @@ class Budget:
             packed.setdefault(self._packed(run), run)
         rows += [self._images(run) for run in packed.values()]
         for run in self.layers:
-            rows += [self._model(run), self._activations(run)]
-            if self.config["stages"]["receptive_fields"]:
-                rows.append(self._receptive_fields(run))
-            rows.append(self._channels(run))
-            if self.config["stages"]["figures"]:
-                rows.append(self._figures(run))
+            rows += [
+                getattr(self, f"_{stage}")(run)
+                for stage in RUN_STAGES
+                if rfatlas_config.stage_on(self.config, stage)
+            ]
         return rows
 
     def table(self) -> str:

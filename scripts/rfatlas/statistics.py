@@ -20,6 +20,15 @@ def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: fl
     return np.where(trials > 0, centre - half, np.nan), np.where(trials > 0, centre + half, np.nan)
 
 
+def circular_difference(a: np.ndarray, b: np.ndarray, period: float = 180) -> np.ndarray:
+    """Return the distance between two directions on a circle, elementwise: 0 to half a period.
+
+    179 and 1 degree are 2 degrees apart where the period is 180, as it is for orientations.
+    """
+    apart = np.mod(np.subtract(a, b, dtype=float), period)
+    return np.minimum(apart, period - apart)
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return Pearson's correlation of the rows of `a` and `b` (n, m) -> (n,); NaN where a row is
     constant."""

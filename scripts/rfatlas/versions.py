@@ -39,6 +39,7 @@ MODULES = {
     "model": ("model", "graph", "torchvision_ops"),
     "activations": ("activations", "model", "graph", "torchvision_ops"),
     "receptive_fields": ("receptive_fields", "model", "graph", "torchvision_ops"),
+    "channels": ("channels", "statistics"),
     "figures": ("figures", "style", "statistics"),
 }
 

@@ -4,7 +4,13 @@
 # Out: results/<run>/channels.csv; docs/columns.md explains its columns
 
 # The stages that bring columns, in the order of the table. A new stage is named here, nothing else.
-CHANNEL_STAGES = [stage for stage in ["receptive_fields"] if stage_on(stage)]
+CHANNEL_STAGES = [
+    stage
+    for stage in [
+        "receptive_fields",
+    ]
+    if stage_on(stage)
+]
 
 
 rule channels_join:
@@ -41,6 +47,7 @@ rule channels_join:
         layers=lambda wildcards: run_layers(wildcards.run),
         inactive_norm=settings["channels"]["inactive_norm"],
         inactive_variance=settings["channels"]["inactive_variance"],
+        orientation_osi=settings["channels"]["orientation_osi"],
         # A stage that looks at the first channels of a layer only has no rows for the others.
         first={
             stage: settings[stage]["channels"]

@@ -159,8 +159,13 @@ def figure_files():
 
 
 def stage_on(name):
-    """Whether the config switches a stage on."""
-    return settings["stages"][name]
+    """Whether a stage is part of the plain `snakemake` call."""
+    return rfatlas_config.stage_on(settings, name)
+
+
+def twin(run):
+    """The run with random weights to compare a run with, or None."""
+    return rfatlas_config.twin(settings, run)
 
 
 def gpus():
