@@ -10,7 +10,7 @@ with jobs.job(snakemake) as log:
     description = json.loads(Path(snakemake.input.description).read_text(encoding="utf-8"))
     layers = {layer["name"]: layer for layer in description["layers"]}
     image_size = description["input"]["crop"]
-    table = figures.read_channels(snakemake.input.channels)
+    table = store.read_table(snakemake.input.channels)
 
     with store.open(snakemake.input.activations, "activations") as activations:
         drawn = {

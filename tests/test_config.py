@@ -211,6 +211,10 @@ def test_stages_without_a_switch_follow_those_they_look_at(good):
     assert not config.stage_on(loaded, "opponency")
     assert config.stage_on(loaded, "orientation"), "gabor is on"
     assert config.stage_on(loaded, "activations")
+    assert config.stage_on(loaded, "figures_orientation")
+    assert not config.stage_on(loaded, "figures_color")
+    loaded["stages"]["figures"] = False
+    assert not config.stage_on(loaded, "figures_orientation")
     loaded["stages"]["gabor"] = False
     assert not config.stage_on(loaded, "orientation")
 

@@ -48,7 +48,7 @@ def table_of(run: Run, folder: Path, with_fields: bool = True) -> pd.DataFrame:
         0.5,
     )
     store.write_table(table, folder / "channels.csv")
-    return figures.read_channels(folder / "channels.csv")
+    return store.read_table(folder / "channels.csv")
 
 
 def pixels(figure, path: Path, dpi: int = style.DPI) -> np.ndarray:
@@ -502,7 +502,7 @@ def test_runs_without_labels_or_classifier_have_no_score(tmp_path):
 def test_a_damaged_channel_table_is_refused(tmp_path):
     (tmp_path / "channels.csv").write_text("")
     with pytest.raises(RfatlasError, match=r"channels\.csv"):
-        figures.read_channels(tmp_path / "channels.csv")
+        store.read_table(tmp_path / "channels.csv")
 
 
 # ---- the scripts

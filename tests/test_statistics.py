@@ -22,6 +22,55 @@ def test_wilson_of_arrays_and_of_nothing():
     assert np.isnan(lo[1]) and np.isnan(hi[1])
 
 
+# Newcombe 1998, table II: the examples (a) to (h), method 10.
+PUBLISHED = [
+    (56, 70, 48, 80, 0.0524, 0.3339),
+    (9, 10, 3, 10, 0.1705, 0.8090),
+    (6, 7, 2, 7, 0.0582, 0.8062),
+    (5, 56, 0, 29, -0.0381, 0.1926),
+    (0, 10, 0, 20, -0.1611, 0.2775),
+    (0, 10, 0, 10, -0.2775, 0.2775),
+    (10, 10, 0, 20, 0.6791, 1.0),
+    (10, 10, 0, 10, 0.6075, 1.0),
+]
+
+
+@pytest.mark.parametrize(("a", "m", "b", "n", "low", "high"), PUBLISHED)
+def test_newcombe_gives_the_published_examples(a, m, b, n, low, high):
+    assert statistics.newcombe(a, m, b, n) == (
+        pytest.approx(low, abs=6e-5),
+        pytest.approx(high, abs=6e-5),
+    )
+
+
+def test_newcombe_of_arrays_and_of_nothing():
+    lo, hi = statistics.newcombe(np.array([56, 1]), np.array([70, 2]), np.array([48, 0]), [80, 0])
+    assert lo[0] == pytest.approx(0.0524, abs=6e-5) and np.isnan([lo[1], hi[1]]).all()
+
+
+def test_circular_correlation_is_the_sum_over_pairs():
+    rng = np.random.default_rng(0)
+    a = rng.uniform(0, 180, 30)
+    b = (a + rng.normal(0, 25, 30)) % 180
+    shared = own_a = own_b = 0.0
+    for i in range(30):
+        for j in range(i):
+            first = np.sin(2 * np.radians(a[i] - a[j]))
+            second = np.sin(2 * np.radians(b[i] - b[j]))
+            shared, own_a, own_b = shared + first * second, own_a + first**2, own_b + second**2
+    found = statistics.circular_correlation(a, b)
+    assert found == pytest.approx(shared / np.sqrt(own_a * own_b))
+    assert 0.1 < found < 0.95
+    assert statistics.circular_correlation(a, (a + 77) % 180) == pytest.approx(1)
+    assert statistics.circular_correlation(a, -a % 180) == pytest.approx(-1)
+    assert statistics.circular_correlation(2 * a, 2 * b, 360) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("angles", [[], [12.0], [12.0, 12, 12], [12.0, 192, 12]])
+def test_circular_correlation_of_a_single_direction_is_unknown(angles):
+    assert np.isnan(statistics.circular_correlation(angles, np.arange(len(angles)) * 7))
+
+
 def test_circular_difference_is_the_shortest_way_round():
     a, b = np.meshgrid(np.arange(0, 180, 7.5), np.arange(0, 180, 7.5))
     ways = [abs(a - b + turn) for turn in (-180, 0, 180)]

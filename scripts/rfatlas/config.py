@@ -133,8 +133,13 @@ def used(config: Mapping[str, Any], kind: str) -> list[str]:
 
 
 def stage_on(config: Mapping[str, Any], stage: str) -> bool:
-    """Whether a stage is part of the plain `snakemake` call; one without a switch always is."""
+    """Whether a stage is part of the plain `snakemake` call; one without a switch always is.
+
+    `figures_<stage>` is where both the figures and that stage are.
+    """
     switches = config["stages"]
+    if stage.startswith("figures_"):
+        return switches["figures"] and stage_on(config, stage.removeprefix("figures_"))
     if stage in FOLLOWS:
         return any(switches[followed] for followed in FOLLOWS[stage])
     return switches.get(stage, True)

@@ -7,7 +7,6 @@ the receptive fields.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,7 +18,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from PIL import Image
 
 from rfatlas import style
-from rfatlas.errors import RfatlasError
 from rfatlas.statistics import wilson
 
 #: Side of a montage tile in pixels: large enough to judge a filter, small enough that a screen
@@ -60,15 +58,6 @@ PANELS = ("mean\nimage", "mean\ngradient", "effective\nRF")
 
 
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
-
-
-def read_channels(path: str | Path) -> pd.DataFrame:
-    """Read channels.csv; only an empty field is missing. Raises RfatlasError if it is no table."""
-    try:
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"layer": str})
-    except (OSError, ValueError) as error:
-        raise RfatlasError(f"{path}: not a readable table ({error})") from error
-    return table
 
 
 def evenly(channels: int, limit: int) -> np.ndarray:

@@ -20,6 +20,31 @@ def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: fl
     return np.where(trials > 0, centre - half, np.nan), np.where(trials > 0, centre + half, np.nan)
 
 
+def newcombe(
+    successes: np.ndarray | int,
+    trials: np.ndarray | int,
+    other_successes: np.ndarray | int,
+    other_trials: np.ndarray | int,
+    confidence: float = 0.95,
+):
+    """Return the interval (lo, hi) of the difference of two independent proportions, elementwise.
+
+    The difference is that of the first minus the other. NaN where either has no trials. Newcombe
+    1998, Statistics in Medicine 17:873, method 10: each proportion's Wilson interval, squared and
+    added; without continuity correction.
+    """
+    lo, hi = wilson(successes, trials, confidence)
+    other_lo, other_hi = wilson(other_successes, other_trials, confidence)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.divide(successes, trials, dtype=float)
+        other = np.divide(other_successes, other_trials, dtype=float)
+    difference = share - other
+    return (
+        difference - np.hypot(share - lo, other_hi - other),
+        difference + np.hypot(hi - share, other - other_lo),
+    )
+
+
 def circular_difference(a: np.ndarray, b: np.ndarray, period: float = 180) -> np.ndarray:
     """Return the distance between two directions on a circle, elementwise: 0 to half a period.
 
@@ -27,6 +52,29 @@ def circular_difference(a: np.ndarray, b: np.ndarray, period: float = 180) -> np
     """
     apart = np.mod(np.subtract(a, b, dtype=float), period)
     return np.minimum(apart, period - apart)
+
+
+def circular_correlation(a: np.ndarray, b: np.ndarray, period: float = 180) -> float:
+    """Return the correlation of two sets of directions (n,) on a circle: -1 to 1.
+
+    1 where `b` is `a` turned by anything, -1 where it is `a` mirrored, about 0 where they are
+    independent. NaN below two directions and where one set is a single direction. Fisher & Lee
+    1983, Biometrika 70:327; unlike others it needs no mean direction, which orientations of all
+    kinds do not have.
+    """
+    turns = [2 * np.pi * np.asarray(angles, float) / period for angles in (a, b)]
+    # The sum over pairs of products of sines of differences, by sums over directions.
+    (cos_a, sin_a), (cos_b, sin_b) = ((np.cos(angle), np.sin(angle)) for angle in turns)
+
+    def pairs(cos: np.ndarray, sin: np.ndarray, cos2: np.ndarray, sin2: np.ndarray) -> float:
+        same = (sin * sin2).sum() * (cos * cos2).sum()
+        return same - (sin * cos2).sum() * (cos * sin2).sum()
+
+    shared = pairs(cos_a, sin_a, cos_b, sin_b)
+    own = pairs(cos_a, sin_a, cos_a, sin_a) * pairs(cos_b, sin_b, cos_b, sin_b)
+    # Directions that are all the same leave rounding errors of this size.
+    smallest = (1e-12 * len(turns[0]) ** 2) ** 2
+    return float(shared / np.sqrt(own)) if own > smallest else np.nan
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

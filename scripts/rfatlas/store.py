@@ -238,3 +238,17 @@ def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
     os.replace(temporary, path)
+
+
+def read_table(path: str | Path) -> "pd.DataFrame":
+    """Read a table that `write_table` wrote; only an empty field is missing.
+
+    Raises RfatlasError, naming the file, if it is missing or no table.
+    """
+    # Jobs that read no table do not wait for pandas.
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"layer": str})
+    except (OSError, ValueError) as error:
+        raise RfatlasError(f"{path}: not a readable table ({error})") from error
