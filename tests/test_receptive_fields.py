@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from rfatlas import graph, model, receptive_fields, store
+from rfatlas import crops, graph, model, receptive_fields, store
 from rfatlas.errors import RfatlasError
 from rfatlas.graph import Geometry
 from rfatlas.torchvision_ops import torchvision
@@ -183,27 +183,6 @@ def test_pixels_outside_the_box_change_nothing(tmp_path):
             assert not torch.allclose(a, prefix(network.preprocess(other))[0, :, y, x], rtol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("size", [3, 7, 20, 43])
-@pytest.mark.parametrize("extent", [96, 100, 224])
-def test_every_crop_holds_its_box_and_is_aligned(stride, size, extent):
-    for lo in (-size // 2, -size, 0, 1 - size):
-        geometry = Geometry((stride,) * 2, (lo,) * 2, (lo + size - 1,) * 2)
-        cut = receptive_fields.window(geometry, extent)
-        position = np.arange(extent // stride)
-        start = cut.crop_start(position, 0)
-        first = np.maximum(lo + position * stride, 0)
-        last = np.minimum(lo + position * stride + size, extent)
-        seen = last > first
-        assert (start[seen] <= first[seen]).all() and (start + cut.crop >= last)[seen].all()
-        assert (
-            (start % stride == 0).all()
-            and (start >= 0).all()
-            and (start + cut.crop <= extent).all()
-        )
-        assert cut.crop == extent or cut.crop <= size + 2 * stride
-
-
 # ---- sums
 
 
@@ -305,7 +284,7 @@ def test_units_of_one_crop_share_its_forward_pass():
         np.arange(n), np.zeros(n, int), rng.integers(0, 12, n), *rng.integers(0, 7, (2, n)),
         np.ones(n, np.float32),
     )  # fmt: skip
-    cut = receptive_fields.window(Geometry((32, 32), (-217, -217), (217, 217)), 224)
+    cut = crops.window(Geometry((32, 32), (-217, -217), (217, 217)), 224)
     seen = []
     for rounds in receptive_fields.batches(units, cut, 5):
         assert len(np.unique(units.image[rounds[0]])) == len(rounds[0]) <= 5
@@ -433,7 +412,7 @@ def test_a_finished_layer_waits_beside_its_output_and_is_not_measured_again(tmp_
 
 def test_plan_keeps_within_memory():
     """A layer that sees the whole image of 224 px: fewer channels and crops with less memory."""
-    cut = receptive_fields.window(None, 224)
+    cut = crops.window(None, 224)
     sizes = [receptive_fields.plan(cut, 512, 100, 9, 60e6, mb) for mb in (1000, 2000, 4000)]
     for memory, size in zip((1000, 2000, 4000), sizes, strict=True):
         sums = size.block * 224 * 224 * (5 * 3 * 8 + 2 * 4)

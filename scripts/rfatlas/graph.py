@@ -267,6 +267,34 @@ class Graph:
         layer."""
         return self._cut(self.node(layer), self._traced.graph)
 
+    def prefix_and_unrectified(self, layer: str) -> nn.Module:
+        """Return a module x (N, 3, H, W) -> (the layer's value, the same with the layer's last ReLU
+        left out).
+
+        The ReLU is looked for upwards from the layer, through pooling and whatever else keeps
+        values rectified and has one input; where there is none the two are equal.
+        """
+        graph, values = fx.Graph(), {}
+        graph.graph_copy(self._traced.graph, values)
+        node = self.node(layer)
+        behind = []
+        while self._rectified(node) and not self._is_relu(node):
+            behind.append(node)
+            parents = [parent for parent in node.all_input_nodes if _shape(parent) is not None]
+            if len(parents) != 1:
+                break
+            node = parents[0]
+        value = unrectified = values[self.node(layer)]
+        if self._is_relu(node):
+            replaced = {node: values[node.all_input_nodes[0]]}
+            for later in reversed(behind):
+                replaced[later] = graph.node_copy(
+                    later, lambda old: replaced.get(old, values.get(old))
+                )
+            unrectified = replaced[self.node(layer)]
+        graph.output((value, unrectified))
+        return _fold_batch_norm(fx.GraphModule(self._traced, graph))
+
     def split(self, layer: str) -> tuple[nn.Module, nn.Module]:
         """Return (prefix, suffix): prefix(x) -> (layer's value, *crossing tensors), suffix(*those)
         -> network output.
@@ -385,10 +413,13 @@ class Graph:
             depth[node] = own + max((depth[parent] for parent in node.all_input_nodes), default=0)
         return depth
 
-    def _rectified(self, node: fx.Node) -> bool:
+    def _is_relu(self, node: fx.Node) -> bool:
         if self._is_module(node, _RELU_MODULES) or node.target in _RELU_FUNCTIONS:
             return True
-        if node.op == "call_method" and node.target == "relu":
+        return node.op == "call_method" and node.target == "relu"
+
+    def _rectified(self, node: fx.Node) -> bool:
+        if self._is_relu(node):
             return True
         keeps = (
             self._is_module(node, _KEEPS_RECTIFIED_MODULES)
@@ -553,6 +584,13 @@ class HookedGraph:
         self._check(layer)
         return _HookedPrefix(self._module, self._modules[layer], carry_input=False)
 
+    def prefix_and_unrectified(self, layer: str) -> nn.Module:
+        """Return a module x -> (the layer's value, the same before the ReLU module whose output the
+        layer's value is, or the value again where there is no such module)."""
+        self._check(layer)
+        relus = [child for child in self._modules.values() if isinstance(child, _RELU_MODULES)]
+        return _HookedUnrectified(self._module, self._modules[layer], relus)
+
     def split(self, layer: str) -> tuple[nn.Module, nn.Module]:
         """Return (prefix, suffix); the input itself crosses, and the suffix runs the whole network
         with the value put in."""
@@ -662,6 +700,27 @@ class _HookedPrefix(nn.Module):
         finally:
             handle.remove()
         return (reached[0], x) if self._carry_input else reached[0]
+
+
+class _HookedUnrectified(nn.Module):
+    def __init__(self, module: nn.Module, layer: nn.Module, relus: list[nn.Module]):
+        super().__init__()
+        self._prefix, self._relus = _HookedPrefix(module, layer, carry_input=False), relus
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        last: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def remember(child: nn.Module, args: tuple, value: torch.Tensor) -> None:
+            last[:] = [(args[0], value)]
+
+        # Registered before the hook that stops the pass, for a layer that is a ReLU itself.
+        handles = [relu.register_forward_hook(remember) for relu in self._relus]
+        try:
+            value = self._prefix(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return value, last[0][0] if last and last[0][1] is value else value
 
 
 class _HookedSuffix(nn.Module):

@@ -38,7 +38,7 @@ MODULES = {
     "images": ("images", "sources"),
     "model": ("model", "graph", "torchvision_ops"),
     "activations": ("activations", "model", "graph", "torchvision_ops"),
-    "receptive_fields": ("receptive_fields", "model", "graph", "torchvision_ops"),
+    "receptive_fields": ("receptive_fields", "crops", "model", "graph", "torchvision_ops"),
     "channels": ("channels", "statistics"),
     "figures": ("figures", "style", "statistics"),
 }

@@ -21,7 +21,7 @@ from captum.attr import NeuronGradient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import graph, model, receptive_fields
+from rfatlas import crops, graph, model, receptive_fields
 from rfatlas.torchvision_ops import torchvision
 
 LAYERS = ("maxpool", "layer1.2", "layer2.0", "layer3.0", "layer3.5", "layer4.2")
@@ -60,7 +60,7 @@ def main() -> None:
     ratios = {}
     for layer in arguments.layers:
         channels, height, width = traced.shape(layer)
-        cut = receptive_fields.window(traced.geometry(layer), EXTENT)
+        cut = crops.window(traced.geometry(layer), EXTENT)
         units = receptive_fields.Units(
             rng.integers(0, channels, n),
             np.zeros(n, np.int64),

@@ -1,0 +1,224 @@
+"""Indices of tuning, over arrays of responses: orientation, spatial frequency, phase.
+
+Every function works on all channels at once; nothing here knows of networks. The formulas and
+their sources stand in docs/columns.md.
+"""
+
+import math
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.signal import resample
+
+#: Highest spatial frequency of a grating, cycles per pixel: 0.5 would be drawn as a checkerboard
+#: whose contrast depends on its phase.
+HIGHEST_CPP = 0.4
+
+#: Neighbouring frequencies are at most so many octaves apart.
+WIDEST_STEP_OCT = 0.7
+
+# Points of an interpolated curve: 0.05 degrees apart, and about 0.001 octaves.
+_FINE_ORIENTATIONS = 3600
+_FINE_FREQUENCIES = 4001
+
+
+# ---- axes of an experiment
+
+
+def orientations(count: int) -> np.ndarray:
+    """Return `count` directions of modulation in degrees, [0, 180), the end not repeated."""
+    return np.arange(count) * 180 / count
+
+
+def phases(count: int) -> np.ndarray:
+    """Return `count` phases in degrees, [0, 360), the end not repeated."""
+    return np.arange(count) * 360 / count
+
+
+def frequencies(size: float, count: int) -> np.ndarray:
+    """Return spatial frequencies in cycles per pixel, evenly spaced on a logarithmic axis.
+
+    From half a cycle in a window of `size` pixels to HIGHEST_CPP; `count` of them, or as many as
+    keep neighbours within WIDEST_STEP_OCT.
+    """
+    lowest = min(0.5 / size, HIGHEST_CPP / 2)
+    needed = math.ceil(math.log2(HIGHEST_CPP / lowest) / WIDEST_STEP_OCT - 1e-9) + 1
+    return np.geomspace(lowest, HIGHEST_CPP, max(count, needed))
+
+
+# ---- phase
+
+
+def rectify(response: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    """Return max(a - a_blank, 0) of responses (C, ...) to stimuli and (C,) to the blank."""
+    blank = np.asarray(blank, float).reshape(-1, *[1] * (response.ndim - 1))
+    return np.maximum(response - blank, 0)
+
+
+def harmonics(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return F0, the mean over the last axis (evenly spaced phases of one cycle), and F1, the
+    amplitude of the first harmonic, 2 abs(FFT_1) / N."""
+    spectrum = np.fft.rfft(response, axis=-1)
+    count = response.shape[-1]
+    return spectrum[..., 0].real / count, 2 * np.abs(spectrum[..., 1]) / count
+
+
+def f1_f0(response: np.ndarray) -> np.ndarray:
+    """Return F1/F0 over the last axis; NaN where F0 is not positive.
+
+    Above 1 a unit is simple-like, below complex-like (Skottun et al. 1991). `response` is already
+    rectified (see `rectify`).
+    """
+    f0, f1 = harmonics(response)
+    return np.divide(f1, f0, out=np.full_like(f0, np.nan), where=f0 > 0)
+
+
+# ---- orientation
+
+
+def circular_variance(curve: np.ndarray) -> np.ndarray:
+    """Return 1 - abs(sum R e^{2 i theta}) / sum R of orientation tuning curves (C, n).
+
+    Samples evenly spaced over 180 degrees, never negative; 0 for a response to one orientation
+    only, 1 for equal responses to all; NaN for no response (Ringach, Shapley & Hawken 2002).
+    """
+    angle = 2 * np.pi * np.arange(curve.shape[1]) / curve.shape[1]
+    total = curve.sum(1)
+    vector = np.abs(curve @ np.exp(1j * angle))
+    return 1 - np.divide(vector, total, out=np.full(len(curve), np.nan), where=total > 0)
+
+
+def orientation_tuning(curve: np.ndarray, first_deg: float = 0.0) -> dict[str, np.ndarray]:
+    """Return the indices of orientation tuning curves.
+
+    The curve is interpolated by its own Fourier series, the periodic interpolation that adds no
+    width: it passes through the samples.
+
+    Parameters
+    ----------
+    curve
+        (C, n) responses, never negative, evenly spaced over 180 degrees.
+    first_deg
+        Orientation of the first sample.
+
+    Returns
+    -------
+    dict
+        (C,) each: `orientation_deg`, the peak, in [0, 180); `bandwidth_deg`, the half-width where
+        the curve has fallen to 1/sqrt(2) of its peak, NaN if it never does; `osi`, (R_pref -
+        R_orth) / (R_pref + R_orth) with R_orth 90 degrees from the peak, in 0..1;
+        `circular_variance` of the samples. All NaN for a channel without response.
+    """
+    channels = len(curve)
+    fine = resample(np.asarray(curve, float), _FINE_ORIENTATIONS, axis=1)
+    step = 180 / _FINE_ORIENTATIONS
+    row = np.arange(channels)
+    peak = fine.argmax(1)
+    shift, top = _parabola(*(fine[row, (peak + k) % _FINE_ORIENTATIONS] for k in (-1, 0, 1)))
+    place = peak + shift
+    # Between samples the series may dip below zero, where no response is.
+    orthogonal = fine[row, (peak + _FINE_ORIENTATIONS // 2) % _FINE_ORIENTATIONS].clip(0)
+    # Seen from the peak, to either side once around.
+    around = (peak[:, None] + np.arange(_FINE_ORIENTATIONS + 1)) % _FINE_ORIENTATIONS
+    right = np.take_along_axis(fine, around, 1)
+    level = top / math.sqrt(2)
+    half = (_first_below(right, level) + _first_below(right[:, ::-1], level)) / 2
+    driven = curve.max(1) > 0
+    return {
+        "orientation_deg": np.where(driven, (first_deg + step * place) % 180, np.nan),
+        "bandwidth_deg": np.where(driven, step * half, np.nan),
+        "osi": np.divide(
+            top - orthogonal, top + orthogonal, out=np.full(channels, np.nan), where=driven
+        ),
+        "circular_variance": circular_variance(curve),
+    }
+
+
+# ---- spatial frequency
+
+
+def frequency_tuning(curve: np.ndarray, frequency: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the indices of spatial-frequency tuning curves.
+
+    Interpolated by a cubic spline on the logarithmic axis.
+
+    Parameters
+    ----------
+    curve
+        (C, n) responses, never negative, n >= 4.
+    frequency
+        (n,) cycles per pixel, evenly spaced on a logarithmic axis, rising.
+
+    Returns
+    -------
+    dict
+        (C,) each: `sf_cpp`, the peak; `sf_lowpass` and `sf_highpass`, bool, where the response at
+        the lowest (highest) frequency side never falls to half of the peak; `sf_bandwidth_oct`,
+        log2(f_high / f_low) between the half heights, NaN where either flag is set. NaN, and no
+        flag, for a channel without response.
+    """
+    octave = np.log2(frequency)
+    grid = np.linspace(octave[0], octave[-1], _FINE_FREQUENCIES)
+    fine = CubicSpline(octave, np.asarray(curve, float), axis=1)(grid)
+    step = grid[1] - grid[0]
+    row = np.arange(len(curve))
+    peak = fine.argmax(1)
+    inside = (peak > 0) & (peak < len(grid) - 1)
+    middle = peak.clip(1, len(grid) - 2)
+    shift, top = _parabola(*(fine[row, middle + k] for k in (-1, 0, 1)))
+    shift, top = np.where(inside, shift, 0), np.where(inside, top, fine[row, peak])
+    level = top / 2
+    column = np.arange(len(grid))
+    # Behind the curve's end nothing is known; a constant there is never below half of the peak.
+    up = fine[row[:, None], (peak[:, None] + column).clip(max=len(grid) - 1)]
+    down = fine[row[:, None], (peak[:, None] - column).clip(min=0)]
+    high, low = _first_below(up, level), _first_below(down, level)
+    driven = curve.max(1) > 0
+    return {
+        "sf_cpp": np.where(driven, 2 ** (grid[peak] + step * shift), np.nan),
+        "sf_bandwidth_oct": np.where(driven, step * (high + low), np.nan),
+        "sf_lowpass": driven & np.isnan(low),
+        "sf_highpass": driven & np.isnan(high),
+    }
+
+
+# ---- the whole grid
+
+
+def best(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices (C,) of the orientation and frequency with the largest of responses (C,
+    orientation, frequency)."""
+    flat = response.reshape(len(response), -1).argmax(1)
+    return np.unravel_index(flat, response.shape[1:])
+
+
+def grid_tuning(response: np.ndarray, frequency: np.ndarray) -> dict[str, np.ndarray]:
+    """Return `orientation_tuning` at the best frequency and `frequency_tuning` at the best
+    orientation of responses (C, orientation, frequency)."""
+    row = np.arange(len(response))
+    i, j = best(response)
+    return orientation_tuning(response[row, :, j]) | frequency_tuning(response[row, i], frequency)
+
+
+def _parabola(
+    before: np.ndarray, at: np.ndarray, after: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the parabola through three neighbours has its vertex, in steps from the middle
+    one, and its height there; the middle one itself where they lie on a line."""
+    bend = before - 2 * at + after
+    shift = np.divide((before - after) / 2, bend, out=np.zeros_like(at), where=bend < 0)
+    shift = shift.clip(-0.5, 0.5)
+    return shift, at - (before - after) * shift / 4
+
+
+def _first_below(curve: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Return where curves (C, n) first fall to `level` (C,), in steps from their first sample, by
+    linear interpolation; NaN where they never do."""
+    below = curve <= level[:, None]
+    found = below.any(1)
+    after = below.argmax(1).clip(1)
+    row = np.arange(len(curve))
+    high, low = curve[row, after - 1], curve[row, after]
+    drop = high - low
+    part = np.divide(high - level, drop, out=np.zeros_like(drop), where=drop > 0)
+    return np.where(found, after - 1 + part, np.nan)
