@@ -47,4 +47,4 @@ with (
             )
         log.info("%s: %d channels, %d units", layer, len(channels), (top["image"] >= 0).sum())
     for output in snakemake.output.fields:
-        receptive_fields.publish(Path(output))
+        store.publish(Path(output))

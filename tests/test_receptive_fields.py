@@ -89,7 +89,7 @@ def measure(network, layer, images, top, output, channels=None, keep=3, memory_m
     receptive_fields.measure(
         network, layer, images, channels, top, output, keep, memory_mb, {"test": 1}, ATTRS
     )
-    receptive_fields.publish(output)
+    store.publish(output)
     return pd.read_csv(output.with_suffix(".csv"))
 
 
@@ -266,7 +266,7 @@ def test_batches_and_memory_do_not_change_results(tmp_path, monkeypatch, batch, 
     top = top_tables(network, "layer2.0", images, 5, 6)
     measure(network, "layer2.0", images, top, tmp_path / "a.h5")
     if batch:
-        plan = receptive_fields.Plan(block=4, batch=batch)
+        plan = crops.Plan(block=4, batch=batch)
         monkeypatch.setattr(receptive_fields, "plan", lambda *args: plan)
     measure(network, "layer2.0", images, top, tmp_path / "b.h5", memory_mb=memory)
     with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
@@ -280,13 +280,13 @@ def test_units_of_one_crop_share_its_forward_pass():
     crops."""
     rng = np.random.default_rng(0)
     n = 300
-    units = receptive_fields.Units(
+    units = crops.Units(
         np.arange(n), np.zeros(n, int), rng.integers(0, 12, n), *rng.integers(0, 7, (2, n)),
         np.ones(n, np.float32),
     )  # fmt: skip
     cut = crops.window(Geometry((32, 32), (-217, -217), (217, 217)), 224)
     seen = []
-    for rounds in receptive_fields.batches(units, cut, 5):
+    for rounds in crops.batches(units, cut, 5):
         assert len(np.unique(units.image[rounds[0]])) == len(rounds[0]) <= 5
         for rows in rounds:
             assert np.array_equal(units.image[rows], units.image[rounds[0]][: len(rows)])
@@ -338,10 +338,10 @@ KILLED = textwrap.dedent(
     import numpy as np
     sys.path[:0] = sys.argv[2:4]
     import test_receptive_fields as t
-    from rfatlas import receptive_fields as rf
+    from rfatlas import crops, receptive_fields as rf
 
     rf._SAVE_EVERY_S = 0.0
-    rf.plan = lambda *args: rf.Plan(block=4, batch=2)
+    rf.plan = lambda *args: crops.Plan(block=4, batch=2)
     network, images = t.loaded(t.resnet18(4), 64), t.photographs(3, 64, 7)
     top = t.top_tables(network, "layer2.0", images, 6, 10)
     look, seen, stop = rf.look, [0], int(sys.argv[4])
@@ -403,7 +403,7 @@ def test_a_finished_layer_waits_beside_its_output_and_is_not_measured_again(tmp_
         network, "layer1.0", images, channels, top, output, *arguments, seen.append
     )
     assert sum(seen) == (top["image"] >= 0).sum()
-    receptive_fields.publish(output)
+    store.publish(output)
     with store.open(output, "receptive_fields") as file:
         assert file["mean_gradient"][:].any()
     assert len(pd.read_csv(output.with_suffix(".csv"))) == 4

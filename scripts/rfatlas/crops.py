@@ -7,11 +7,19 @@ padding there is the network's own, and everywhere else the unit depends on noth
 crop. All crops of a layer have one size.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from rfatlas.graph import Geometry
+
+_CPU = torch.device("cpu")
+
+
+# ---- geometry
 
 
 @dataclass(frozen=True)
@@ -71,3 +79,139 @@ def window(geometry: Geometry | None, image_size: int) -> Window:
     return Window(
         geometry, image_size, min(max(geometry.size), image_size), crop if fits else image_size
     )
+
+
+# ---- units
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units to analyse, one row each: channel slot, rank, image, y, x, cached activation (all of
+    shape (n,))."""
+
+    slot: np.ndarray
+    rank: np.ndarray
+    image: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def take(self, rows: np.ndarray) -> "Units":
+        """Return the units of the given rows."""
+        return Units(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def list_units(value: np.ndarray, image: np.ndarray, yx: np.ndarray) -> Units:
+    """Return the units of top-K tables: value (C, K), image (C, K), yx (C, K, 2); image -1 marks an
+    empty place."""
+    slot, rank = np.nonzero(image >= 0)
+    return Units(
+        slot,
+        rank,
+        image[slot, rank].astype(np.int64),
+        yx[slot, rank, 0].astype(np.int64),
+        yx[slot, rank, 1].astype(np.int64),
+        value[slot, rank].astype(np.float32),
+    )
+
+
+def batches(units: Units, cut: Window, size: int) -> Iterator[list[np.ndarray]]:
+    """Yield batches of at most `size` crops, each a list of rounds of units (rows).
+
+    Units of the same image and crop share the crop. A round holds one unit in each of the first
+    crops of its batch: crops come in order of how many units they hold, so that later rounds need
+    fewer and few batches are left partly idle.
+    """
+    keys = np.stack([units.image, cut.crop_start(units.y, 0), cut.crop_start(units.x, 1)], 1)
+    _, crop, members = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    crop = crop.reshape(-1)
+    order = np.lexsort((crop, -members[crop]))
+    starts = np.flatnonzero(np.r_[True, np.diff(crop[order]) != 0]) if len(order) else order
+    groups = np.split(order, starts[1:])
+    for first in range(0, len(groups) if len(order) else 0, size):
+        chunk = groups[first : first + size]
+        deepest = max(len(group) for group in chunk)
+        yield [
+            np.array([group[round] for group in chunk if len(group) > round])
+            for round in range(deepest)
+        ]
+
+
+# ---- pixels
+
+
+def gather(images: Any, cut: Window, units: Units, device: torch.device) -> torch.Tensor:
+    """Return the crops uint8 (n, 3, h, w), on a device, of the given units.
+
+    `images` uint8 (N, H, H, 3) is indexed by the units' image.
+    """
+    corners = zip(units.image, cut.crop_start(units.y, 0), cut.crop_start(units.x, 1), strict=True)
+    pictures = np.stack([images[i, t : t + cut.crop, u : u + cut.crop] for i, t, u in corners])
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2)
+
+
+def cut_windows(
+    fields: torch.Tensor, top: torch.Tensor, left: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Return the windows (n, c, size, size) of `fields` (n, c, h, w) that begin at (top, left),
+    int64 (n,).
+
+    A window may reach outside its field; there it is zero.
+    """
+    height, width = fields.shape[2:]
+    span = torch.arange(size, device=fields.device)
+    rows, columns = top[:, None] + span, left[:, None] + span
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
+    number = torch.arange(len(fields), device=fields.device)[:, None, None]
+    picked = fields.permute(0, 2, 3, 1)[
+        number, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    ]
+    return (picked * inside[..., None]).permute(0, 3, 1, 2)
+
+
+# ---- memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a layer is worked through within a memory budget: channels per block, crops per batch."""
+
+    block: int
+    batch: int
+
+
+# What the libraries and the network take before the first unit.
+_BASE_MB = 700
+# Pixels of crops in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
+_BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**23}
+
+
+def plan(
+    cut: Window,
+    channels: int,
+    units: int,
+    sum_bytes: float,
+    crop_bytes: float,
+    memory_mb: float,
+    device: torch.device = _CPU,
+) -> Plan:
+    """Return block and batch sizes for a layer.
+
+    `crop_bytes`: what one crop's forward pass keeps; `units`: units per channel; `sum_bytes`: what
+    is held of a channel, per pixel of its window. Half of `memory_mb`, less a base for the
+    libraries, goes to the sums of a block. The other half goes to the batch, or on a GPU half of
+    its free memory.
+    """
+    budget = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+    area = cut.size**2
+    per_crop = crop_bytes + cut.crop**2 * 3 * 4 * 4 + area * 3 * 8 * 5
+    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else budget
+    pixels = _BATCH_PIXELS[device.type]
+    batch = int(min(room // per_crop, pixels // cut.crop**2, channels * units))
+    block = max(1, min(channels, int(budget // (area * sum_bytes))))
+    return Plan(block, max(1, batch))

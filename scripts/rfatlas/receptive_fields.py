@@ -10,8 +10,6 @@ Units that lie in the same crop (deep layers, whose crop is the whole image) sha
 """
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,8 +22,8 @@ import torch
 from scipy import optimize
 from torch import nn
 
-from rfatlas import statistics, store
-from rfatlas.crops import Window, window
+from rfatlas import crops, statistics, store
+from rfatlas.crops import Plan, Units, Window, batches, cut_windows, gather, list_units, window
 from rfatlas.errors import RfatlasError
 
 # Share of the centre above which a pixel belongs to the effective RF (Luo et al. 2016, where it is
@@ -38,69 +36,8 @@ _CERTIFICATE_LIMIT = 1e-2
 
 _CPU = torch.device("cpu")
 
-_FIELDS, _TABLE = "fields.h5", "table.csv"
-
 # Progress is saved after so many seconds, or 20 times what a save costs if that is more.
 _SAVE_EVERY_S = 30.0
-
-
-# ---- units
-
-
-@dataclass(frozen=True)
-class Units:
-    """Units to analyse, one row each: channel slot, rank, image, y, x, cached activation (all of
-    shape (n,))."""
-
-    slot: np.ndarray
-    rank: np.ndarray
-    image: np.ndarray
-    y: np.ndarray
-    x: np.ndarray
-    value: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.slot)
-
-    def take(self, rows: np.ndarray) -> "Units":
-        """Return the units of the given rows."""
-        return Units(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-
-def list_units(value: np.ndarray, image: np.ndarray, yx: np.ndarray) -> Units:
-    """Return the units of top-K tables: value (C, K), image (C, K), yx (C, K, 2); image -1 marks an
-    empty place."""
-    slot, rank = np.nonzero(image >= 0)
-    return Units(
-        slot,
-        rank,
-        image[slot, rank].astype(np.int64),
-        yx[slot, rank, 0].astype(np.int64),
-        yx[slot, rank, 1].astype(np.int64),
-        value[slot, rank].astype(np.float32),
-    )
-
-
-def batches(units: Units, window: Window, size: int) -> Iterator[list[np.ndarray]]:
-    """Yield batches of at most `size` crops, each a list of rounds of units (rows).
-
-    Units of the same image and crop share the crop. A round holds one unit in each of the first
-    crops of its batch: crops come in order of how many units they hold, so that later rounds need
-    fewer and few batches are left partly idle.
-    """
-    keys = np.stack([units.image, window.crop_start(units.y, 0), window.crop_start(units.x, 1)], 1)
-    _, crop, members = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    crop = crop.reshape(-1)
-    order = np.lexsort((crop, -members[crop]))
-    starts = np.flatnonzero(np.r_[True, np.diff(crop[order]) != 0]) if len(order) else order
-    groups = np.split(order, starts[1:])
-    for first in range(0, len(groups) if len(order) else 0, size):
-        chunk = groups[first : first + size]
-        deepest = max(len(group) for group in chunk)
-        yield [
-            np.array([group[round] for group in chunk if len(group) > round])
-            for round in range(deepest)
-        ]
 
 
 # ---- gradients
@@ -108,19 +45,19 @@ def batches(units: Units, window: Window, size: int) -> Iterator[list[np.ndarray
 
 def unit_gradients(
     prefix: nn.Module,
-    crops: torch.Tensor,
+    pictures: torch.Tensor,
     mean: torch.Tensor,
     std: torch.Tensor,
     rounds: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield, per round, the activations (n,) of its units and their gradients (n, 3, h, w).
 
-    `crops` float (B, 3, h, w) holds pixels in 0..1, before normalisation with `mean` and `std`
-    (3,); the gradient is with respect to them. A round is (crop, channel, y, x), each int64 (n,),
-    with each crop at most once: the units' sum is differentiated in one backward pass, and no crop
-    sees another's unit.
+    `pictures` float (B, 3, h, w) are crops: pixels in 0..1, before normalisation with `mean` and
+    `std` (3,); the gradient is with respect to them. A round is (channel, y, x), each int64 (n,),
+    of units that lie in the first n crops: their sum is differentiated in one backward pass, and no
+    crop sees another's unit.
     """
-    pixels = crops.detach().requires_grad_()
+    pixels = pictures.detach().requires_grad_()
     normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
     output = prefix(normalised.contiguous(memory_format=torch.channels_last))
     if output.ndim == 2:
@@ -130,27 +67,6 @@ def unit_gradients(
         last = number == len(rounds) - 1
         (gradient,) = torch.autograd.grad(values.sum(), pixels, retain_graph=not last)
         yield values.detach(), gradient[: len(values)]
-
-
-def cut_windows(
-    fields: torch.Tensor, top: torch.Tensor, left: torch.Tensor, size: int
-) -> torch.Tensor:
-    """Return the windows (n, c, size, size) of `fields` (n, c, h, w) that begin at (top, left),
-    int64 (n,).
-
-    A window may reach outside its field; there it is zero.
-    """
-    height, width = fields.shape[2:]
-    span = torch.arange(size, device=fields.device)
-    rows, columns = top[:, None] + span, left[:, None] + span
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
-        :, None, :
-    ]
-    number = torch.arange(len(fields), device=fields.device)[:, None, None]
-    picked = fields.permute(0, 2, 3, 1)[
-        number, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    ]
-    return (picked * inside[..., None]).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -184,10 +100,7 @@ def look(
     channels of the layer that `prefix` computes.
     """
     device = model.device
-    first = units.take(rounds[0])
-    corners = zip(first.image, cut.crop_start(first.y, 0), cut.crop_start(first.x, 1), strict=True)
-    crops = np.stack([images[i, t : t + cut.crop, u : u + cut.crop] for i, t, u in corners])
-    crops = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
+    pictures = gather(images, cut, units.take(rounds[0]), device)
     members = [units.take(rows) for rows in rounds]
     positions = [
         (
@@ -200,7 +113,7 @@ def look(
     input = model.description["input"]
     results = unit_gradients(
         prefix,
-        crops.float() / 255,
+        pictures.float() / 255,
         torch.tensor(input["mean"], device=device),
         torch.tensor(input["std"], device=device),
         [tuple(torch.from_numpy(a).to(device) for a in arrays) for arrays in positions],
@@ -210,7 +123,7 @@ def look(
             torch.from_numpy(cut.window_start(p, axis) - cut.crop_start(p, axis)).to(device)
             for axis, p in enumerate((member.y, member.x))
         )
-        pixels = crops[: len(member)]
+        pixels = pictures[: len(member)]
         yield (
             member,
             Seen(
@@ -348,22 +261,8 @@ def effective_rf(mean_abs_gradient: np.ndarray) -> tuple[float, float, float]:
 # ---- one layer
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a layer is worked through within a memory budget: channels per block, crops per batch."""
-
-    block: int
-    batch: int
-
-
-# What the libraries and the network take before the first unit.
-_BASE_MB = 700
-# Pixels of crops in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
-_BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**23}
-
-
 def plan(
-    window: Window,
+    cut: Window,
     channels: int,
     units: int,
     keep: int,
@@ -371,20 +270,10 @@ def plan(
     memory_mb: float,
     device: torch.device = _CPU,
 ) -> Plan:
-    """Return block and batch sizes for a layer.
-
-    `crop_bytes`: what one crop's forward pass keeps; `units`: units per channel. Half of
-    `memory_mb`, less a base for the libraries, goes to the sums of a block. The other half goes to
-    the batch, or on a GPU half of its free memory.
-    """
-    budget = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
-    area = window.size**2
-    per_channel = area * (5 * 3 * 8 * 2 + 4 * 3 + keep * 3 * 5)
-    per_crop = crop_bytes + window.crop**2 * 3 * 4 * 4 + area * 3 * 8 * 5
-    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else budget
-    pixels = _BATCH_PIXELS[device.type]
-    batch = int(min(room // per_crop, pixels // window.crop**2, channels * units))
-    return Plan(max(1, min(channels, int(budget // per_channel))), max(1, batch))
+    """Return block and batch sizes for a layer (see `crops.plan`) of which `keep` units per channel
+    are kept one by one."""
+    per_pixel = 5 * 3 * 8 * 2 + 4 * 3 + keep * 3 * 5
+    return crops.plan(cut, channels, units, per_pixel, crop_bytes, memory_mb, device)
 
 
 def measure(
@@ -400,7 +289,7 @@ def measure(
     attrs: Mapping[str, Any],
     advance: Any = lambda units: None,
 ) -> None:
-    """Make `<layer>.h5` of design.md section 4 and its table, ready for `publish`.
+    """Make `<layer>.h5` of design.md section 4 and its table, ready for `store.publish`.
 
     `images` uint8 (N, H, H, 3); `channels` (C,) the channels to analyse; `top` their `value` (C,
     K), `image` (C, K) and `yx` (C, K, 2); `keep` (P): patches and gradients kept per channel.
@@ -426,7 +315,7 @@ def measure(
     n, s, geometry = len(channels), cut.size, cut.geometry
     field = ((n, 3, s, s), np.float64)
     fields = store.Allocated(
-        partial.folder / _FIELDS,
+        partial.folder / store.FIELDS,
         {
             "channel": ((n,), np.int32),
             "patch": ((n, keep, s, s, 3), np.uint8),
@@ -469,19 +358,7 @@ def measure(
     for key in ("certificate", "energy_inside"):
         fields.write(key, 0, rows[key])
     fields.complete()
-    store.write_table(_table(layer, channels, rows, top), partial.folder / _TABLE)
-
-
-def publish(output: Path) -> None:
-    """Move what `measure` made to `output` (.h5) and the table beside it (.csv).
-
-    Apart from `measure`, so that a job of several layers moves them all at its end: Snakemake
-    removes the outputs of a killed job, and knows nothing of the `.partial` folders.
-    """
-    folder = Path(f"{output}.partial")
-    os.replace(folder / _FIELDS, output)
-    os.replace(folder / _TABLE, output.with_suffix(".csv"))
-    shutil.rmtree(folder)
+    store.write_table(_table(layer, channels, rows, top), partial.folder / store.TABLE)
 
 
 class _Block:

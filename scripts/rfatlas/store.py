@@ -154,6 +154,22 @@ class Partial:
         shutil.rmtree(self.folder)
 
 
+#: What a stage leaves in the `.partial` folder of `<layer>.h5` once the layer is finished.
+FIELDS, TABLE = "fields.h5", "table.csv"
+
+
+def publish(output: str | Path) -> None:
+    """Move FIELDS from the folder `<output>.partial` to `output` (.h5), and TABLE beside it (.csv).
+
+    Apart from the work itself, so that a job of several layers moves them all at its end: Snakemake
+    removes the outputs of a killed job, and knows nothing of the `.partial` folders.
+    """
+    folder = Path(f"{output}.partial")
+    os.replace(folder / FIELDS, output)
+    os.replace(folder / TABLE, Path(output).with_suffix(".csv"))
+    shutil.rmtree(folder)
+
+
 def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> int:
     """Make a dataset in one piece, allocated but unset; return its byte offset in the file.
 

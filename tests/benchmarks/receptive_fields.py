@@ -61,7 +61,7 @@ def main() -> None:
     for layer in arguments.layers:
         channels, height, width = traced.shape(layer)
         cut = crops.window(traced.geometry(layer), EXTENT)
-        units = receptive_fields.Units(
+        units = crops.Units(
             rng.integers(0, channels, n),
             np.zeros(n, np.int64),
             np.arange(n),
@@ -77,7 +77,7 @@ def main() -> None:
 
         def run_ours(units=units, prefix=prefix, cut=cut, batch=batch, everything=everything):
             found = np.zeros((n, 3, cut.size, cut.size), np.float32)
-            for rounds in receptive_fields.batches(units, cut, batch):
+            for rounds in crops.batches(units, cut, batch):
                 for seen_units, seen in receptive_fields.look(
                     ours, prefix, cut, images, everything, units, rounds
                 ):
@@ -91,7 +91,7 @@ def main() -> None:
             )
             # Ours is with respect to pixels in 0..1, before the division by std.
             gradient = gradient / torch.tensor(STD).view(1, 3, 1, 1)
-            return receptive_fields.cut_windows(gradient, top, left, cut.size).numpy()
+            return crops.cut_windows(gradient, top, left, cut.size).numpy()
 
         def run_original(units=units, module=module, windows=windows):
             found = []
