@@ -85,6 +85,16 @@ class Probe:
         pixels = _BATCH_PIXELS[self.device.type] // self.crop**2
         return max(1, int(min(room // stimulus_bytes, pixels)))
 
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `respond` does for one batch of stimuli, float32 on the probe's device, as
+        tensors (n, C) that can be differentiated."""
+        normalised = (pixels - self._mean) / self._std
+        outputs = self._prefix(normalised.contiguous(memory_format=torch.channels_last))
+        return tuple(
+            output[:, :, self._unit[0], self._unit[1]] if output.ndim == 4 else output
+            for output in outputs
+        )
+
     @torch.no_grad()
     def respond(self, stimuli: torch.Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the activations of the centre unit, float32 (n, C), and the same with the layer's
@@ -102,12 +112,8 @@ class Probe:
             )
         answers: list[list[np.ndarray]] = [[], []]
         for part in stimuli.split(self.batch):
-            pixels = part.to(self.device, torch.float32)
-            normalised = (pixels - self._mean) / self._std
-            outputs = self._prefix(normalised.contiguous(memory_format=torch.channels_last))
+            outputs = self.answer(part.to(self.device, torch.float32))
             for answer, output in zip(answers, outputs, strict=True):
-                if output.ndim == 4:
-                    output = output[:, :, self._unit[0], self._unit[1]]
                 answer.append(output.cpu().numpy())
         empty = np.zeros((0, self.channels), np.float32)
         value, unrectified = (np.concatenate([empty, *answer]) for answer in answers)
