@@ -25,6 +25,7 @@ include: "workflow/rules/images.smk"
 include: "workflow/rules/activations.smk"
 include: "workflow/rules/receptive_fields.smk"
 include: "workflow/rules/channels.smk"
+include: "workflow/rules/orientation.smk"
 include: "workflow/rules/figures.smk"
 
 
@@ -36,6 +37,7 @@ rule all:
         expand("results/{run}/{file}", run=run_names(), file=["model.json", "activations.h5"]),
         expand("results/{run}/channels.csv", run=run_names()),
         field_files() if stage_on("receptive_fields") else [],
+        orientation_files() if stage_on("orientation") else [],
         figure_files() if stage_on("figures") else [],
     localrule: True
 
@@ -79,6 +81,12 @@ rule receptive_fields:
 rule channels:
     input:
         expand("results/{run}/channels.csv", run=run_names()),
+    localrule: True
+
+
+rule orientation:
+    input:
+        orientation_files(),
     localrule: True
 
 

@@ -6,11 +6,13 @@ means, counts) is derived here by plain loops.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 
 from rfatlas import store
 
@@ -205,3 +207,61 @@ class Run:
             numbers = ",".join(f"{value:.9g}" for value in values) if units else ",,"
             lines.append(f"{layer.name},{channel},{units},{numbers}")
         path.with_suffix(".csv").write_text("\n".join(lines) + "\n")
+
+
+def tuning(
+    layers: Mapping[str, int] | None = None, seed: int = 0, tuned: float = 0.6
+) -> pd.DataFrame:
+    """Return an invented channels.csv with the columns of the stages `gabor` and `gratings`.
+
+    `layers` maps layers to channels; only the first has kernels. A share `tuned` of the channels is
+    tuned to orientation; the last of each layer answers nothing; the estimates of an orientation
+    differ by some degrees. Numbers are plausible, not measured.
+    """
+    layers = {"conv1": 24, "layer1.0": 32, "layer2.0": 48} if layers is None else layers
+    random = np.random.default_rng(seed)
+    parts = []
+    for depth, (layer, channels) in enumerate(layers.items()):
+        theta = random.uniform(0, 180, channels)
+        selective = random.random(channels) < tuned
+        frequency = 0.12 * 2.0**-depth * 2 ** random.normal(0, 0.4, channels)
+        nx = 10 ** random.normal(-0.4, 0.15, channels)
+        part = pd.DataFrame(
+            {
+                "layer": layer,
+                "channel": np.arange(channels),
+                "depth": depth,
+                "rf_size": pd.array([7 * 2**depth] * channels, "Int64"),
+                "rf_stride": pd.array([2**depth] * channels, "Int64"),
+                "gabor_theta_deg": (theta + random.normal(0, 3, channels)) % 180,
+                "gabor_frequency": frequency,
+                "gabor_nx": nx,
+                "gabor_ny": nx * 10 ** random.normal(0.05, 0.15, channels),
+                "gabor_r2": np.where(selective, 0.9, random.uniform(0, 0.9, channels)),
+                "gabor_kernel_theta_deg": (theta + random.normal(0, 1, channels)) % 180,
+                "osi": np.where(selective, 0.85, 0.2) + random.uniform(-0.15, 0.15, channels),
+                "circular_variance": np.where(selective, 0.4, 0.85)
+                + random.uniform(-0.15, 0.15, channels),
+                "orientation_deg": theta,
+                "bandwidth_deg": np.where(selective, random.uniform(12, 40, channels), np.nan),
+                "sf_cpp": frequency,
+                "sf_bandwidth_oct": random.uniform(0.8, 2.4, channels),
+                "sf_aliased": frequency > 0.5 / 2**depth,
+                "f1_f0": np.where(
+                    random.random(channels) < 0.8 / (depth + 1),
+                    random.normal(1.57, 0.1, channels),
+                    random.uniform(0.05, 0.6, channels),
+                ),
+                "grating_reason": "",
+            }
+        )
+        part["orientation_selective"] = selective
+        part["orientation_selective"] = part["orientation_selective"].astype(object)
+        silent = part.index[-1]
+        part.loc[silent, "osi":"sf_bandwidth_oct"] = np.nan
+        part.loc[silent, ["f1_f0", "orientation_selective"]] = np.nan
+        part.loc[silent, "grating_reason"] = "no response"
+        if depth:
+            part["gabor_kernel_theta_deg"] = np.nan
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)

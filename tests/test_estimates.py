@@ -20,6 +20,7 @@ RATES = {
     "fields_cpu": 5.0,
     "fields_unit": 0.0,
     "channels": 0.0,
+    "orientation": 0.0,
     "figures": 0.0,
     "forward_gpu": 1000.0,
     "fields_gpu": 500.0,
@@ -133,7 +134,8 @@ def test_memory_of_the_pass_grows_with_the_batch_alone():
 
 
 def test_stages_that_are_switched_off_cost_nothing():
-    found = budget(stages={"receptive_fields": False, "figures": False})
+    switches = config.schema()["properties"]["stages"]["properties"]
+    found = budget(stages=dict.fromkeys(switches, False))
     assert {row.stage for row in found.rows} == {"images", "model", "activations", "channels"}
 
 
@@ -153,6 +155,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "activations",
         "receptive_fields",
         "channels",
+        "orientation",
         "figures",
         "total",
     ]

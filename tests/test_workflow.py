@@ -24,6 +24,7 @@ TARGETS = [
     "activations",
     "receptive_fields",
     "channels",
+    "orientation",
     "figures",
 ]
 

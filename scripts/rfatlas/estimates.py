@@ -34,6 +34,7 @@ MEMORY_MB = {
     "model": 3000,
     "receptive_fields": 3000,
     "channels": 1000,
+    "orientation": 1000,
     "figures": 2000,
 }
 
@@ -43,6 +44,7 @@ RUN_STAGES = (
     "activations",
     "receptive_fields",
     "channels",
+    "orientation",
     "figures",
 )
 
@@ -323,6 +325,13 @@ class Budget:
         seconds = self.rates["start_plain"] + rows * self.rates["channels"]
         files = {f"results/{run}/channels.csv": 600.0 * rows}
         return Row("channels", run, 1, seconds, 1, self.mem_mb("channels"), files)
+
+    def _orientation(self, run: str) -> Row:
+        # Counting is next to nothing beside the start of the job.
+        rows = len(self.layers[run])
+        seconds = self.rates["start_plain"] + rows * self.rates["orientation"]
+        files = {f"results/{run}/orientation": 30e3 * rows}
+        return Row("orientation", run, 1, seconds, 1, self.mem_mb("orientation"), files)
 
     def _figures(self, run: str) -> Row:
         layers = len(self.layers[run])

@@ -40,6 +40,7 @@ MODULES = {
     "activations": ("activations", "model", "graph", "torchvision_ops"),
     "receptive_fields": ("receptive_fields", "crops", "model", "graph", "torchvision_ops"),
     "channels": ("channels", "statistics"),
+    "orientation": ("orientation", "statistics"),
     "figures": ("figures", "style", "statistics"),
 }
 

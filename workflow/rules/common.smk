@@ -145,6 +145,12 @@ def field_files():
     ]
 
 
+def orientation_files():
+    """What orientation and frequency are like over the layers of all runs, a folder per run."""
+    names = ["agreement", "selective", "v1", "v1_medians", "frequency"]
+    return expand("results/{run}/orientation/{name}.csv", run=run_names(), name=names)
+
+
 def figure_files():
     """All figures: of each run, and where there are several runs, of all together."""
     names = ["rf_size.png", "sparsity.png", "accuracy.png"]

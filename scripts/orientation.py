@@ -1,0 +1,18 @@
+"""Count what the estimates of orientation and frequency say of the layers of one run."""
+
+from rfatlas import jobs, orientation, store
+
+with jobs.job(snakemake) as log:
+    table = store.read_table(snakemake.input.channels)
+    twins = [store.read_table(path) for path in snakemake.input.twin]
+    reference = store.read_table(snakemake.input.reference)
+    found = orientation.tables(
+        table,
+        reference,
+        dict(snakemake.params.settings),
+        twins[0] if twins else None,
+        snakemake.params.twin,
+    )
+    for name, rows in found.items():
+        store.write_table(rows, getattr(snakemake.output, name))
+        log.info("%s: %d rows", name, len(rows))

@@ -1,0 +1,386 @@
+"""Stage `orientation`: what the estimates of orientation and frequency say of whole layers.
+
+Do kernel, mean gradient and gratings agree on a channel's orientation (`agreement`)? How many
+channels are tuned, by several thresholds, and how many are in the random twin (`selective`)? How do
+the layers compare with the primary visual cortex of macaques (`histograms`, `medians`,
+`frequencies`)? Everything is counted from channels.csv; what is published about macaques stands
+with its source and certainty in `resources/v1_reference.csv`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from rfatlas.statistics import circular_correlation, circular_difference, newcombe, wilson
+
+#: Columns of channels.csv that hold a channel's orientation, by what it was estimated from.
+ORIENTATIONS = {
+    "kernel": "gabor_kernel_theta_deg",
+    "gradient": "gabor_theta_deg",
+    "gratings": "orientation_deg",
+}
+PAIRS = (("kernel", "gradient"), ("kernel", "gratings"), ("gradient", "gratings"))
+
+#: Two orientations agree if they are at most this many degrees apart; by chance 11 % do.
+CLOSE = 10
+
+#: What stands for a layer in rows that are about macaques.
+MACAQUE = "macaque V1"
+
+#: Edges of the histograms, those of the published ones as far as these reach.
+_CYCLES = (0, *(10 ** np.arange(-1.48, 0.45, 0.24)).round(4).tolist(), np.inf)
+EDGES = {
+    "circular_variance": np.linspace(0, 1, 11).round(9),
+    "bandwidth_deg": np.arange(0, 91, 7.5),
+    "sf_cpd": np.array([0, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6, 8, 11.2, 16, np.inf]),
+    "sf_bandwidth_oct": np.array([*np.arange(0, 2.7, 0.2).round(9), np.inf]),
+    "gabor_nx": np.array(_CYCLES),
+    "gabor_ny": np.array(_CYCLES),
+    "f1_f0": np.array([*np.arange(0, 2.25, 0.1).round(9), np.inf]),
+}
+
+AGREEMENT = (
+    "layer",
+    "depth",
+    "first",
+    "second",
+    "channels",
+    "n",
+    "median_deg",
+    "p90_deg",
+    "share_within_10_deg",
+    "circular_correlation",
+)
+SELECTIVE = (
+    "layer",
+    "depth",
+    "osi_threshold",
+    "channels",
+    "responsive",
+    "selective",
+    "fraction",
+    "lo",
+    "hi",
+    "twin",
+    "twin_responsive",
+    "twin_selective",
+    "twin_fraction",
+    "twin_lo",
+    "twin_hi",
+    "difference",
+    "difference_lo",
+    "difference_hi",
+)
+HISTOGRAMS = ("layer", "depth", "quantity", "low", "high", "count", "n", "fraction")
+MEDIANS = (
+    "layer",
+    "depth",
+    "quantity",
+    "n",
+    "q25",
+    "median",
+    "q75",
+    "twin_n",
+    "twin_median",
+    "macaque_median",
+    "macaque_n",
+    "certainty",
+    "source",
+)
+FREQUENCIES = (
+    "layer",
+    "depth",
+    "estimate",
+    "n",
+    "n_aliased",
+    "median_cpp",
+    "pixels_per_degree",
+    "stated",
+    "q25_cpd",
+    "median_cpd",
+    "q75_cpd",
+    "macaque_median_cpd",
+    "pixels_per_degree_of_macaque",
+)
+
+
+def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """Yield (name, depth, rows) of every layer of channels.csv, in network order."""
+    for depth, rows in table.groupby("depth", sort=True):
+        yield rows["layer"].iloc[0], int(depth), rows
+
+
+def selects(table: pd.DataFrame, threshold: float) -> np.ndarray:
+    """Return which channels are orientation-selective: `osi` at least `threshold` and a bandwidth.
+
+    A curve without a bandwidth never falls to 1/sqrt(2) of its peak, whatever its index.
+    """
+    return ((table["osi"] >= threshold) & table["bandwidth_deg"].notna()).to_numpy()
+
+
+def values(
+    table: pd.DataFrame, quantity: str, gabor_r2: float, pixels_per_degree: float
+) -> np.ndarray:
+    """Return the finite values of one of `EDGES` over the channels of `table`; maybe none.
+
+    Gabor parameters count where the fit explains at least the share `gabor_r2` of the field's
+    variance. `sf_cpd` is the frequency of the best grating in cycles per degree, or the Gabor's
+    where there were no gratings.
+    """
+    if quantity == "sf_cpd":
+        estimates = frequency(table, gabor_r2)
+        return pixels_per_degree * next(iter(estimates.values()), np.zeros(0))
+    if quantity not in table:
+        return np.zeros(0)
+    found = table[quantity].to_numpy(float)
+    if quantity.startswith("gabor_"):
+        found = found[(table["gabor_r2"] >= gabor_r2).to_numpy()]
+    return found[np.isfinite(found)]
+
+
+def frequency(table: pd.DataFrame, gabor_r2: float) -> dict[str, np.ndarray]:
+    """Return the preferred frequencies of channels in cycles per pixel, by what estimated them.
+
+    `gratings` and `gabor`, in this order, as far as the stages were on; finite values only, those
+    of Gabors where the fit explains at least the share `gabor_r2`.
+    """
+    estimates = {}
+    if "sf_cpp" in table:
+        estimates["gratings"] = table["sf_cpp"].to_numpy(float)
+    if "gabor_frequency" in table:
+        good = table["gabor_r2"] >= gabor_r2
+        estimates["gabor"] = table["gabor_frequency"].where(good).to_numpy(float)
+    return {name: found[np.isfinite(found)] for name, found in estimates.items()}
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare each two estimates of orientation, over the channels of a layer that have both.
+
+    Returns one row (`AGREEMENT`) per layer, pair and set of channels: `all`, and those that are
+    `selective` by `orientation_selective` where the table has it, since a channel without tuning
+    has no orientation to agree on. Differences are circular, 0 to 90 degrees, with their median and
+    90th percentile; unrelated orientations have median 45 and 11 % within 10 degrees.
+    """
+    rows = []
+    for layer, depth, members in by_layer(table):
+        chosen = {"all": np.ones(len(members), bool)}
+        if "orientation_selective" in members:
+            chosen["selective"] = _true(members["orientation_selective"])
+        for first, second in PAIRS:
+            if not {ORIENTATIONS[first], ORIENTATIONS[second]} <= set(table):
+                continue
+            a, b = (members[ORIENTATIONS[name]].to_numpy(float) for name in (first, second))
+            for name, subset in chosen.items():
+                both = subset & np.isfinite(a) & np.isfinite(b)
+                apart = circular_difference(a[both], b[both])
+                known = apart.size > 0
+                rows.append(
+                    (
+                        layer,
+                        depth,
+                        first,
+                        second,
+                        name,
+                        apart.size,
+                        np.median(apart) if known else np.nan,
+                        np.quantile(apart, 0.9) if known else np.nan,
+                        np.mean(apart <= CLOSE) if known else np.nan,
+                        circular_correlation(a[both], b[both]),
+                    )
+                )
+    return pd.DataFrame(rows, columns=list(AGREEMENT))
+
+
+def selective(
+    table: pd.DataFrame,
+    thresholds: Sequence[float],
+    twin: pd.DataFrame | None = None,
+    twin_name: str = "",
+) -> pd.DataFrame:
+    """Count the orientation-selective channels of each layer at several thresholds of `osi`.
+
+    Returns one row (`SELECTIVE`) per layer and threshold; none without the columns of the stage
+    `gratings`. Fractions are of the responsive channels (those with an `osi`), with 95 % Wilson
+    intervals; `difference` is that from the twin, with Newcombe's interval. The twin's columns are
+    empty where there is no twin or it lacks the layer.
+    """
+    rows = []
+    if "osi" not in table:
+        return pd.DataFrame(rows, columns=list(SELECTIVE))
+    twin_layers = {}
+    if twin is not None and "osi" in twin:
+        twin_layers = {layer: members for layer, _, members in by_layer(twin)}
+    for layer, depth, members in by_layer(table):
+        responsive = int(members["osi"].notna().sum())
+        other = twin_layers.get(layer)
+        for threshold in thresholds:
+            count = int(selects(members, threshold).sum())
+            row = [layer, depth, threshold, len(members), responsive, count]
+            row += [_share(count, responsive), *wilson(count, responsive)]
+            if other is None:
+                row += ["", pd.NA, pd.NA, *[np.nan] * 6]
+            else:
+                others = int(other["osi"].notna().sum())
+                other_count = int(selects(other, threshold).sum())
+                share = _share(other_count, others)
+                row += [twin_name, others, other_count, share, *wilson(other_count, others)]
+                row += [_share(count, responsive) - share]
+                row += newcombe(count, responsive, other_count, others)
+            rows.append(row)
+    found = pd.DataFrame(rows, columns=list(SELECTIVE))
+    for column in ("twin_responsive", "twin_selective"):
+        found[column] = found[column].astype("Int64")
+    for column in ("lo", "hi", "twin_lo", "twin_hi", "difference_lo", "difference_hi"):
+        found[column] = found[column].astype(float)
+    return found
+
+
+def histograms(
+    table: pd.DataFrame, reference: pd.DataFrame, gabor_r2: float, pixels_per_degree: float
+) -> pd.DataFrame:
+    """Count the channels of each layer in the bins `EDGES`, with the published counts of macaques.
+
+    Returns one row (`HISTOGRAMS`) per layer, quantity and bin `low` <= value < `high` (the last bin
+    includes its end), and the same of `MACAQUE`, without depth and in the published bins. `n`
+    values are in the histogram, `fraction` of them in the bin. Quantities of stages that were off
+    have no rows.
+    """
+    rows = []
+    for quantity, edges in EDGES.items():
+        for layer, depth, members in by_layer(table):
+            found = values(members, quantity, gabor_r2, pixels_per_degree)
+            if not _measured(table, quantity):
+                continue
+            counts, _ = np.histogram(found, edges)
+            for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+                share = _share(count, found.size)
+                rows.append((layer, depth, quantity, low, high, count, found.size, share))
+        published = reference[
+            (reference["quantity"] == quantity) & (reference["statistic"] == "count")
+        ]
+        total = published["value"].sum()
+        for low, high, count in published[["low", "high", "value"]].itertuples(index=False):
+            share = _share(count, total)
+            rows.append((MACAQUE, pd.NA, quantity, low, high, int(count), int(total), share))
+    found = pd.DataFrame(rows, columns=list(HISTOGRAMS))
+    return found.astype({"depth": "Int64"})
+
+
+def medians(
+    table: pd.DataFrame,
+    reference: pd.DataFrame,
+    gabor_r2: float,
+    pixels_per_degree: float,
+    twin: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return median and quartiles of the quantities `EDGES` per layer beside the macaque's median.
+
+    One row (`MEDIANS`) per layer and measured quantity, with how sure the published number is.
+    """
+    twin_layers = {}
+    if twin is not None:
+        twin_layers = {layer: members for layer, _, members in by_layer(twin)}
+    rows = []
+    for quantity in EDGES:
+        if not _measured(table, quantity):
+            continue
+        published = reference[
+            (reference["quantity"] == quantity) & (reference["statistic"] == "median")
+        ]
+        known = (pd.NA, pd.NA, "", "")
+        if len(published):
+            known = tuple(published.iloc[0][["value", "n", "certainty", "source"]])
+        for layer, depth, members in by_layer(table):
+            found = values(members, quantity, gabor_r2, pixels_per_degree)
+            quartiles = np.quantile(found, (0.25, 0.5, 0.75)) if found.size else [np.nan] * 3
+            others, middle = pd.NA, np.nan
+            if layer in twin_layers:
+                other = values(twin_layers[layer], quantity, gabor_r2, pixels_per_degree)
+                others, middle = other.size, np.median(other) if other.size else np.nan
+            rows.append((layer, depth, quantity, found.size, *quartiles, others, middle, *known))
+    found = pd.DataFrame(rows, columns=list(MEDIANS))
+    found["macaque_median"] = pd.to_numeric(found["macaque_median"], errors="coerce").astype(float)
+    return found.astype({"twin_n": "Int64", "macaque_n": "Int64"})
+
+
+def frequencies(
+    table: pd.DataFrame,
+    reference: pd.DataFrame,
+    gabor_r2: float,
+    pixels_per_degree: float,
+    sweep: Sequence[float],
+) -> pd.DataFrame:
+    """Return the preferred frequencies of layers in cycles per degree, for several scales.
+
+    A network knows pixels only; how many of them make a degree of visual angle is an assumption
+    (`pixels_per_degree`, marked `stated`), and the sweep shows what follows from others.
+    `pixels_per_degree_of_macaque` is the scale on which the layer's median would be the macaque's.
+    One row (`FREQUENCIES`) per layer, estimate (`gratings`, `gabor`) and scale; `n_aliased`
+    gratings had a frequency above the Nyquist frequency of the layer's stride.
+    """
+    macaque = reference[(reference["quantity"] == "sf_cpd") & (reference["statistic"] == "median")][
+        "value"
+    ].iloc[0]
+    rows = []
+    for layer, depth, members in by_layer(table):
+        for estimate, found in frequency(members, gabor_r2).items():
+            aliased = pd.NA
+            if estimate == "gratings" and "sf_aliased" in members:
+                aliased = int(_true(members["sf_aliased"]).sum())
+            quartiles = np.quantile(found, (0.25, 0.5, 0.75)) if found.size else [np.nan] * 3
+            middle = quartiles[1]
+            for scale in sorted({*sweep, pixels_per_degree}):
+                rows.append(
+                    (
+                        layer,
+                        depth,
+                        estimate,
+                        found.size,
+                        aliased,
+                        middle,
+                        scale,
+                        scale == pixels_per_degree,
+                        *(scale * quartile for quartile in quartiles),
+                        macaque,
+                        macaque / middle,
+                    )
+                )
+    return pd.DataFrame(rows, columns=list(FREQUENCIES)).astype({"n_aliased": "Int64"})
+
+
+def tables(
+    table: pd.DataFrame,
+    reference: pd.DataFrame,
+    settings: Mapping,
+    twin: pd.DataFrame | None = None,
+    twin_name: str = "",
+) -> dict[str, pd.DataFrame]:
+    """Return all tables of the stage by the stem of their file.
+
+    `settings` is the config's section `orientation`.
+    """
+    r2, scale = settings["gabor_r2"], settings["pixels_per_degree"]
+    sweep = settings["pixels_per_degree_sweep"]
+    return {
+        "agreement": agreement(table),
+        "selective": selective(table, settings["thresholds"], twin, twin_name),
+        "v1": histograms(table, reference, r2, scale),
+        "v1_medians": medians(table, reference, r2, scale, twin),
+        "frequency": frequencies(table, reference, r2, scale, sweep),
+    }
+
+
+def _true(column: pd.Series) -> np.ndarray:
+    """A column of True, False and empty as bool; what is empty is not true."""
+    return column.astype("boolean").fillna(False).to_numpy(bool)
+
+
+def _measured(table: pd.DataFrame, quantity: str) -> bool:
+    if quantity == "sf_cpd":
+        return "sf_cpp" in table or "gabor_frequency" in table
+    return quantity in table
+
+
+def _share(count: float, total: float) -> float:
+    return count / total if total else np.nan

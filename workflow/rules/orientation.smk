@@ -1,0 +1,56 @@
+# Stage orientation: what the estimates of orientation and frequency say of whole layers, beside the
+# random twin and beside macaques.
+# In:  results/<run>/channels.csv, that of the run's twin, resources/v1_reference.csv
+# Out: results/<run>/orientation/{agreement,selective,v1,v1_medians,frequency}.csv
+
+
+rule orientation_tables:
+    input:
+        channels="results/{run}/channels.csv",
+        twin=lambda wildcards: [
+            f"results/{run}/channels.csv" for run in [twin(wildcards.run)] if run
+        ],
+        reference=Path(workflow.basedir) / "resources" / "v1_reference.csv",
+    output:
+        agreement=report(
+            "results/{run}/orientation/agreement.csv",
+            caption="../report/orientation_agreement.rst",
+            category="Orientation and frequency",
+            labels={"run": "{run}", "table": "agreement"},
+        ),
+        selective=report(
+            "results/{run}/orientation/selective.csv",
+            caption="../report/orientation_selective.rst",
+            category="Orientation and frequency",
+            labels={"run": "{run}", "table": "selective channels"},
+        ),
+        v1="results/{run}/orientation/v1.csv",
+        v1_medians=report(
+            "results/{run}/orientation/v1_medians.csv",
+            caption="../report/orientation_v1_medians.rst",
+            category="Orientation and frequency",
+            labels={"run": "{run}", "table": "medians beside macaque V1"},
+        ),
+        frequency=report(
+            "results/{run}/orientation/frequency.csv",
+            caption="../report/orientation_frequency.rst",
+            category="Orientation and frequency",
+            labels={"run": "{run}", "table": "frequencies in cycles per degree"},
+        ),
+    log:
+        "logs/orientation/{run}.log",
+    benchmark:
+        "benchmarks/orientation/{run}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=budget.mem_mb("orientation"),
+        runtime=10,
+        gpu=0,
+    params:
+        code=versions.digest("orientation"),
+        settings=settings["orientation"],
+        twin=lambda wildcards: twin(wildcards.run) or "",
+    script:
+        "../../scripts/orientation.py"
