@@ -252,7 +252,7 @@ def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
             assert (results / "receptive_fields" / f"{layer}.h5").is_file()
             assert (results / "figures" / f"montage_{layer}.png").is_file()
     assert not list(folder.rglob("*.partial")), "progress is removed with the last step"
-    assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in 1\d jobs", output)
+    assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in \d\d jobs", output)
 
 
 def test_nothing_is_done_twice(small):
