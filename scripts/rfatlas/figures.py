@@ -57,9 +57,6 @@ INACTIVE = {
 PANELS = ("mean\nimage", "mean\ngradient", "effective\nRF")
 
 
-_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
-
-
 def evenly(channels: int, limit: int) -> np.ndarray:
     """Return at most `limit` channel indices, spread evenly from the first to the last."""
     return np.unique(np.linspace(0, channels - 1, min(channels, limit)).round().astype(int))
@@ -400,7 +397,7 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     layers = _layers(table)
     names = layers["layer"].tolist()
     size = layers["rf_size"].to_numpy(float, na_value=np.nan)
-    figure, axes = _depth_figure(names, 4.6, 1)
+    figure, axes = style.depth_figure(names, 4.6, 1)
     theory, effective = "theoretical: side of the box", "effective: diameter of the fitted Gaussian"
     handles = [
         Line2D([], [], color=style.INK, marker="s", markersize=5, label=theory),
@@ -419,7 +416,7 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
         for position, name in enumerate(names):
             sigma = good.loc[good["layer"] == name, "erf_sigma"].to_numpy(float)
             style.strip(axes, position, 2 * EDGE_SIGMA * sigma, style.BLUE)
-        handles.append(_strip_handle(style.BLUE, effective))
+        handles.append(style.strip_handle(style.BLUE, effective))
         fitted = int(table["erf_r2"].notna().sum())
         subtitle = (
             f"theoretical and effective; effective where the fit has R² ≥ {GOOD_FIT:g}: "
@@ -432,7 +429,7 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.minorticks_off()
     axes.set_ylabel("receptive field (px)")
-    _titles(figure, axes, f"{run} · receptive-field size", subtitle)
+    style.titles(figure, axes, f"{run} · receptive-field size", subtitle)
     figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) < 4 else 2)
     return figure
 
@@ -446,15 +443,15 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
     """
     layers = _layers(table)
     names = layers["layer"].tolist()
-    figure, (upper, lower) = _depth_figure(names, 6, 2)
+    figure, (upper, lower) = style.depth_figure(names, 6, 2)
     for position, (name, rectified) in enumerate(zip(names, layers["rectified"], strict=True)):
         share = table.loc[table["layer"] == name, "fraction_active"].to_numpy(float)
         style.strip(upper, position, share, style.BLUE if rectified else style.GREY)
     upper.set_ylim(-0.02, 1.02)
     upper.set_ylabel("active positions (> 0)")
-    handles = [_strip_handle(style.BLUE, "channels; median and quartiles")]
+    handles = [style.strip_handle(style.BLUE, "channels; median and quartiles")]
     if not layers["rectified"].all():
-        handles.append(_strip_handle(style.GREY, "the same, layer without ReLU"))
+        handles.append(style.strip_handle(style.GREY, "the same, layer without ReLU"))
 
     total = table.groupby("layer").size().reindex(names).to_numpy()
     base = np.zeros(len(names))
@@ -476,8 +473,10 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
     lower.set_ylim(0, max(0.1, base.max() * 1.25))
     lower.set_ylabel("inactive channels")
     for axes in (upper, lower):
-        axes.yaxis.set_major_formatter(_PERCENT)
-    _titles(figure, upper, f"{run} · sparsity", f"{len(table)} channels in {len(names)} layers")
+        axes.yaxis.set_major_formatter(style.PERCENT)
+    style.titles(
+        figure, upper, f"{run} · sparsity", f"{len(table)} channels in {len(names)} layers"
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -518,7 +517,7 @@ def accuracy(scores: Sequence[Score]) -> Figure:
     axes.set_yticks(range(len(scores)), names)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_formatter(style.PERCENT)
     axes.set_xlabel("images whose class comes first, or among the first five")
     for row, entry in enumerate(scores):
         kinds = [(1, entry.top1, -0.16, style.BLUE, "o"), (5, entry.top5, 0.16, style.ORANGE, "s")]
@@ -550,7 +549,7 @@ def accuracy(scores: Sequence[Score]) -> Figure:
         Line2D([], [], color=style.INK, marker="|", markersize=9, linestyle="", label="chance"),
     ]
     title = f"{scores[0].run} · accuracy" if len(scores) == 1 else "Accuracy of all runs"
-    _titles(figure, axes, title, "n labelled images; Wilson intervals")
+    style.titles(figure, axes, title, "n labelled images; Wilson intervals")
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -558,25 +557,3 @@ def accuracy(scores: Sequence[Score]) -> Figure:
 def _layers(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per layer, in network order."""
     return table.sort_values("depth", kind="stable").drop_duplicates("layer")
-
-
-def _depth_figure(names: Sequence[str], height: float, panels: int):
-    """Return a figure and its axes, one above the other, with the layers along x."""
-    figure = style.figure(float(np.clip(0.62 * len(names) + 1.2, 7.2, 14)), height)
-    figure.set_layout_engine("constrained")
-    every = figure.subplots(panels, 1, sharex=True, squeeze=False, gridspec_kw={"hspace": 0.08})
-    for axes in every[:, 0]:
-        axes.grid(axis="y")
-    style.layer_axis(every[-1, 0], names)
-    every[-1, 0].set_xlabel("layer, in network order")
-    return figure, every[0, 0] if panels == 1 else every[:, 0]
-
-
-def _strip_handle(color: str, label: str) -> Line2D:
-    return Line2D([], [], color=color, marker="o", markersize=4, linewidth=2.4, label=label)
-
-
-def _titles(figure: Figure, axes, title: str, subtitle: str) -> None:
-    """Put a bold title at the left over a figure and a plain line below it."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    axes.set_title(subtitle, loc="left", fontsize=9, fontweight="normal", color=style.GREY)

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 BLUE = "#0072B2"
@@ -27,6 +29,9 @@ PALE = "#d9d9d9"
 
 #: Resolution of figures on screen, pixels per inch; a figure of 7.2 in is 1080 px wide.
 DPI = 150
+
+#: Shares as percentages on an axis.
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -132,3 +137,55 @@ def strip(axes: Axes, position: float, values: np.ndarray, color: str, width: fl
         solid_capstyle="butt",
         zorder=4,
     )
+
+
+def strip_handle(color: str, label: str) -> Line2D:
+    """Return what stands for a `strip` in a legend."""
+    return Line2D([], [], color=color, marker="o", markersize=4, linewidth=2.4, label=label)
+
+
+def depth_figure(
+    names: Sequence[str], height: float, panels: int
+) -> tuple[Figure, Axes | np.ndarray]:
+    """Return a figure of `height` inches with the layers along x, and its axes.
+
+    One `Axes` for one panel, an array of them, from top to bottom, for several.
+    """
+    new = figure(float(np.clip(0.62 * len(names) + 1.2, 7.2, 14)), height)
+    new.set_layout_engine("constrained")
+    every = new.subplots(panels, 1, sharex=True, squeeze=False, gridspec_kw={"hspace": 0.08})
+    for axes in every[:, 0]:
+        axes.grid(axis="y")
+    layer_axis(every[-1, 0], names)
+    every[-1, 0].set_xlabel("layer, in network order")
+    return new, every[0, 0] if panels == 1 else every[:, 0]
+
+
+def titles(figure: Figure, axes: Axes, title: str, subtitle: str) -> None:
+    """Put a bold title at the left over a figure and a plain line below it, over `axes`."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    axes.set_title(subtitle, loc="left", fontsize=9, fontweight="normal", color=GREY)
+
+
+def panel_grid(
+    panels: int, title: str, subtitle: str, side: tuple[float, float], footer: float = 0.5
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `panels` panels of `side` (width, height) inches each, and their axes.
+
+    Title and subtitle stand above all panels; `footer` inches below them are left for a legend
+    (`figure.legend(loc="lower center")`). At most six panels in a row.
+    """
+    rows = -(-panels // 6)
+    columns = -(-panels // rows)
+    width = max(7.2, columns * side[0] + 0.5)
+    height = rows * side[1] + 0.75 + footer
+    new = figure(width, height)
+    rect = (0, footer / height, 1, 1 - (footer + 0.75) / height)
+    new.set_layout_engine("constrained", rect=rect, h_pad=0.06, w_pad=0.06)
+    every = new.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for spare in every[panels:]:
+        spare.remove()
+    inset = 0.1 / width
+    new.text(inset, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
+    new.text(inset, 1 - 0.36 / height, subtitle, fontsize=9, color=GREY, va="top")
+    return new, every[:panels]
