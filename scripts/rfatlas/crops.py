@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from rfatlas.errors import RfatlasError
 from rfatlas.graph import Geometry
 
 _CPU = torch.device("cpu")
+
+# A recomputed activation further from the cached one than this share of the layer's largest means
+# that the two come from other weights or images; float32 rounding stays far below.
+_CERTIFICATE_LIMIT = 1e-2
 
 
 # ---- geometry
@@ -215,3 +220,25 @@ def plan(
     batch = int(min(room // per_crop, pixels // cut.crop**2, channels * units))
     block = max(1, min(channels, int(budget // (area * sum_bytes))))
     return Plan(block, max(1, batch))
+
+
+# ---- certificate
+
+
+def check_certificate(
+    layer: str, channels: np.ndarray, certificate: np.ndarray, value: np.ndarray
+) -> None:
+    """Raise RfatlasError if activations (C, K) recomputed from crops are not the cached ones.
+
+    `certificate` (C, K): |recomputed - cached|, NaN for places without a unit; `value` the cached;
+    `channels` (C,) their numbers.
+    """
+    if np.isnan(certificate).all():
+        return
+    worst = np.unravel_index(np.nanargmax(certificate), certificate.shape)
+    if certificate[worst] > _CERTIFICATE_LIMIT * np.abs(value).max():
+        raise RfatlasError(
+            f"layer {layer}, channel {channels[worst[0]]}: the activation recomputed from the crop "
+            f"differs by {certificate[worst]:.3g} from the cached {value[worst]:.6g}; "
+            "activations.h5 comes from other weights or images: delete it and rerun that stage"
+        )

@@ -79,6 +79,22 @@ class Geometry:
         )
 
 
+class NoPath(RfatlasError):
+    """What a layer lacks for what was asked of it, in words that fit a table's cell."""
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """The linear network from the input to a layer along its skip connections.
+
+    `steps` holds convolutions, batch norms, average poolings, paddings and slices only; `sums`
+    counts the skip connections taken.
+    """
+
+    steps: nn.Sequential
+    sums: int
+
+
 class _Whole:
     """A unit that sees the whole image: after global pooling, or after an operation not known to be
     local."""
@@ -127,6 +143,19 @@ _POINTWISE_METHODS = {
     "add", "sub", "mul", "div", "neg", "abs", "relu", "sigmoid", "tanh", "clamp", "contiguous",
     "clone", "detach", "float", "to", "type", "half", "double", "square", "sqrt", "exp",
 }  # fmt: skip
+# The derivative of these is taken as 1 along a linear path: activation functions that are about the
+# identity where they pass anything, and what does nothing when a network is not being trained.
+_IDENTITY_MODULES = (
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU,
+    nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish,
+)  # fmt: skip
+_IDENTITY_FUNCTIONS = {
+    torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish,
+    F.dropout, F.dropout2d,
+}  # fmt: skip
+_IDENTITY_METHODS = {"relu", "contiguous", "clone", "detach", "float", "to", "type"}
+PADDING_MODULES = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 _RELU_MODULES = (nn.ReLU, nn.ReLU6)
 _RELU_FUNCTIONS = {torch.relu, F.relu, F.relu6}
 # Operations whose value is never negative and zero where their inputs are.
@@ -324,6 +353,94 @@ class Graph:
                 values[node] = graph.node_copy(node, lambda old: values[old])
         return prefix, _fold_batch_norm(fx.GraphModule(self._traced, graph))
 
+    def split_block(self, layer: str) -> nn.Module:
+        """Return a module x (N, 3, H, W) -> (the layer's value, the sum before its last pointwise
+        operations, and the two terms of the sum: skip connection, residual branch).
+
+        The skip connection is the term with fewer convolutions behind it. Raises NoPath where no
+        residual block ends at the layer.
+        """
+        node = self.node(layer)
+        while not self._is_sum(node):
+            parents = self._tensor_parents(node)
+            if len(parents) != 1 or not self._is_spatially_pointwise(node):
+                raise NoPath("no residual block ends here")
+            node = parents[0]
+        return self._cut((self.node(layer), node, *self._terms(node)), self._traced.graph)
+
+    def skipless(self, layer: str) -> bool:
+        """Return whether the layer's module is a block of convolutions without any sum."""
+        inside = [
+            node
+            for node in self._traced.graph.nodes
+            if layer in node.meta.get("nn_module_stack", {})
+        ]
+        convolutions = sum(self._is_module(node, nn.Conv2d) for node in inside)
+        return convolutions >= 2 and not any(self._is_sum(node) for node in inside)
+
+    def linear_path(self, layer: str) -> LinearPath:
+        """Return the linear network from the input to a layer that is left when, at every sum, only
+        the skip connection is kept (the term with fewer convolutions behind it).
+
+        ReLU and other activation functions are left out (their derivative is taken as 1), and max
+        pooling becomes average pooling. Raises NoPath where an operation on the way is not linear,
+        joins several tensors, or where both terms of a sum have as many convolutions.
+        """
+        steps: list[nn.Module] = []
+        node, sums = self.node(layer), 0
+        while node.op != "placeholder":
+            parents = self._tensor_parents(node)
+            if self._is_sum(node):
+                node, sums = self._terms(node)[0], sums + 1
+                continue
+            if len(parents) != 1:
+                raise NoPath(f"the operation {node.name} joins {len(parents)} tensors")
+            if not self._is_identity(node):
+                steps.append(self._linear_step(node))
+            node = parents[0]
+        return LinearPath(nn.Sequential(*reversed(steps)), sums)
+
+    def _tensor_parents(self, node: fx.Node) -> list[fx.Node]:
+        return [parent for parent in node.all_input_nodes if _shape(parent) is not None]
+
+    def _is_sum(self, node: fx.Node) -> bool:
+        added = node.target in (operator.add, torch.add) or (
+            node.op == "call_method" and node.target == "add"
+        )
+        return added and not node.kwargs and len(self._tensor_parents(node)) == 2
+
+    def _terms(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """Return the terms of a sum, the one with fewer convolutions behind it first; raises NoPath
+        where neither has fewer."""
+        first, second = sorted(self._tensor_parents(node), key=lambda parent: self._depth[parent])
+        if self._depth[first] == self._depth[second]:
+            raise NoPath(f"both terms of the sum {node.name} are equally deep")
+        return first, second
+
+    def _is_identity(self, node: fx.Node) -> bool:
+        return (
+            self._is_module(node, _IDENTITY_MODULES)
+            or (node.op == "call_function" and node.target in _IDENTITY_FUNCTIONS)
+            or (node.op == "call_method" and node.target in _IDENTITY_METHODS)
+        )
+
+    def _linear_step(self, node: fx.Node) -> nn.Module:
+        linear = (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, *PADDING_MODULES)
+        if self._is_module(node, linear):
+            return self._modules[node.target]
+        if self._is_module(node, nn.MaxPool2d) or node.target in (F.max_pool2d, torch.max_pool2d):
+            kernel, stride, padding, dilation = self._window(node)
+            if dilation == (1, 1):
+                return nn.AvgPool2d(kernel, stride, padding, count_include_pad=False)
+        if node.target is F.avg_pool2d:
+            return nn.AvgPool2d(*self._window(node)[:3])
+        if node.target is F.pad:
+            given = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
+            return Pad(tuple(given["pad"]), given.get("mode", "constant"))
+        if node.target is operator.getitem and self._window(node) is not None:
+            return Slice(node.args[1])
+        raise NoPath(f"the operation {node.name} is not linear")
+
     def _cut(self, wanted: Any, source: fx.Graph) -> nn.Module:
         graph, values = fx.Graph(), {}
         graph.graph_copy(source, values)
@@ -389,7 +506,7 @@ class Graph:
                 norms = weight.flatten(1).norm(dim=1)
                 users = list(node.users)
                 if len(users) == 1 and self._is_module(users[0], nn.BatchNorm2d):
-                    norms = norms * _batch_norm_scale(self._modules[users[0].target]).abs()
+                    norms = norms * batch_norm_scale(self._modules[users[0].target]).abs()
                 return norms
             parents = node.all_input_nodes
             if node.target is torch.cat:
@@ -483,9 +600,7 @@ class Graph:
                     module.padding,
                     getattr(module, "dilation", 1),
                 )
-            if isinstance(
-                module, nn.ZeroPad2d | nn.ConstantPad2d | nn.ReflectionPad2d | nn.ReplicationPad2d
-            ):
+            if isinstance(module, PADDING_MODULES):
                 left, _, top, _ = module.padding
                 return (1, 1), (1, 1), (top, left), (1, 1)
         if node.target in (F.max_pool2d, torch.max_pool2d, F.avg_pool2d):
@@ -600,6 +715,21 @@ class HookedGraph:
             _HookedSuffix(self._module, self._modules[layer]),
         )
 
+    def split_block(self, layer: str) -> nn.Module:
+        """Raise NoPath: without a graph, no sum is known."""
+        self._check(layer)
+        raise NoPath("torch.fx cannot trace the network")
+
+    def skipless(self, layer: str) -> bool:
+        """Return False: without a graph, no block is known to have no sum."""
+        self._check(layer)
+        return False
+
+    def linear_path(self, layer: str) -> LinearPath:
+        """Raise NoPath: without a graph, no path is known."""
+        self._check(layer)
+        raise NoPath("torch.fx cannot trace the network")
+
     def geometry(self, layer: str) -> None:
         """Return None: without a graph, every unit may see the whole image."""
         self._check(layer)
@@ -638,6 +768,28 @@ class HookedGraph:
     def _check(self, layer: str) -> None:
         if layer not in self._shapes:
             raise RfatlasError(f"layer {layer!r} is no module of this network with a tensor output")
+
+
+class Pad(nn.Module):
+    """Padding of a tensor's last axes by `amounts`, as F.pad takes them."""
+
+    def __init__(self, amounts: tuple[int, ...], mode: str):
+        super().__init__()
+        self.amounts, self.mode = amounts, mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x, self.amounts, self.mode)
+
+
+class Slice(nn.Module):
+    """Subsampling x[:, :, a::s, b::t]."""
+
+    def __init__(self, index: tuple):
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[self.index]
 
 
 class _HookedExtractor(nn.Module):
@@ -766,7 +918,8 @@ def _fold_batch_norm(cut: fx.GraphModule) -> fx.GraphModule:
     return cut
 
 
-def _batch_norm_scale(norm: nn.BatchNorm2d) -> torch.Tensor:
+def batch_norm_scale(norm: nn.BatchNorm2d) -> torch.Tensor:
+    """Return the factor (C,), float64, by which a batch norm multiplies each channel."""
     variance = norm.running_var.double()
     gain = norm.weight.double() if norm.affine else torch.ones_like(variance)
     return gain / (variance + norm.eps).sqrt()

@@ -24,15 +24,10 @@ from torch import nn
 
 from rfatlas import crops, statistics, store
 from rfatlas.crops import Plan, Units, Window, batches, cut_windows, gather, list_units, window
-from rfatlas.errors import RfatlasError
 
 # Share of the centre above which a pixel belongs to the effective RF (Luo et al. 2016, where it is
 # 1 - 0.9545, the two-sigma level); of a Gaussian, all within 2.49 sigma.
 ERF_THRESHOLD = 0.0455
-
-# A recomputed activation further from the cached one than this share of the layer's largest means
-# that the two come from other weights or images; float32 rounding stays far below.
-_CERTIFICATE_LIMIT = 1e-2
 
 _CPU = torch.device("cpu")
 
@@ -354,7 +349,7 @@ def measure(
             advance(len(units))
     blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
     rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
-    _check_certificate(layer, channels, rows["certificate"], top["value"])
+    crops.check_certificate(layer, channels, rows["certificate"], top["value"])
     for key in ("certificate", "energy_inside"):
         fields.write(key, 0, rows[key])
     fields.complete()
@@ -458,20 +453,6 @@ class _Block:
         self._sums.fields.copy_(torch.from_numpy(state["sums"]))
         self._sums.counts.copy_(torch.from_numpy(state["counts"]))
         return int(state["finished"])
-
-
-def _check_certificate(
-    layer: str, channels: np.ndarray, certificate: np.ndarray, value: np.ndarray
-) -> None:
-    if np.isnan(certificate).all():
-        return
-    worst = np.unravel_index(np.nanargmax(certificate), certificate.shape)
-    if certificate[worst] > _CERTIFICATE_LIMIT * np.abs(value).max():
-        raise RfatlasError(
-            f"layer {layer}, channel {channels[worst[0]]}: the activation recomputed from the crop "
-            f"differs by {certificate[worst]:.3g} from the cached {value[worst]:.6g}; "
-            "activations.h5 comes from other weights or images: delete it and rerun that stage"
-        )
 
 
 COLUMNS = (

@@ -30,6 +30,8 @@ STAGE_VERSIONS = {
     "model": 1,
     "activations": 1,
     "receptive_fields": 1,
+    "virtual_filters": 1,
+    "skip_residual": 1,
 }
 
 #: Library modules that define what a stage writes; a stage that is not listed is its own module.
@@ -39,6 +41,15 @@ MODULES = {
     "model": ("model", "graph", "torchvision_ops"),
     "activations": ("activations", "model", "graph", "torchvision_ops"),
     "receptive_fields": ("receptive_fields", "crops", "model", "graph", "torchvision_ops"),
+    "virtual_filters": ("virtual_filters", "crops", "model", "graph", "torchvision_ops"),
+    "skip_residual": (
+        "skip_residual",
+        "crops",
+        "statistics",
+        "model",
+        "graph",
+        "torchvision_ops",
+    ),
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),
     "figures": ("figures", "style", "statistics"),

@@ -1,0 +1,48 @@
+"""Split the gradients of a group of layers of one run into skip and residual parts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rfatlas import devices, jobs, model, skip_residual, store
+
+with (
+    jobs.job(snakemake) as log,
+    devices.acquire(snakemake.params.device, snakemake.params.tf32) as device,
+    store.open(snakemake.input.images, "images") as packed,
+    store.open(snakemake.input.activations, "activations") as activations,
+):
+    network = model.load(snakemake.input.weights, device)
+    images = store.array(packed["images"])
+    settings = dict(snakemake.params.settings)
+    created_from = {
+        "images": store.identity(snakemake.input.images),
+        "activations": store.identity(snakemake.input.activations),
+    }
+    attrs = store.provenance(
+        "skip_residual", settings, network.weights_sha256, created_from, str(device)
+    )
+    for layer, output in zip(snakemake.params.layers, snakemake.output.fields, strict=True):
+        group = activations[layer]
+        source, top_k = settings["source"], settings["top_k"]
+        channels = np.arange(len(group[f"{source}_image"]))[: settings["channels"]]
+        top = {
+            key: group[f"{source}_{key}"][: len(channels), :top_k]
+            for key in ("value", "image", "yx")
+        }
+        with jobs.progress(total=int((top["image"] >= 0).sum()), unit="unit", desc=layer) as bar:
+            reason = skip_residual.measure(
+                network,
+                layer,
+                images,
+                channels,
+                top,
+                Path(output),
+                snakemake.resources.mem_mb,
+                {key: str(value) for key, value in attrs.items()},
+                attrs,
+                bar.update,
+            )
+        log.info("%s: %s", layer, reason or f"{len(channels)} channels")
+    for output in snakemake.output.fields:
+        store.publish(Path(output))

@@ -1,0 +1,30 @@
+"""Compose the virtual filters of all layers of one run and compare them with the mean gradients."""
+
+from pathlib import Path
+
+from rfatlas import graph, jobs, model, store, virtual_filters
+
+with jobs.job(snakemake) as log:
+    network = model.load(snakemake.input.weights)
+    fields = {Path(path).stem: path for path in snakemake.input.fields}
+    created_from = {f"fields_{layer}": store.identity(path) for layer, path in fields.items()}
+    attrs = store.provenance("virtual_filters", {}, network.weights_sha256, created_from)
+    with store.create(snakemake.output.filters, attrs) as file:
+        for layer, path in zip(snakemake.params.layers, snakemake.output.tables, strict=True):
+            found, compared, reason = None, {}, ""
+            try:
+                found = virtual_filters.virtual(network, layer, snakemake.resources.mem_mb)
+            except graph.NoPath as error:
+                reason = str(error)
+            if found is not None and layer in fields:
+                with store.open(fields[layer], "receptive_fields") as field:
+                    compared = virtual_filters.compare(
+                        found,
+                        network.graph.geometry(layer),
+                        field["channel"][:],
+                        field["mean_gradient"],
+                    )
+            virtual_filters.write(file.create_group(layer), found, reason)
+            channels = network.graph.shape(layer)[0]
+            store.write_table(virtual_filters.table(layer, channels, found, compared, reason), path)
+            log.info("%s: %s", layer, reason or f"{channels} filters, path: {found.path}")
