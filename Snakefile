@@ -24,6 +24,8 @@ include: "workflow/rules/model.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/activations.smk"
 include: "workflow/rules/receptive_fields.smk"
+include: "workflow/rules/virtual_filters.smk"
+include: "workflow/rules/skip_residual.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
 include: "workflow/rules/figures.smk"
@@ -37,6 +39,8 @@ rule all:
         expand("results/{run}/{file}", run=run_names(), file=["model.json", "activations.h5"]),
         expand("results/{run}/channels.csv", run=run_names()),
         field_files() if stage_on("receptive_fields") else [],
+        virtual_files() if stage_on("virtual_filters") else [],
+        part_files() if stage_on("skip_residual") else [],
         orientation_files() if stage_on("orientation") else [],
         figure_files() if stage_on("figures") else [],
     localrule: True
@@ -75,6 +79,18 @@ rule activations:
 rule receptive_fields:
     input:
         field_files(),
+    localrule: True
+
+
+rule virtual_filters:
+    input:
+        virtual_files(),
+    localrule: True
+
+
+rule skip_residual:
+    input:
+        part_files(),
     localrule: True
 
 

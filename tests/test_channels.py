@@ -361,14 +361,10 @@ def test_numbers_have_nine_digits_and_nan_is_empty(tmp_path):
 
 
 def test_every_column_is_documented_and_no_other(table):
-    from rfatlas import receptive_fields
+    from rfatlas import receptive_fields, skip_residual, virtual_filters
 
     text = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
-    empty = {name: np.zeros(0) for name in ("certificate", "energy_inside", "split_half")}
-    empty |= {name: np.zeros(0) for name in ("erf_sigma", "erf_r2", "erf_fraction")}
-    empty["certificate"] = np.zeros((0, 1))
-    top = {"image": np.zeros((0, 1)), "value": np.zeros((0, 1))}
-    theirs = receptive_fields._table("conv1", np.zeros(0, int), empty, top).columns
-    joined = [name for name in theirs if name not in channels.KEY]
+    stages = (receptive_fields, virtual_filters, skip_residual)
+    joined = [name for stage in stages for name in stage.COLUMNS if name not in channels.KEY]
     assert documented == [*channels.COLUMNS, *joined, *channels.DERIVED]

@@ -76,6 +76,7 @@ BAD = [
     ("activations", [1], None, ["a mapping"]),
     ("receptive_fields.top_k", 101, None, ["at most activations.top_k", "100"]),
     ("receptive_fields.keep", 101, None, ["at most", "100"]),
+    ("skip_residual.top_k", 101, None, ["at most the number of units per channel", "100"]),
     ("receptive_fields.source", "best", None, ["top_per_image, top"]),
     ("receptive_fields.layers_per_job", 0, None, ["at least 1"]),
     ("receptive_fields.channels", 0, None, ["an integer, at least 1, or null"]),

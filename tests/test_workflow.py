@@ -23,6 +23,8 @@ TARGETS = [
     "model",
     "activations",
     "receptive_fields",
+    "virtual_filters",
+    "skip_residual",
     "channels",
     "orientation",
     "figures",

@@ -392,6 +392,8 @@ def _fitted(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         fields["keep"] = min(fields["keep"], fields["top_k"] or config["activations"]["top_k"])
     if "gabor" not in (given.get("stages") or {}):
         config["stages"]["gabor"] = config["stages"]["receptive_fields"]
+    if "skip_residual" not in (given.get("stages") or {}):
+        config["stages"]["skip_residual"] = config["stages"]["receptive_fields"]
     if "patches" not in (given.get("figures") or {}):
         figures["patches"] = min(figures["patches"], fields["keep"])
     return config
@@ -525,6 +527,13 @@ def _related_counts(config: dict[str, Any]) -> Iterator:
             ("figures", "patches"),
             f"{figures['patches']} is not allowed; it must be at most receptive_fields.keep, "
             f"which is {fields['keep']}",
+        )
+    parts = config["skip_residual"]["top_k"]
+    if parts is not None and parts > (fields["top_k"] or top_k):
+        yield (
+            ("skip_residual", "top_k"),
+            f"{parts} is not allowed; it must be at most the number of units per channel, "
+            f"{fields['top_k'] or top_k} (receptive_fields.top_k or activations.top_k)",
         )
 
 

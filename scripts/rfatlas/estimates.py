@@ -33,6 +33,8 @@ MEMORY_MB = {
     "images": 2000,
     "model": 3000,
     "receptive_fields": 3000,
+    "virtual_filters": 3000,
+    "skip_residual": 3000,
     "channels": 1000,
     "orientation": 1000,
     "figures": 2000,
@@ -43,6 +45,8 @@ RUN_STAGES = (
     "model",
     "activations",
     "receptive_fields",
+    "virtual_filters",
+    "skip_residual",
     "channels",
     "orientation",
     "figures",
@@ -319,6 +323,39 @@ class Budget:
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("receptive_fields")
         return Row("receptive_fields", run, jobs, each, self._parallel, mem, files)
+
+    def _virtual_filters(self, run: str) -> Row:
+        settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
+        read = written = 0.0
+        for layer in self.layers[run]:
+            compared = min(layer["channels"], settings["channels"] or layer["channels"])
+            read += compared * 3 * 8.0 * min(layer["size"] or crop, crop) ** 2
+            # Kernels of 7 pixels and a window of 11 after pooling; weights of 64 kernels.
+            written += 4.0 * layer["channels"] * (3 * 7**2 + 3 * 11**2 + 64)
+        seconds = self.rates["start_torch"] + read / _MB / self.rates["virtual_filters"]
+        files = {f"results/{run}/virtual_filters.h5": written}
+        mem = self.mem_mb("virtual_filters")
+        return Row("virtual_filters", run, 1, seconds, 1, mem, files)
+
+    def _skip_residual(self, run: str) -> Row:
+        settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
+        units_per_channel = self.config["skip_residual"]["top_k"] or settings["top_k"]
+        units_per_channel = units_per_channel or self.config["activations"]["top_k"]
+        seconds, files = [], {}
+        for layer in self.layers[run]:
+            channels = min(layer["channels"], settings["channels"] or layer["channels"])
+            units = channels * units_per_channel
+            # A second backward pass beside the forward and the backward one.
+            gflop = 1.5 * gflop_per_unit(layer, crop)
+            seconds.append(self._network_s(units * gflop, "fields"))
+            seconds[-1] += units * (0.0 if self.gpu else self.rates["fields_unit"])
+            size = min(layer["size"] or crop, crop)
+            file = f"results/{run}/skip_residual/{layer['name']}.h5"
+            files[file] = channels * size**2 * (2 * 3 * 4.0 + 4)
+        jobs = math.ceil(len(seconds) / settings["layers_per_job"])
+        each = self.rates["start_torch"] + sum(seconds) / jobs
+        mem = self.mem_mb("skip_residual")
+        return Row("skip_residual", run, jobs, each, self._parallel, mem, files)
 
     def _channels(self, run: str) -> Row:
         rows = sum(layer["channels"] for layer in self.layers[run])

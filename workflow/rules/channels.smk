@@ -8,6 +8,8 @@ CHANNEL_STAGES = [
     stage
     for stage in [
         "receptive_fields",
+        "virtual_filters",
+        "skip_residual",
     ]
     if stage_on(stage)
 ]

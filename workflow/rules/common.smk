@@ -89,7 +89,7 @@ def run_ranges(run):
 
 
 def rf_groups(run):
-    """The layers of a run in groups, one per job of the stage receptive_fields."""
+    """The layers of a run in groups, one per job of the stages receptive_fields and skip_residual."""
     layers, size = run_layers(run), settings["receptive_fields"]["layers_per_job"]
     return [layers[i : i + size] for i in range(0, len(layers), size)]
 
@@ -140,6 +140,20 @@ def field_files():
     """The receptive fields of all runs, one file per layer."""
     return [
         f"results/{run}/receptive_fields/{layer}.h5"
+        for run in run_names()
+        for layer in run_layers(run)
+    ]
+
+
+def virtual_files():
+    """The virtual filters of all runs."""
+    return expand("results/{run}/virtual_filters.h5", run=run_names())
+
+
+def part_files():
+    """Gradients through skip connections and residual branches of all runs, one file per layer."""
+    return [
+        f"results/{run}/skip_residual/{layer}.h5"
         for run in run_names()
         for layer in run_layers(run)
     ]

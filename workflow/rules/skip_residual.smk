@@ -4,6 +4,12 @@
 # Writes: results/<run>/skip_residual/<layer>.h5 and .csv, the units and groups of layers of stage
 # receptive_fields.
 
+SKIP_RESIDUAL_SETTINGS = {
+    "channels": settings["receptive_fields"]["channels"],
+    "source": settings["receptive_fields"]["source"],
+    "top_k": settings["skip_residual"]["top_k"] or settings["receptive_fields"]["top_k"],
+}
+
 for run in run_names():
     for number, layers in enumerate(rf_groups(run)):
 
@@ -30,10 +36,7 @@ for run in run_names():
                 gpu=gpus(),
             params:
                 layers=layers,
-                settings={
-                    key: settings["receptive_fields"][key]
-                    for key in ("channels", "source", "top_k")
-                },
+                settings=SKIP_RESIDUAL_SETTINGS,
                 device=settings["device"],
                 tf32=settings["tf32"],
                 version=versions.stage("skip_residual"),

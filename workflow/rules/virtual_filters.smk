@@ -25,7 +25,7 @@ for run in run_names():
             f"benchmarks/virtual_filters/{run}.tsv"
         conda:
             "../../environment.yaml"
-        threads: 4
+        threads: 1
         resources:
             mem_mb=budget.mem_mb("virtual_filters"),
             runtime=budget.minutes("virtual_filters", run),
