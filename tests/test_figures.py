@@ -92,9 +92,9 @@ def written(tmp_path_factory) -> tuple[Run, Path]:
 
 
 def test_channels_are_chosen_evenly_from_end_to_end():
-    assert figures.evenly(6, 32).tolist() == [0, 1, 2, 3, 4, 5]
+    assert style.evenly(6, 32).tolist() == [0, 1, 2, 3, 4, 5]
     for channels_, limit in ((64, 32), (512, 32), (65, 32), (3, 2), (7, 1)):
-        chosen = figures.evenly(channels_, limit)
+        chosen = style.evenly(channels_, limit)
         assert len(chosen) == limit and chosen[0] == 0
         if limit > 1:
             assert chosen[-1] == channels_ - 1
@@ -131,30 +131,30 @@ def test_the_window_is_centred_as_the_stored_counts_are(written):
 def test_a_gradient_is_shown_about_mid_grey_on_its_own_scale():
     field = np.zeros((3, 3, 3))
     field[0, 0, 0], field[1, 2, 2] = -4, 2
-    shown = figures.signed_rgb(field)
+    shown = style.signed_rgb(field)
     assert shown[0, 0].tolist() == [0, 0.5, 0.5]
     assert shown[2, 2].tolist() == [0.5, 0.75, 0.5]
-    assert (figures.signed_rgb(np.zeros((3, 2, 2))) == 0.5).all()
-    assert figures.positive_rgb(np.full((3, 2, 2), 3.0)).max() == 1
+    assert (style.signed_rgb(np.zeros((3, 2, 2))) == 0.5).all()
+    assert style.positive_rgb(np.full((3, 2, 2), 3.0)).max() == 1
 
 
 def test_a_few_towering_pixels_do_not_set_the_scale_of_a_large_field():
     field = np.full((3, 40, 40), 1.0)
     field[:, 3, 4:10] = 50
-    assert figures.display_range(field) == 1
+    assert style.display_range(field) == 1
     field[:, 3:10] = 50
-    assert figures.display_range(field) == 50
-    assert figures.display_range(np.full((3, 2, 2), np.nan)) == 1
+    assert style.display_range(field) == 50
+    assert style.display_range(np.full((3, 2, 2), np.nan)) == 1
     sparse = np.zeros((3, 40, 40))
     sparse[0, 0, 0] = 7
-    assert figures.display_range(sparse) == 7
+    assert style.display_range(sparse) == 7
 
 
 def test_no_dark_edge_is_drawn_where_the_image_ends():
     picture = np.zeros((40, 40, 3), np.uint8)
     picture[:, 20:] = 200
     blank = np.arange(40)[None] < np.full((40, 1), 20)
-    assert figures.tile(picture, blank, 64).min() > 195
+    assert style.tile(picture, blank, 64).min() > 195
 
 
 @pytest.mark.parametrize("patches", [1, 9, 100])

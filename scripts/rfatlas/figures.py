@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator
-from PIL import Image
 
 from rfatlas import style
 from rfatlas.statistics import wilson
@@ -23,10 +22,6 @@ from rfatlas.statistics import wilson
 #: Side of a montage tile in pixels: large enough to judge a filter, small enough that a screen
 #: shows the 32 channels of a layer at once. Tiles of small receptive fields are whole multiples.
 TILE = 64
-#: Receptive fields up to this size are shown with their pixels as squares; larger ones smoothly.
-PIXELATED = 21
-#: Grey level about which the pattern "outside the image" is drawn.
-NEUTRAL = 225
 OUTLINE = 190
 #: No montage is wider (in pixels) or has more channels: memory, and pictures that can be looked at.
 MAX_WIDTH = 4000
@@ -57,11 +52,6 @@ INACTIVE = {
 PANELS = ("mean\nimage", "mean\ngradient", "effective\nRF")
 
 
-def evenly(channels: int, limit: int) -> np.ndarray:
-    """Return at most `limit` channel indices, spread evenly from the first to the last."""
-    return np.unique(np.linspace(0, channels - 1, min(channels, limit)).round().astype(int))
-
-
 def outside(yx: np.ndarray, start: float, stride: int, window: int, image: int) -> np.ndarray:
     """Return (window, window) bool: which pixels of a unit's window lie outside the image.
 
@@ -71,58 +61,6 @@ def outside(yx: np.ndarray, start: float, stride: int, window: int, image: int) 
     first = np.floor(start + stride * np.asarray(yx) - window / 2).astype(int)
     y, x = (position + np.arange(window) for position in first)
     return ((y < 0) | (y >= image))[:, None] | ((x < 0) | (x >= image))
-
-
-def display_range(field: np.ndarray) -> float:
-    """Return the absolute value that is shown at full strength: all but the largest 0.5 % fit.
-
-    Of a small field (up to 200 values) that is its largest value. In a large one single pixels
-    tower above the rest, and on the scale of the largest the rest would look empty. NaN are
-    ignored; a field of zeros has range 1.
-    """
-    values = np.abs(field[np.isfinite(field)])
-    peak = np.quantile(values, 0.995, method="higher") if values.size else 0
-    return float(peak or values.max(initial=0) or 1)
-
-
-def signed_rgb(field: np.ndarray) -> np.ndarray:
-    """Show a signed field (3, S, S) as RGB (S, S, 3) in 0..1: 0 is mid grey, the scale symmetric
-    and the field's own (`display_range`)."""
-    return np.moveaxis(0.5 + 0.5 * np.nan_to_num(field) / display_range(field), 0, -1).clip(0, 1)
-
-
-def positive_rgb(field: np.ndarray) -> np.ndarray:
-    """Show a field (3, S, S) >= 0 as RGB (S, S, 3) in 0..1: 0 is black, the scale the field's own
-    (`display_range`)."""
-    return np.moveaxis(np.nan_to_num(field) / display_range(field), 0, -1).clip(0, 1)
-
-
-def hatch(side: int) -> np.ndarray:
-    """Return the pattern, uint8 (side, side, 3), that stands for "outside the image"."""
-    y, x = np.indices((side, side))
-    stripes = np.where((x + y) % 8 < 2, NEUTRAL - 20, NEUTRAL + 10).astype(np.uint8)
-    return np.repeat(stripes[..., None], 3, axis=-1)
-
-
-def tile(picture: np.ndarray, blank: np.ndarray, side: int) -> np.ndarray:
-    """Return a picture (S, S, 3) as uint8 (side, side, 3), hatched where `blank` (S, S).
-
-    A picture of floats runs from 0 to 1.
-    """
-    if picture.dtype != np.uint8:
-        picture = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
-    # Resampling must not draw an edge between the picture and the zeros outside the image.
-    image = Image.fromarray(np.where(blank[..., None], np.uint8(NEUTRAL), picture))
-    if len(picture) <= PIXELATED:
-        shown = np.array(image.resize((side, side), Image.Resampling.NEAREST))
-    else:
-        shown = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
-        # 33 levels look the same at this size, and without the last bits the file is half as large.
-        shown = np.minimum(shown.astype(int) + 4 & ~7, 255).astype(np.uint8)
-    mask = np.array(
-        Image.fromarray(blank.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-    )
-    return np.where(mask[..., None] > 0, hatch(side), shown)
 
 
 @dataclass(frozen=True)
@@ -169,7 +107,7 @@ class Grid:
 
 def grid(channels: int, patches: int, window: int) -> Grid:
     """Return the layout of a montage of that many channels and patches, at most MAX_WIDTH wide."""
-    side = TILE if window > PIXELATED else window * (TILE // window)
+    side = TILE if window > style.PIXELATED else window * (TILE // window)
     blocks = 1 if channels <= 8 else 2 if channels <= 48 else 3
     while blocks > 1 and Grid(channels, patches, blocks, side).width > MAX_WIDTH:
         blocks -= 1
@@ -227,7 +165,7 @@ def read_fields(
         Which list of units the receptive fields were made from, as configured.
     """
     patch = receptive_field["patch"]
-    rows = evenly(len(patch), min(channels, MAX_CHANNELS))
+    rows = style.evenly(len(patch), min(channels, MAX_CHANNELS))
     chosen = receptive_field["channel"][rows]
     shown = min(patches, patch.shape[1])
     window = patch.shape[2]
@@ -274,7 +212,7 @@ def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure
         x, y = layout.corner(row, column)
         # A hairline keeps white patches apart from the page.
         canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = OUTLINE
-        canvas[y : y + side, x : x + side] = tile(picture, blank, side)
+        canvas[y : y + side, x : x + side] = style.tile(picture, blank, side)
 
     for row in range(len(fields.channel)):
         for rank in range(layout.patches):
@@ -285,8 +223,8 @@ def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure
         nowhere = np.isnan(fields.mean_image[row]).all(axis=0)
         means = (
             np.moveaxis(np.nan_to_num(fields.mean_image[row]), 0, -1),
-            signed_rgb(fields.mean_gradient[row]),
-            positive_rgb(fields.effective[row]),
+            style.signed_rgb(fields.mean_gradient[row]),
+            style.positive_rgb(fields.effective[row]),
         )
         for panel, picture in enumerate(means):
             put(row, layout.patches + panel, picture, nowhere)

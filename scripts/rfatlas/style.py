@@ -33,6 +33,11 @@ DPI = 150
 #: Shares as percentages on an axis.
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
 
+#: Receptive fields up to this size are shown with their pixels as squares; larger ones smoothly.
+PIXELATED = 21
+#: Grey level about which the pattern "outside the image" is drawn.
+NEUTRAL = 225
+
 _GOLDEN = (5**0.5 - 1) / 2
 
 #: Decorator under which every figure is drawn. The figures know no pyplot, so a
@@ -189,3 +194,63 @@ def panel_grid(
     new.text(inset, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
     new.text(inset, 1 - 0.36 / height, subtitle, fontsize=9, color=GREY, va="top")
     return new, every[:panels]
+
+
+# ---- pictures of fields
+
+
+def evenly(channels: int, limit: int) -> np.ndarray:
+    """Return at most `limit` channel indices, spread evenly from the first to the last."""
+    return np.unique(np.linspace(0, channels - 1, min(channels, limit)).round().astype(int))
+
+
+def display_range(field: np.ndarray) -> float:
+    """Return the absolute value that is shown at full strength: all but the largest 0.5 % fit.
+
+    Of a small field (up to 200 values) that is its largest value. In a large one single pixels
+    tower above the rest, and on the scale of the largest the rest would look empty. NaN are
+    ignored; a field of zeros has range 1.
+    """
+    values = np.abs(field[np.isfinite(field)])
+    peak = np.quantile(values, 0.995, method="higher") if values.size else 0
+    return float(peak or values.max(initial=0) or 1)
+
+
+def signed_rgb(field: np.ndarray) -> np.ndarray:
+    """Show a signed field (3, S, S) as RGB (S, S, 3) in 0..1: 0 is mid grey, the scale symmetric
+    and the field's own (`display_range`)."""
+    return np.moveaxis(0.5 + 0.5 * np.nan_to_num(field) / display_range(field), 0, -1).clip(0, 1)
+
+
+def positive_rgb(field: np.ndarray) -> np.ndarray:
+    """Show a field (3, S, S) >= 0 as RGB (S, S, 3) in 0..1: 0 is black, the scale the field's own
+    (`display_range`)."""
+    return np.moveaxis(np.nan_to_num(field) / display_range(field), 0, -1).clip(0, 1)
+
+
+def hatch(side: int) -> np.ndarray:
+    """Return the pattern, uint8 (side, side, 3), that stands for "outside the image"."""
+    y, x = np.indices((side, side))
+    stripes = np.where((x + y) % 8 < 2, NEUTRAL - 20, NEUTRAL + 10).astype(np.uint8)
+    return np.repeat(stripes[..., None], 3, axis=-1)
+
+
+def tile(picture: np.ndarray, blank: np.ndarray, side: int) -> np.ndarray:
+    """Return a picture (S, S, 3) as uint8 (side, side, 3), hatched where `blank` (S, S).
+
+    A picture of floats runs from 0 to 1.
+    """
+    if picture.dtype != np.uint8:
+        picture = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    # Resampling must not draw an edge between the picture and the zeros outside the image.
+    image = Image.fromarray(np.where(blank[..., None], np.uint8(NEUTRAL), picture))
+    if len(picture) <= PIXELATED:
+        shown = np.array(image.resize((side, side), Image.Resampling.NEAREST))
+    else:
+        shown = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
+        # 33 levels look the same at this size, and without the last bits the file is half as large.
+        shown = np.minimum(shown.astype(int) + 4 & ~7, 255).astype(np.uint8)
+    mask = np.array(
+        Image.fromarray(blank.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    )
+    return np.where(mask[..., None] > 0, hatch(side), shown)
