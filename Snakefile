@@ -29,6 +29,7 @@ include: "workflow/rules/skip_residual.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/figures_orientation.smk"
 
 
 # The stages by name; plain `snakemake` makes what the config switches on.

@@ -10,6 +10,7 @@ with jobs.job(snakemake) as log:
         table,
         reference,
         dict(snakemake.params.settings),
+        snakemake.params.orientation_osi,
         twins[0] if twins else None,
         snakemake.params.twin,
     )

@@ -25,8 +25,8 @@ def drawn_texts(figure) -> list[Text]:
 def overlaps(figure) -> list[tuple[str, str]]:
     """Pairs of texts of a figure that overlap by more than a pixel either way."""
     found = []
-    for first, second in itertools.combinations(drawn_texts(figure), 2):
-        a, b = first.get_window_extent(), second.get_window_extent()
+    placed = [(text, text.get_window_extent()) for text in drawn_texts(figure)]
+    for (first, a), (second, b) in itertools.combinations(placed, 2):
         apart = [
             max(a.x0, b.x0) - min(a.x1, b.x1),
             max(a.y0, b.y0) - min(a.y1, b.y1),

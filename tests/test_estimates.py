@@ -23,6 +23,7 @@ RATES = {
     "channels": 0.0,
     "orientation": 0.0,
     "figures": 0.0,
+    "figures_orientation": 0.0,
     "forward_gpu": 1000.0,
     "fields_gpu": 500.0,
 }
@@ -160,6 +161,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "channels",
         "orientation",
         "figures",
+        "figures_orientation",
         "total",
     ]
     assert "30.1 MB" in lines[2] and "photos_120_100" in lines[2]

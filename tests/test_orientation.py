@@ -98,8 +98,9 @@ def test_unrelated_orientations_look_unrelated():
 
 def test_fractions_are_those_that_were_planted():
     osi = [0.9] * 6 + [0.45] * 2 + [0.1] * 2 + [np.nan] * 5
-    found = orientation.selective(planted(osi), [0.3, 0.5, 0.95])
+    found = orientation.selective(planted(osi), [0.3, 0.95], 0.5)
     assert found["selective"].tolist() == [8, 6, 0]
+    assert found["rule"].tolist() == [False, True, False]
     assert found["responsive"].tolist() == [10] * 3 and found["channels"].tolist() == [15] * 3
     np.testing.assert_allclose(found["fraction"], [0.8, 0.6, 0])
     for row in found.itertuples():
@@ -109,14 +110,14 @@ def test_fractions_are_those_that_were_planted():
 
 
 def test_a_channel_without_a_bandwidth_is_not_selective():
-    found = orientation.selective(planted([0.9, 0.9], [20.0, np.nan]), [0.5])
+    found = orientation.selective(planted([0.9, 0.9], [20.0, np.nan]), [0.5], 0.5)
     assert found["selective"].tolist() == [1]
 
 
 def test_the_difference_from_the_twin_is_newcombes_published_example():
     table = planted([0.9] * 56 + [0.1] * 14)
     twin = planted([0.9] * 48 + [0.1] * 32)
-    row = orientation.selective(table, [0.5], twin, "demo_random").iloc[0]
+    row = orientation.selective(table, [0.5], 0.5, twin, "demo_random").iloc[0]
     assert row["twin"] == "demo_random" and row["twin_selective"] == 48
     assert row["difference"] == pytest.approx(0.2)
     assert row["difference_lo"] == pytest.approx(0.0524, abs=6e-5)
@@ -126,14 +127,16 @@ def test_the_difference_from_the_twin_is_newcombes_published_example():
 def test_a_layer_that_the_twin_lacks_has_no_comparison():
     table = pd.concat([planted([0.9, 0.1]), planted([0.9], layer="layer1.0", depth=1)])
     twin = planted([0.9, 0.1, 0.1], layer="layer1.0", depth=0)
-    found = orientation.selective(table, [0.5], twin, "r")
+    found = orientation.selective(table, [0.5], 0.5, twin, "r")
     assert found["twin"].tolist() == ["", "r"]
     assert found["twin_responsive"].tolist() == [pd.NA, 3]
     assert found["difference"].tolist()[1] == pytest.approx(1 - 1 / 3)
 
 
 def test_a_layer_that_answers_nothing_has_no_fraction():
-    found = orientation.selective(planted([np.nan, np.nan]), [0.5], planted([0.9]), "r").iloc[0]
+    found = orientation.selective(planted([np.nan, np.nan]), [0.5], 0.5, planted([0.9]), "r").iloc[
+        0
+    ]
     assert found["responsive"] == 0 and np.isnan(found["fraction"])
     assert np.isnan([found["lo"], found["difference"], found["difference_lo"]]).all()
 
@@ -240,7 +243,7 @@ def test_the_joint_counts_add_up_to_the_single_ones(reference):
 @pytest.mark.parametrize("off", [("gabor",), ("gratings",), ("gabor", "gratings")])
 def test_stages_that_were_off_leave_gaps_and_nothing_breaks(reference, off, tmp_path):
     table = without(tuning(), *off)
-    found = orientation.tables(table, reference, SETTINGS, without(tuning(seed=5), *off), "r")
+    found = orientation.tables(table, reference, SETTINGS, 0.5, without(tuning(seed=5), *off), "r")
     pairs = found["agreement"][["first", "second"]].drop_duplicates().values.tolist()
     assert pairs == ([["kernel", "gradient"]] if off == ("gratings",) else [])
     assert found["selective"].empty == ("gratings" in off)
@@ -271,7 +274,9 @@ def test_the_script_writes_the_tables(tmp_path, with_twin):
             reference=ROOT / "resources" / "v1_reference.csv",
         ),
         output=SimpleNamespace(**{name: str(tmp_path / f"{name}.csv") for name in names}),
-        params=SimpleNamespace(settings=SETTINGS, twin="r" if with_twin else ""),
+        params=SimpleNamespace(
+            settings=SETTINGS, orientation_osi=0.5, twin="r" if with_twin else ""
+        ),
         log=[str(tmp_path / "log.txt")],
         rule="orientation_tables",
         threads=1,

@@ -38,6 +38,7 @@ MEMORY_MB = {
     "channels": 1000,
     "orientation": 1000,
     "figures": 2000,
+    "figures_orientation": 1000,
 }
 
 #: What is done for every run, in the order of the work; each stage has a method of its name.
@@ -50,6 +51,7 @@ RUN_STAGES = (
     "channels",
     "orientation",
     "figures",
+    "figures_orientation",
 )
 
 _MB = 1e6
@@ -375,6 +377,13 @@ class Budget:
         seconds = self.rates["start_plain"] + layers * self.rates["figures"]
         files = {f"results/{run}/figures": 2e6 * layers}
         return Row("figures", run, 1, seconds, 1, self.mem_mb("figures"), files)
+
+    def _figures_orientation(self, run: str) -> Row:
+        layers = len(self.layers[run])
+        seconds = self.rates["start_plain"] + layers * self.rates["figures_orientation"]
+        mem = self.mem_mb("figures_orientation")
+        # Their disk is in that of the folder of figures.
+        return Row("figures_orientation", run, 1, seconds, 1, mem, {})
 
 
 def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:

@@ -56,6 +56,7 @@ SELECTIVE = (
     "layer",
     "depth",
     "osi_threshold",
+    "rule",
     "channels",
     "responsive",
     "selective",
@@ -195,12 +196,14 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
 def selective(
     table: pd.DataFrame,
     thresholds: Sequence[float],
+    rule: float,
     twin: pd.DataFrame | None = None,
     twin_name: str = "",
 ) -> pd.DataFrame:
     """Count the orientation-selective channels of each layer at several thresholds of `osi`.
 
-    Returns one row (`SELECTIVE`) per layer and threshold; none without the columns of the stage
+    Returns one row (`SELECTIVE`) per layer and threshold, that of `rule` (by which the column
+    `orientation_selective` goes) among them and marked; none without the columns of the stage
     `gratings`. Fractions are of the responsive channels (those with an `osi`), with 95 % Wilson
     intervals; `difference` is that from the twin, with Newcombe's interval. The twin's columns are
     empty where there is no twin or it lacks the layer.
@@ -214,9 +217,9 @@ def selective(
     for layer, depth, members in by_layer(table):
         responsive = int(members["osi"].notna().sum())
         other = twin_layers.get(layer)
-        for threshold in thresholds:
+        for threshold in sorted({*thresholds, rule}):
             count = int(selects(members, threshold).sum())
-            row = [layer, depth, threshold, len(members), responsive, count]
+            row = [layer, depth, threshold, threshold == rule, len(members), responsive, count]
             row += [_share(count, responsive), *wilson(count, responsive)]
             if other is None:
                 row += ["", pd.NA, pd.NA, *[np.nan] * 6]
@@ -353,18 +356,20 @@ def tables(
     table: pd.DataFrame,
     reference: pd.DataFrame,
     settings: Mapping,
+    orientation_osi: float,
     twin: pd.DataFrame | None = None,
     twin_name: str = "",
 ) -> dict[str, pd.DataFrame]:
     """Return all tables of the stage by the stem of their file.
 
-    `settings` is the config's section `orientation`.
+    `settings` is the config's section `orientation`, `orientation_osi` the threshold by which the
+    column `orientation_selective` goes.
     """
     r2, scale = settings["gabor_r2"], settings["pixels_per_degree"]
     sweep = settings["pixels_per_degree_sweep"]
     return {
         "agreement": agreement(table),
-        "selective": selective(table, settings["thresholds"], twin, twin_name),
+        "selective": selective(table, settings["thresholds"], orientation_osi, twin, twin_name),
         "v1": histograms(table, reference, r2, scale),
         "v1_medians": medians(table, reference, r2, scale, twin),
         "frequency": frequencies(table, reference, r2, scale, sweep),

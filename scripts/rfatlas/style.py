@@ -183,9 +183,10 @@ def panel_grid(
     rows = -(-panels // 6)
     columns = -(-panels // rows)
     width = max(7.2, columns * side[0] + 0.5)
-    height = rows * side[1] + 0.75 + footer
+    header = 0.62
+    height = rows * side[1] + header + footer
     new = figure(width, height)
-    rect = (0, footer / height, 1, 1 - (footer + 0.75) / height)
+    rect = (0, footer / height, 1, 1 - (footer + header) / height)
     new.set_layout_engine("constrained", rect=rect, h_pad=0.06, w_pad=0.06)
     every = new.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in every[panels:]:

@@ -53,6 +53,7 @@ MODULES = {
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),
     "figures": ("figures", "style", "statistics"),
+    "figures_orientation": ("figures_orientation", "style", "statistics"),
 }
 
 

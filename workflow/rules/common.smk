@@ -165,6 +165,21 @@ def orientation_files():
     return expand("results/{run}/orientation/{name}.csv", run=run_names(), name=names)
 
 
+def orientation_figures():
+    """The figures about orientation and frequency that can be drawn of a run, with their titles."""
+    gabor, gratings = (stage in CHANNEL_STAGES for stage in ("gabor", "gratings"))
+    titles = {
+        "distribution": ("preferred orientation", gabor or gratings),
+        "frequency": ("preferred frequency", gabor or gratings),
+        "selective": ("selective channels", gratings),
+        "stability": ("selective channels by threshold", gratings),
+        "v1": ("beside macaque V1", gabor or gratings),
+        "nx_ny": ("size of the Gabors", gabor),
+        "agreement": ("agreement of the estimates", gabor),
+    }
+    return {name: title for name, (title, possible) in titles.items() if possible}
+
+
 def figure_files():
     """All figures: of each run, and where there are several runs, of all together."""
     names = ["rf_size.png", "sparsity.png", "accuracy.png"]
@@ -175,6 +190,11 @@ def figure_files():
             for run in run_names()
             for layer in run_layers(run)
         ]
+    files += [
+        f"results/{run}/figures/orientation_{name}.png"
+        for run in run_names()
+        for name in orientation_figures()
+    ]
     return files + (["results/figures/accuracy.png"] if len(run_names()) > 1 else [])
 
 

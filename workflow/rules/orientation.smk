@@ -14,26 +14,26 @@ rule orientation_tables:
     output:
         agreement=report(
             "results/{run}/orientation/agreement.csv",
-            caption="../report/orientation_agreement.rst",
+            caption="../report/orientation_agreement_table.rst",
             category="Orientation and frequency",
             labels={"run": "{run}", "table": "agreement"},
         ),
         selective=report(
             "results/{run}/orientation/selective.csv",
-            caption="../report/orientation_selective.rst",
+            caption="../report/orientation_selective_table.rst",
             category="Orientation and frequency",
             labels={"run": "{run}", "table": "selective channels"},
         ),
         v1="results/{run}/orientation/v1.csv",
         v1_medians=report(
             "results/{run}/orientation/v1_medians.csv",
-            caption="../report/orientation_v1_medians.rst",
+            caption="../report/orientation_v1_table.rst",
             category="Orientation and frequency",
             labels={"run": "{run}", "table": "medians beside macaque V1"},
         ),
         frequency=report(
             "results/{run}/orientation/frequency.csv",
-            caption="../report/orientation_frequency.rst",
+            caption="../report/orientation_frequency_table.rst",
             category="Orientation and frequency",
             labels={"run": "{run}", "table": "frequencies in cycles per degree"},
         ),
@@ -51,6 +51,7 @@ rule orientation_tables:
     params:
         code=versions.digest("orientation"),
         settings=settings["orientation"],
+        orientation_osi=settings["channels"]["orientation_osi"],
         twin=lambda wildcards: twin(wildcards.run) or "",
     script:
         "../../scripts/orientation.py"

@@ -1,0 +1,51 @@
+# Stage figures, topic orientation: tuning to orientation and frequency over the layers of a run.
+# In:  results/<run>/channels.csv, that of the run's twin, results/<run>/orientation/*.csv,
+#      resources/v1_reference.csv, resources/v1_nx_ny.csv
+# Out: results/<run>/figures/orientation_<figure>.{png,pdf}, as far as their stages are on
+
+if orientation_figures():
+
+    rule figures_orientation:
+        input:
+            channels="results/{run}/channels.csv",
+            twin=lambda wildcards: [
+                f"results/{run}/channels.csv" for run in [twin(wildcards.run)] if run
+            ],
+            tables=expand(
+                "results/{{run}}/orientation/{name}.csv", name=["selective", "v1", "v1_medians"]
+            ),
+            reference=Path(workflow.basedir) / "resources" / "v1_reference.csv",
+            joint=Path(workflow.basedir) / "resources" / "v1_nx_ny.csv",
+        output:
+            png=[
+                report(
+                    f"results/{{run}}/figures/orientation_{name}.png",
+                    caption=f"../report/orientation_{name}.rst",
+                    category="Orientation and frequency",
+                    labels={"run": "{run}", "figure": title},
+                )
+                for name, title in orientation_figures().items()
+            ],
+            pdf=[
+                f"results/{{run}}/figures/orientation_{name}.pdf" for name in orientation_figures()
+            ],
+        log:
+            "logs/figures_orientation/{run}.log",
+        benchmark:
+            "benchmarks/figures_orientation/{run}.tsv"
+        conda:
+            "../../environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=budget.mem_mb("figures_orientation"),
+            runtime=30,
+            gpu=0,
+        params:
+            code=versions.digest("figures_orientation"),
+            run="{run}",
+            twin=lambda wildcards: twin(wildcards.run) or "",
+            figures=list(orientation_figures()),
+            gabor_r2=settings["orientation"]["gabor_r2"],
+            pixels_per_degree=settings["orientation"]["pixels_per_degree"],
+        script:
+            "../../scripts/figures_orientation.py"
