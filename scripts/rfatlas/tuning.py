@@ -20,6 +20,7 @@ WIDEST_STEP_OCT = 0.7
 # Points of an interpolated curve: 0.05 degrees apart, and about 0.001 octaves.
 _FINE_ORIENTATIONS = 3600
 _FINE_FREQUENCIES = 4001
+_FINE_PHASES = 72
 
 
 # ---- axes of an experiment
@@ -61,6 +62,33 @@ def harmonics(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     spectrum = np.fft.rfft(response, axis=-1)
     count = response.shape[-1]
     return spectrum[..., 0].real / count, 2 * np.abs(spectrum[..., 1]) / count
+
+
+def mean_above(response: np.ndarray, blank: np.ndarray, rectified: bool = False) -> np.ndarray:
+    """Return F0 of max(a - a_blank, 0), the mean over all phases, from few of them.
+
+    Rectification makes harmonics that a few phases cannot hold: of an ideal half-rectified unit the
+    plain mean over eight swings by 5 % with the unit's own phase. So the response is interpolated
+    over phase by its Fourier series first, and rectified then: exact for a linear unit and, if
+    `response` is what enters a ReLU (`rectified`: its output is a), for that ReLU's output.
+
+    Parameters
+    ----------
+    response
+        (C, ..., n) responses at n evenly spaced phases of one cycle.
+    blank
+        (C,) a_blank.
+    rectified
+        Whether a = max(response, 0); else a = response.
+    """
+    means = np.empty(response.shape[:-1])
+    # Channel by channel: the interpolated responses are many times larger than the others.
+    for channel, level in enumerate(np.asarray(blank, float)):
+        fine = resample(response[channel].astype(float), _FINE_PHASES, axis=-1)
+        if rectified:
+            fine = fine.clip(0)
+        means[channel] = (fine - level).clip(0).mean(-1)
+    return means
 
 
 def f1_f0(response: np.ndarray) -> np.ndarray:
