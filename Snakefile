@@ -26,6 +26,7 @@ include: "workflow/rules/activations.smk"
 include: "workflow/rules/receptive_fields.smk"
 include: "workflow/rules/virtual_filters.smk"
 include: "workflow/rules/skip_residual.smk"
+include: "workflow/rules/gratings.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
 include: "workflow/rules/figures.smk"
@@ -39,9 +40,10 @@ rule all:
         packed_images(),
         expand("results/{run}/{file}", run=run_names(), file=["model.json", "activations.h5"]),
         expand("results/{run}/channels.csv", run=run_names()),
-        field_files() if stage_on("receptive_fields") else [],
+        layer_files("receptive_fields") if stage_on("receptive_fields") else [],
         virtual_files() if stage_on("virtual_filters") else [],
-        part_files() if stage_on("skip_residual") else [],
+        layer_files("skip_residual") if stage_on("skip_residual") else [],
+        layer_files("gratings") if stage_on("gratings") else [],
         orientation_files() if stage_on("orientation") else [],
         figure_files() if stage_on("figures") else [],
     localrule: True
@@ -79,7 +81,7 @@ rule activations:
 
 rule receptive_fields:
     input:
-        field_files(),
+        layer_files("receptive_fields"),
     localrule: True
 
 
@@ -91,7 +93,13 @@ rule virtual_filters:
 
 rule skip_residual:
     input:
-        part_files(),
+        layer_files("skip_residual"),
+    localrule: True
+
+
+rule gratings:
+    input:
+        layer_files("gratings"),
     localrule: True
 
 

@@ -30,4 +30,4 @@ with (
         )
         log.info("%s: %d channels, crop of %d pixels", layer, probe.channels, probe.crop)
     for output in snakemake.output.responses:
-        gratings.publish(Path(output))
+        store.publish(output)

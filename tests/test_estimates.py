@@ -20,6 +20,7 @@ RATES = {
     "fields_cpu": 5.0,
     "fields_unit": 0.0,
     "virtual_filters": 1e12,
+    "gratings_index": 0.0,
     "channels": 0.0,
     "orientation": 0.0,
     "figures": 0.0,
@@ -127,6 +128,20 @@ def test_receptive_fields_on_disk_are_what_the_file_holds():
         assert size == patches + gradients + means + counts
 
 
+def test_gratings_cost_the_crop_for_every_stimulus():
+    settings = {"orientations": 24, "frequencies": 10, "phases": 8, "f1_phases": 30}
+    found = row(budget(gratings=settings), "gratings")
+    near = ((9 + 1) / 100) ** 2 * 1.0 * (24 * 10 * 8 + 8 * 30)
+    far = 2.0 * (24 * 10 * 8 + 16 * 30)
+    assert found.jobs == 2
+    assert found.jobs * found.seconds == pytest.approx((near + far) / (10 * 4), rel=0.01)
+    # In 32 bits; of the rectified layer also what enters its last ReLU.
+    assert found.files == {
+        "results/a/gratings/near.h5": 8 * 24 * 10 * 8 * 4,
+        "results/a/gratings/far.h5": 16 * 24 * 10 * 8 * 4 * 2,
+    }
+
+
 def test_memory_of_the_pass_grows_with_the_batch_alone():
     def memory(count, batch):
         return budget(count, activations={"batch_size": batch}).mem_mb("activations", "a")
@@ -158,6 +173,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "receptive_fields",
         "virtual_filters",
         "skip_residual",
+        "gratings",
         "channels",
         "orientation",
         "figures",

@@ -25,6 +25,7 @@ TARGETS = [
     "receptive_fields",
     "virtual_filters",
     "skip_residual",
+    "gratings",
     "channels",
     "orientation",
     "figures",

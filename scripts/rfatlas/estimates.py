@@ -35,6 +35,7 @@ MEMORY_MB = {
     "receptive_fields": 3000,
     "virtual_filters": 3000,
     "skip_residual": 3000,
+    "gratings": 3000,
     "channels": 1000,
     "orientation": 1000,
     "figures": 2000,
@@ -48,6 +49,7 @@ RUN_STAGES = (
     "receptive_fields",
     "virtual_filters",
     "skip_residual",
+    "gratings",
     "channels",
     "orientation",
     "figures",
@@ -358,6 +360,27 @@ class Budget:
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("skip_residual")
         return Row("skip_residual", run, jobs, each, self._parallel, mem, files)
+
+    def _gratings(self, run: str) -> Row:
+        settings, crop = self.config["gratings"], self._description(run)["input"]["crop"]
+        # In very large fields there are one or two more frequencies.
+        grid = settings["orientations"] * settings["frequencies"]
+        seconds, files = [], {}
+        for layer in self.layers[run]:
+            channels = layer["channels"]
+            # At worst every channel likes another grating best.
+            best = min(channels, grid) * settings["f1_phases"]
+            stimuli = grid * settings["phases"] + best
+            work = self._network_s(stimuli * gflop_per_unit(layer, crop) / 2, "forward")
+            seconds.append(work + channels * grid * self.rates["gratings_index"])
+            # Before and behind the layer's last ReLU.
+            size = 4.0 * channels * grid * settings["phases"] * (1 + layer["rectified"])
+            files[f"results/{run}/gratings/{layer['name']}.h5"] = size
+        group = settings["layers_per_job"]
+        jobs = math.ceil(len(seconds) / group)
+        each = self.rates["start_torch"] + sum(seconds) / jobs
+        mem = self.mem_mb("gratings")
+        return Row("gratings", run, jobs, each, self._parallel, mem, files)
 
     def _channels(self, run: str) -> Row:
         rows = sum(layer["channels"] for layer in self.layers[run])

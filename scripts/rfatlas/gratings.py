@@ -1,13 +1,11 @@
 """Stage `gratings`: the tuning of every channel to orientation, spatial frequency and phase.
 
-Achromatic drifting gratings are shown to the centre unit of a layer (see `probe`): every orientation
-at every frequency at several phases, all channels at once, then each channel's best grating at
-more phases for F1/F0. Beside them the blank, mid grey, and for comparison a black field and the
-mean of the data set's images.
+Achromatic drifting gratings are shown to the centre unit of a layer (see `probe`): every
+orientation at every frequency at several phases, all channels at once, then each channel's best
+grating at more phases for F1/F0. Beside them the blank, mid grey, and for comparison a black field
+and the mean of the data set's images.
 """
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,15 +26,14 @@ SELECTIVE_OSI = 0.5
 # Rounding of float32 activations, as a share of the response to the blank.
 _ROUNDING = 1e-5
 
-_RESPONSES, _TABLE = "responses.h5", "table.csv"
-
 # Progress is saved after so many seconds, or 20 times what a save costs if that is more.
 _SAVE_EVERY_S = 10.0
 
 _BLANKS = ("blank", "blank_black", "blank_mean_image")
 
 _TUNING = (
-    "osi", "circular_variance", "orientation_deg", "bandwidth_deg", "sf_cpp", "sf_bandwidth_oct",
+    "osi", "osi_sf_mean", "circular_variance", "orientation_deg", "bandwidth_deg", "sf_cpp",
+    "sf_bandwidth_oct",
 )  # fmt: skip
 
 COLUMNS = (
@@ -120,6 +117,7 @@ def table(
     reason = driven(tuned, blank)
     answers = reason == ""
     found = tuning.grid_tuning(tuned, frequency)
+    found["osi_sf_mean"] = tuning.orientation_tuning(tuned.mean(2))["osi"]
     phase = tuning.f1_f0(tuning.rectify(best_response, blank))
     differs = np.zeros(len(response), bool)
     for name in _BLANKS[1:]:
@@ -228,7 +226,8 @@ class _Progress:
                 parts.append(unsaved[-1])
                 bar.update(stop - first)
                 first = stop
-                if first < count and time.monotonic() - since > max(_SAVE_EVERY_S, 20 * cost):
+                due = time.monotonic() - since > max(_SAVE_EVERY_S, 20 * cost)
+                if due or first == count:
                     begun = time.monotonic()
                     self._partial.save(f"{name}-{saved:09d}", {"answer": np.concatenate(unsaved)})
                     saved, unsaved, since = first, [], time.monotonic()
@@ -246,14 +245,14 @@ def measure(
     attrs: Mapping[str, Any],
     bar: Callable[..., Any] = jobs.progress,
 ) -> None:
-    """Make `<layer>.h5` of design.md section 4 and its table, ready for `publish`.
+    """Make `<layer>.h5` of design.md section 4 and its table, ready for `store.publish`.
 
     `mean_image` float (H, H, 3) in 0..1; `settings` the counts `orientations`, `frequencies`,
     `phases`, `f1_phases`; `bar` makes the progress bars. Killed, the work resumes from
     `<output>.partial`.
     """
     partial = store.Partial(output, {**fingerprint, "batch": probe.batch})
-    if (partial.folder / _TABLE).exists():
+    if (partial.folder / store.TABLE).exists():
         return
     experiment = Experiment(probe, settings, mean_image)
     progress = _Progress(partial, probe.batch, bar)
@@ -270,7 +269,7 @@ def measure(
         "crop": probe.crop,
         "centre": probe.centre,
     }
-    with store.create(partial.folder / _RESPONSES, attrs) as file:
+    with store.create(partial.folder / store.FIELDS, attrs) as file:
         file["channel"] = np.arange(probe.channels, dtype=np.int32)
         file["orientation"], file["frequency"] = experiment.orientation, experiment.frequency
         file["phase"], file["f1_phase"] = experiment.phase, experiment.f1_phase
@@ -289,16 +288,4 @@ def measure(
         experiment.frequency,
         probe.stride,
     )
-    store.write_table(rows, partial.folder / _TABLE)
-
-
-def publish(output: Path) -> None:
-    """Move what `measure` made to `output` (.h5) and the table beside it (.csv).
-
-    Apart from `measure`, so that a job of several layers moves them all at its end: Snakemake
-    removes the outputs of a killed job, and knows nothing of the `.partial` folders.
-    """
-    folder = Path(f"{output}.partial")
-    os.replace(folder / _RESPONSES, output)
-    os.replace(folder / _TABLE, output.with_suffix(".csv"))
-    shutil.rmtree(folder)
+    store.write_table(rows, partial.folder / store.TABLE)

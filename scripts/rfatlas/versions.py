@@ -32,6 +32,7 @@ STAGE_VERSIONS = {
     "receptive_fields": 1,
     "virtual_filters": 1,
     "skip_residual": 1,
+    "gratings": 1,
 }
 
 #: Library modules that define what a stage writes; a stage that is not listed is its own module.
@@ -46,6 +47,15 @@ MODULES = {
         "skip_residual",
         "crops",
         "statistics",
+        "model",
+        "graph",
+        "torchvision_ops",
+    ),
+    "gratings": (
+        "gratings",
+        "tuning",
+        "probe",
+        "crops",
         "model",
         "graph",
         "torchvision_ops",

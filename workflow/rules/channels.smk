@@ -10,6 +10,7 @@ CHANNEL_STAGES = [
         "receptive_fields",
         "virtual_filters",
         "skip_residual",
+        "gratings",
     ]
     if stage_on(stage)
 ]

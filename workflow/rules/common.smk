@@ -88,9 +88,9 @@ def run_ranges(run):
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def rf_groups(run):
-    """The layers of a run in groups, one per job of the stages receptive_fields and skip_residual."""
-    layers, size = run_layers(run), settings["receptive_fields"]["layers_per_job"]
+def layer_groups(run, stage):
+    """The layers of a run in groups of `layers_per_job` of a stage, one group per job."""
+    layers, size = run_layers(run), settings[stage]["layers_per_job"]
     return [layers[i : i + size] for i in range(0, len(layers), size)]
 
 
@@ -136,27 +136,14 @@ def drawn_datasets():
     return [name for name in used if dataset_config(name)["source"] == "scenes"]
 
 
-def field_files():
-    """The receptive fields of all runs, one file per layer."""
-    return [
-        f"results/{run}/receptive_fields/{layer}.h5"
-        for run in run_names()
-        for layer in run_layers(run)
-    ]
+def layer_files(stage):
+    """What a stage that works on layers makes of all runs, one file per layer."""
+    return [f"results/{run}/{stage}/{layer}.h5" for run in run_names() for layer in run_layers(run)]
 
 
 def virtual_files():
     """The virtual filters of all runs."""
     return expand("results/{run}/virtual_filters.h5", run=run_names())
-
-
-def part_files():
-    """Gradients through skip connections and residual branches of all runs, one file per layer."""
-    return [
-        f"results/{run}/skip_residual/{layer}.h5"
-        for run in run_names()
-        for layer in run_layers(run)
-    ]
 
 
 def orientation_files():

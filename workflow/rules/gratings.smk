@@ -3,8 +3,7 @@
 # Writes: results/<run>/gratings/<layer>.h5 and .csv, `layers_per_job` layers in one job.
 
 GRATINGS_SETTINGS = {
-    key: settings["gratings"][key]
-    for key in ("f1_phases", "frequencies", "orientations", "phases")
+    key: settings["gratings"][key] for key in ("f1_phases", "frequencies", "orientations", "phases")
 }
 
 for run in run_names():

@@ -11,7 +11,7 @@ SKIP_RESIDUAL_SETTINGS = {
 }
 
 for run in run_names():
-    for number, layers in enumerate(rf_groups(run)):
+    for number, layers in enumerate(layer_groups(run, "receptive_fields")):
 
         rule:
             name:
