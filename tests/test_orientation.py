@@ -1,5 +1,6 @@
 """Stage orientation: layers counted by loops, planted fractions, published examples, and gaps."""
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,3 +292,20 @@ def test_the_script_writes_the_tables(tmp_path, with_twin):
         assert (selective.query("osi_threshold == 0.5")["difference_lo"] > 0).all()
     text = (tmp_path / "v1.csv").read_text()
     assert orientation.MACAQUE in text
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("agreement", orientation.AGREEMENT),
+        ("selective", orientation.SELECTIVE),
+        ("v1", orientation.HISTOGRAMS),
+        ("v1_medians", orientation.MEDIANS),
+        ("frequency", orientation.FREQUENCIES),
+    ],
+)
+def test_every_column_is_documented(name, columns):
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    section = text.split(f"orientation/{name}.csv`")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == list(columns)
