@@ -117,9 +117,10 @@ def test_a_channel_without_a_bandwidth_is_not_selective():
 
 def test_the_difference_from_the_twin_is_newcombes_published_example():
     table = planted([0.9] * 56 + [0.1] * 14)
-    twin = planted([0.9] * 48 + [0.1] * 32)
+    twin = planted([0.9] * 48 + [0.1] * 32 + [np.nan] * 5)
     row = orientation.selective(table, [0.5], 0.5, twin, "demo_random").iloc[0]
     assert row["twin"] == "demo_random" and row["twin_selective"] == 48
+    assert row["twin_responsive"] == 80, "silent channels do not count"
     assert row["difference"] == pytest.approx(0.2)
     assert row["difference_lo"] == pytest.approx(0.0524, abs=6e-5)
     assert row["difference_hi"] == pytest.approx(0.3339, abs=6e-5)
