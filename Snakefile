@@ -27,6 +27,7 @@ include: "workflow/rules/receptive_fields.smk"
 include: "workflow/rules/virtual_filters.smk"
 include: "workflow/rules/skip_residual.smk"
 include: "workflow/rules/gratings.smk"
+include: "workflow/rules/preferred_stimulus.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
 include: "workflow/rules/figures.smk"
@@ -44,6 +45,7 @@ rule all:
         virtual_files() if stage_on("virtual_filters") else [],
         layer_files("skip_residual") if stage_on("skip_residual") else [],
         layer_files("gratings") if stage_on("gratings") else [],
+        layer_files("preferred_stimulus") if stage_on("preferred_stimulus") else [],
         orientation_files() if stage_on("orientation") else [],
         figure_files() if stage_on("figures") else [],
     localrule: True
@@ -100,6 +102,12 @@ rule skip_residual:
 rule gratings:
     input:
         layer_files("gratings"),
+    localrule: True
+
+
+rule preferred_stimulus:
+    input:
+        layer_files("preferred_stimulus"),
     localrule: True
 
 

@@ -81,6 +81,15 @@ BAD = [
     ("receptive_fields.layers_per_job", 0, None, ["at least 1"]),
     ("receptive_fields.channels", 0, None, ["an integer, at least 1, or null"]),
     ("figures.patches", 10, None, ["at most receptive_fields.keep", "9"]),
+    ("preferred_stimulus.optimizer", "sgd", None, ["lbfgs, adam"]),
+    ("preferred_stimulus.channels", 16, None, ["a mapping or null"]),
+    ("preferred_stimulus.jitter", 3, None, ["with optimizer lbfgs", "adam"]),
+    (
+        "preferred_stimulus",
+        {"noise_starts": 0, "gradient_start": False},
+        "preferred_stimulus.noise_starts",
+        ["at least 1"],
+    ),
     ("channels.inactive_norm", 1.5, None, ["a number from 0 to 1"]),
     ("channels.inactive_variance", "small", None, ["a number from 0 to 1"]),
     ("runs", {}, None, ["at least one"]),
@@ -284,6 +293,18 @@ def test_yaml_that_cannot_be_read_is_refused_by_name(tmp_path):
     file.write_text("runs: {a: [}\n")
     with pytest.raises(RfatlasError, match="broken.yaml"):
         config.check_file(file)
+
+
+def test_preferred_stimuli_are_of_all_channels_up_to_a_layer_and_of_a_sample_beyond(good):
+    def samples(channels):
+        filled = config.load(changed(good, "preferred_stimulus.channels", channels))
+        return [config.stimulus_sample(filled, description, name) for name in "abc"]
+
+    description = {"layers": [{"name": name} for name in "abc"]}
+    assert samples(None) == [None, None, None]
+    assert samples({"sample": 4, "all_up_to": "b"}) == [None, None, 4]
+    assert samples({"sample": 4}) == [4, 4, 4]
+    assert samples({"all_up_to": "elsewhere"}) == [16, 16, 16]
 
 
 @pytest.mark.parametrize("file", [*ROOT.glob("config/*.yaml"), *ROOT.glob("tests/configs/*.yaml")])

@@ -21,12 +21,15 @@ RATES = {
     "fields_unit": 0.0,
     "virtual_filters": 1e12,
     "gratings_index": 0.0,
+    "stimuli_cpu": 5.0,
+    "stimuli_image": 0.0,
     "channels": 0.0,
     "orientation": 0.0,
     "figures": 0.0,
     "figures_orientation": 0.0,
     "forward_gpu": 1000.0,
     "fields_gpu": 500.0,
+    "stimuli_gpu": 400.0,
 }
 
 LAYERS = [
@@ -142,6 +145,28 @@ def test_gratings_cost_the_crop_for_every_stimulus():
     }
 
 
+def test_preferred_stimuli_cost_a_crop_twice_for_every_step_of_every_ascent():
+    # Two noise starts and the gradient, in both directions, and the photograph.
+    found = row(budget(preferred_stimulus={"steps": 10}), "preferred_stimulus")
+    near = 2 * ((9 + 1) / 100) ** 2 * 1.0 * 8 * 7 * 10
+    far = 2 * 2.0 * 16 * 7 * 10
+    assert found.jobs == 2
+    assert found.jobs * found.seconds == pytest.approx((near + far) / (5 * 4), rel=0.01)
+    pictures = {"near": 8 * 2 * 3 * 9**2 * 4, "far": 16 * 2 * 3 * 100**2 * 4}
+    for layer, size in pictures.items():
+        assert found.files[f"results/a/preferred_stimulus/{layer}.h5"] == size
+    channels = {"sample": 4, "all_up_to": "near"}
+    some = row(
+        budget(
+            preferred_stimulus={"steps": 10, "channels": channels, "patch_start": False},
+            stages={"receptive_fields": False},
+        ),
+        "preferred_stimulus",
+    )
+    ascents = (near / 7 + far / 7 / 4) * 4
+    assert some.jobs * some.seconds == pytest.approx(ascents / (5 * 4), rel=0.01)
+
+
 def test_memory_of_the_pass_grows_with_the_batch_alone():
     def memory(count, batch):
         return budget(count, activations={"batch_size": batch}).mem_mb("activations", "a")
@@ -174,6 +199,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "virtual_filters",
         "skip_residual",
         "gratings",
+        "preferred_stimulus",
         "channels",
         "orientation",
         "figures",

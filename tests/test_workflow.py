@@ -26,6 +26,7 @@ TARGETS = [
     "virtual_filters",
     "skip_residual",
     "gratings",
+    "preferred_stimulus",
     "channels",
     "orientation",
     "figures",
@@ -230,6 +231,7 @@ def small(tmp_path_factory):
         },
         "activations": {"top_k": 4, "range_size": 5},
         "receptive_fields": {"keep": 3, "layers_per_job": 3},
+        "preferred_stimulus": {"steps": 3, "noise_starts": 1, "layers_per_job": 3},
         "figures": {"channels": 4, "patches": 3},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -253,6 +255,7 @@ def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
         assert (results / "channels.csv").stat().st_size > 0
         for layer in ("conv1", "layer1.0", "layer1.1"):
             assert (results / "receptive_fields" / f"{layer}.h5").is_file()
+            assert (results / "preferred_stimulus" / f"{layer}.h5").is_file()
             assert (results / "figures" / f"montage_{layer}.png").is_file()
     assert not list(folder.rglob("*.partial")), "progress is removed with the last step"
     assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in \d\d jobs", output)

@@ -163,6 +163,22 @@ def twin(config: Mapping[str, Any], run: str) -> str | None:
     return min(twins, default=None)
 
 
+def stimulus_sample(
+    config: Mapping[str, Any], description: Mapping[str, Any], layer: str
+) -> int | None:
+    """How many channels of a layer the stage preferred_stimulus draws; None for all of them.
+
+    `description` is that of the network, with its layers in order.
+    """
+    channels = config["preferred_stimulus"]["channels"]
+    if channels is None:
+        return None
+    names = [known["name"] for known in description["layers"]]
+    last = channels["all_up_to"]
+    whole = last in names and names.index(layer) <= names.index(last)
+    return None if whole else channels["sample"]
+
+
 def local_weights(weights: str) -> Path | None:
     """The file that `weights:` names, or None for a URL, a seed or a torchvision name."""
     if weights.startswith("file:"):
@@ -439,6 +455,7 @@ def _related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tu
         explicit = given.get("datasets", {}).get(name, {})
         yield from _related_dataset(("datasets", name), dataset, explicit, name in datasets)
     yield from _related_counts(config)
+    yield from _related_stimuli(config)
 
 
 def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterator:
@@ -534,6 +551,23 @@ def _related_counts(config: dict[str, Any]) -> Iterator:
             ("skip_residual", "top_k"),
             f"{parts} is not allowed; it must be at most the number of units per channel, "
             f"{fields['top_k'] or top_k} (receptive_fields.top_k or activations.top_k)",
+        )
+
+
+def _related_stimuli(config: dict[str, Any]) -> Iterator:
+    stimuli = config["preferred_stimulus"]
+    if stimuli["jitter"] and stimuli["optimizer"] == "lbfgs":
+        yield (
+            ("preferred_stimulus", "jitter"),
+            f"{stimuli['jitter']} is not allowed with optimizer lbfgs, which needs a function that "
+            "stands still; it must be 0, or the optimizer adam",
+        )
+    gradients = stimuli["gradient_start"] and config["stages"]["receptive_fields"]
+    if not stimuli["noise_starts"] and not gradients:
+        yield (
+            ("preferred_stimulus", "noise_starts"),
+            "0 is not allowed without gradient_start and the stage receptive_fields; it must be at "
+            "least 1",
         )
 
 

@@ -36,6 +36,7 @@ MEMORY_MB = {
     "virtual_filters": 3000,
     "skip_residual": 3000,
     "gratings": 3000,
+    "preferred_stimulus": 3000,
     "channels": 1000,
     "orientation": 1000,
     "figures": 2000,
@@ -50,6 +51,7 @@ RUN_STAGES = (
     "virtual_filters",
     "skip_residual",
     "gratings",
+    "preferred_stimulus",
     "channels",
     "orientation",
     "figures",
@@ -381,6 +383,29 @@ class Budget:
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("gratings")
         return Row("gratings", run, jobs, each, self._parallel, mem, files)
+
+    def _preferred_stimulus(self, run: str) -> Row:
+        settings, description = self.config["preferred_stimulus"], self._description(run)
+        crop = description["input"]["crop"]
+        # Those towards the least preferred stimulus have no photograph to start from.
+        ascents = 2 * settings["noise_starts"] + settings["patch_start"]
+        if settings["gradient_start"] and self.config["stages"]["receptive_fields"]:
+            ascents += 2
+        seconds, files = [], {}
+        for layer in self.layers[run]:
+            sample = rfatlas_config.stimulus_sample(self.config, description, layer["name"])
+            channels = min(layer["channels"], sample or layer["channels"])
+            images = channels * ascents * settings["steps"]
+            size = min(layer["size"] or crop, crop)
+            seconds.append(self._network_s(images * gflop_per_unit(layer, crop), "stimuli"))
+            seconds[-1] += images * (0.0 if self.gpu else self.rates["stimuli_image"])
+            pictures = 2 * 3 * 4.0 * channels * size**2
+            files[f"results/{run}/preferred_stimulus/{layer['name']}.h5"] = pictures
+        group = settings["layers_per_job"]
+        jobs = math.ceil(len(seconds) / group)
+        each = self.rates["start_torch"] + sum(seconds) / jobs
+        mem = self.mem_mb("preferred_stimulus")
+        return Row("preferred_stimulus", run, jobs, each, self._parallel, mem, files)
 
     def _channels(self, run: str) -> Row:
         rows = sum(layer["channels"] for layer in self.layers[run])

@@ -205,6 +205,18 @@ def _unfitting(
                 f"{rfatlas_config.closest(layer, analysed)}; the layers are "
                 f"{', '.join(sorted(analysed))}"
             )
+    channels = config["preferred_stimulus"]["channels"]
+    last = channels and channels["all_up_to"]
+    known = {layer["name"] for one in descriptions.values() for layer in one["layers"]}
+    if (
+        last
+        and len(descriptions) == len(rfatlas_config.used(config, "model"))
+        and (last not in known)
+    ):
+        problems.append(
+            f"preferred_stimulus.channels.all_up_to: {last!r} is a layer of no model"
+            f"{rfatlas_config.closest(last, known)}; analysed are {', '.join(sorted(analysed))}"
+        )
     return problems
 
 

@@ -45,6 +45,10 @@ class Probe:
         Edge in pixels of the square stimuli that `respond` takes.
     origin
         (top, left) of the crop in the image.
+    geometry
+        The layer's receptive fields, None where every unit sees the whole image.
+    unit
+        (y, x) of the centre unit in the layer.
     centre
         (y, x) of the receptive field's centre in the crop; the centre of the first pixel is 0.5.
     batch
@@ -55,9 +59,10 @@ class Probe:
         self.device = network.device
         image_size = network.description["input"]["crop"]
         self.channels, *extent = network.graph.shape(layer)
-        geometry = network.graph.geometry(layer)
+        self.geometry = geometry = network.graph.geometry(layer)
         cut = crops.window(geometry, image_size)
-        unit = [np.array([length // 2]) for length in extent]
+        self.unit = tuple(length // 2 for length in extent)
+        unit = [np.array([place]) for place in self.unit]
         self.size, self.crop = cut.size, cut.crop
         self.stride = max(geometry.stride) if geometry else 0
         self.origin = tuple(int(cut.crop_start(unit[axis], axis)[0]) for axis in (0, 1))

@@ -33,6 +33,7 @@ STAGE_VERSIONS = {
     "virtual_filters": 1,
     "skip_residual": 1,
     "gratings": 1,
+    "preferred_stimulus": 1,
 }
 
 #: Library modules that define what a stage writes; a stage that is not listed is its own module.
@@ -59,6 +60,16 @@ MODULES = {
         "model",
         "graph",
         "torchvision_ops",
+    ),
+    "preferred_stimulus": (
+        "preferred_stimulus",
+        "ascent",
+        "probe",
+        "crops",
+        "model",
+        "graph",
+        "torchvision_ops",
+        "statistics",
     ),
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),

@@ -11,6 +11,7 @@ CHANNEL_STAGES = [
         "virtual_filters",
         "skip_residual",
         "gratings",
+        "preferred_stimulus",
     ]
     if stage_on(stage)
 ]
@@ -55,7 +56,7 @@ rule channels_join:
         first={
             stage: settings[stage]["channels"]
             for stage in CHANNEL_STAGES
-            if settings.get(stage, {}).get("channels")
+            if isinstance(settings.get(stage, {}).get("channels"), int)
         },
     script:
         "../../scripts/channels.py"

@@ -167,6 +167,11 @@ def orientation_figures():
     return {name: title for name, (title, possible) in titles.items() if possible}
 
 
+def stimulus_samples(run, layers):
+    """How many channels of each of these layers get a preferred stimulus; None for all."""
+    return [rfatlas_config.stimulus_sample(settings, description(run), layer) for layer in layers]
+
+
 def figure_files():
     """All figures: of each run, and where there are several runs, of all together."""
     names = ["rf_size.png", "sparsity.png", "accuracy.png"]
