@@ -60,6 +60,7 @@ rule scenes:
 rule train_demo:
     input:
         "results/train_demo/resnet_demo.safetensors",
+        "results/train_demo/plainnet_demo.safetensors",
     localrule: True
 
 

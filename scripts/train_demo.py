@@ -1,13 +1,14 @@
-"""Train the demo's network and write its weights with their provenance."""
+"""Train one of the demo's networks and write its weights with their provenance."""
 
 from rfatlas import jobs, store, train_demo
 
 with jobs.job(snakemake) as log:
     # Layers this small gain nothing from more threads, and so --cores does not change the bits.
     jobs.limit_threads(1)
-    settings = train_demo.Settings()
-    partial = store.Partial(snakemake.output.weights, train_demo.fingerprint(settings))
+    network, settings = snakemake.wildcards.network, train_demo.Settings()
+    partial = store.Partial(snakemake.output.weights, train_demo.fingerprint(network, settings))
     result = train_demo.train(
+        network,
         settings,
         partial,
         processes=snakemake.threads,

@@ -1,4 +1,4 @@
-"""The demo's network, its training, and the weights that are shipped."""
+"""The demo's networks, their training, and the weights that are shipped."""
 
 import hashlib
 import json
@@ -46,9 +46,9 @@ def test_network_is_small_and_named_like_torchvision():
     assert network.layer2[1].downsample is None
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_network_shapes_and_tracing(skip):
-    network = demo_net.resnet_demo(num_classes=10, skip=skip).eval()
+@pytest.mark.parametrize("factory", [demo_net.resnet_demo, demo_net.plainnet_demo])
+def test_network_shapes_and_tracing(factory):
+    network = factory(num_classes=10).eval()
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert network.maxpool(network.relu(network.bn1(network.conv1(x)))).shape == (2, 64, 16, 16)
     traced = fx.symbolic_trace(network)
@@ -68,7 +68,8 @@ def test_skip_adds_the_input():
 
 
 def test_two_epochs_lower_the_loss(tmp_path):
-    result = train_demo.train(TINY, store.Partial(tmp_path / "a", train_demo.fingerprint(TINY)))
+    partial = store.Partial(tmp_path / "a", train_demo.fingerprint("resnet_demo", TINY))
+    result = train_demo.train("resnet_demo", TINY, partial)
     assert len(result.losses) == 2
     assert result.losses[1] < result.losses[0]
     assert 0 <= result.accuracy_held_out <= 1
@@ -84,18 +85,18 @@ def test_killed_training_ends_with_the_same_bits(tmp_path):
         raise Killed
 
     def partial(name):
-        return store.Partial(tmp_path / name, train_demo.fingerprint(TINY))
+        return store.Partial(tmp_path / name, train_demo.fingerprint("plainnet_demo", TINY))
 
-    whole = train_demo.train(TINY, partial("whole"))
+    whole = train_demo.train("plainnet_demo", TINY, partial("whole"))
     with pytest.raises(Killed):
-        train_demo.train(TINY, partial("killed"), progress=one_epoch)
+        train_demo.train("plainnet_demo", TINY, partial("killed"), progress=one_epoch)
     left = []
 
     def seen(epochs):
         left.extend(epochs)
         return epochs
 
-    resumed = train_demo.train(TINY, partial("killed"), progress=seen)
+    resumed = train_demo.train("plainnet_demo", TINY, partial("killed"), progress=seen)
     assert left == [1]
     assert resumed.losses == whole.losses
     expected = whole.module.state_dict()
@@ -108,20 +109,24 @@ def test_training_leaves_torchs_own_generator_alone(tmp_path):
     expected = torch.rand(1)
     torch.manual_seed(5)
     settings = train_demo.Settings(count=24, size=32, held_out=24, epochs=1, batch=24)
-    train_demo.train(settings, store.Partial(tmp_path / "a", {}))
+    train_demo.train("resnet_demo", settings, store.Partial(tmp_path / "a", {}))
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_weights_and_provenance_are_written_and_read(tmp_path):
+@pytest.mark.parametrize("network", train_demo.NETWORKS)
+def test_weights_and_provenance_are_written_and_read(tmp_path, network):
     torch.manual_seed(0)
-    module = demo_net.resnet_demo().eval().to(memory_format=torch.channels_last)
-    result = train_demo.Result(module, [0.5, 0.4, 0.3], [0.1, 0.2, 0.3], [2.0, 1.0], 0.9, 0.8)
+    module = train_demo.NETWORKS[network]().eval().to(memory_format=torch.channels_last)
+    result = train_demo.Result(
+        network, module, [0.5, 0.4, 0.3], [0.1, 0.2, 0.3], [2.0, 1.0], 0.9, 0.8
+    )
     weights, provenance = tmp_path / "w.safetensors", tmp_path / "p.json"
     train_demo.write(result, TINY, weights, provenance)
-    loaded = train_demo.load(weights)
+    loaded = train_demo.load(network, weights)
     for name, tensor in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     record = json.loads(provenance.read_text())
+    assert record["factory"] == f"rfatlas.demo_net.{network}"
     assert record["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert record["settings"]["count"] == 64
     assert (record["accuracy_train"], record["accuracy_held_out"]) == (0.9, 0.8)
@@ -184,16 +189,24 @@ def test_bad_settings_are_named(wrong, message):
         train_demo.Settings(**wrong)
 
 
+@pytest.fixture(scope="module", params=["resnet_demo"])
+def network(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def provenance():
-    return json.loads((SHIPPED / "provenance.json").read_text())
+def provenance(network):
+    return json.loads((SHIPPED / f"{network}.json").read_text())
 
 
-def test_shipped_weights_are_those_of_the_provenance(provenance):
-    weights = SHIPPED / "resnet_demo.safetensors"
+def test_shipped_weights_are_those_of_the_provenance(network, provenance):
+    weights = SHIPPED / f"{network}.safetensors"
     assert weights.stat().st_size <= 4_000_000
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == provenance["sha256"]
-    assert provenance["settings"] == train_demo.fingerprint(train_demo.Settings())["settings"]
+    assert (
+        provenance["settings"] == train_demo.fingerprint(network, train_demo.Settings())["settings"]
+    )
+    assert provenance["factory"] == f"rfatlas.demo_net.{network}"
     assert provenance["class_names"] == list(scenes.CLASS_NAMES)
 
 
@@ -205,8 +218,8 @@ def test_the_default_config_normalises_as_the_training_did(provenance):
     assert config["datasets"]["scenes"]["seed"] not in seeds
 
 
-def test_shipped_weights_have_the_stated_accuracy_on_fresh_scenes(provenance):
-    module = train_demo.load(SHIPPED / "resnet_demo.safetensors")
+def test_shipped_weights_have_the_stated_accuracy_on_fresh_scenes(network, provenance):
+    module = train_demo.load(network, SHIPPED / f"{network}.safetensors")
     images, labels = scenes.draw(200, provenance["settings"]["size"], seed=909)
     given = provenance["input"]
     right = round(200 * train_demo.accuracy(module, images, labels, given["mean"], given["std"]))

@@ -1,4 +1,6 @@
-"""The demo's network: a small ResNet with torchvision's module names, for 64-pixel scenes.
+"""The demo's networks: a small ResNet with torchvision's module names, and its plain twin.
+
+Both are for 64-pixel scenes.
 
 Like the networks of Kobayashi & Shouno 2020 it opens with 64 filters of 7 x 7 pixels at stride 2;
 the rest is slim, so that it trains in minutes on two cores. Imports torch only.
@@ -79,3 +81,8 @@ def resnet_demo(num_classes: int = 24, skip: bool = True) -> DemoNet:
     Without `skip` it is a plain network of the same depth.
     """
     return DemoNet(num_classes, skip)
+
+
+def plainnet_demo(num_classes: int = 24) -> DemoNet:
+    """The plain twin of `resnet_demo`: the same modules less the skip connections."""
+    return DemoNet(num_classes, skip=False)

@@ -1,4 +1,4 @@
-"""Stage `train_demo`: train the demo's network on scenes that the workflow draws.
+"""Stage `train_demo`: train the demo's networks on scenes that the workflow draws.
 
 Deterministic from its seeds on one kind of processor and one number of threads: scenes, initial
 weights, order and augmentation of every epoch each have a generator of their own, so that training
@@ -31,6 +31,9 @@ from rfatlas import demo_net, scenes, store, versions
 from rfatlas.errors import RfatlasError
 
 log = logging.getLogger("rfatlas")
+
+#: What can be trained, by name; the factories stand in `rfatlas.demo_net`.
+NETWORKS = {"resnet_demo": demo_net.resnet_demo, "plainnet_demo": demo_net.plainnet_demo}
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ class Settings:
 
 @dataclass
 class Result:
-    """A trained network with its figures; accuracies are shares in 0..1, `losses` one mean per
-    epoch.
+    """A trained network with its figures; `network` is its name in `NETWORKS`, accuracies are
+    shares in 0..1, `losses` one mean per epoch.
     """
 
+    network: str
     module: nn.Module
     mean: list[float]
     std: list[float]
@@ -81,12 +85,13 @@ class Result:
 
 
 def train(
+    network: str,
     settings: Settings,
     partial: store.Partial,
     processes: int = 1,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Result:
-    """Train the demo network; continues after the last epoch found in `partial`.
+    """Train one of `NETWORKS`; continues after the last epoch found in `partial`.
 
     `processes` draw the scenes. `progress` wraps the iterator over the epochs that are left.
     """
@@ -99,7 +104,7 @@ def train(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        module = demo_net.resnet_demo(len(scenes.CLASS_NAMES))
+        module = NETWORKS[network](len(scenes.CLASS_NAMES))
     module.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(
         module.parameters(), settings.rate, settings.momentum, weight_decay=settings.weight_decay
@@ -112,6 +117,7 @@ def train(
 
     module.eval()
     return Result(
+        network=network,
         module=module,
         mean=mean,
         std=std,
@@ -198,13 +204,15 @@ def write(result: Result, settings: Settings, weights: Path | str, provenance: P
     }
     temporary = weights.with_name(weights.name + ".tmp")
     weights.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, temporary, metadata={"factory": "rfatlas.demo_net.resnet_demo"})
+    factory = f"rfatlas.demo_net.{result.network}"
+    save_file(tensors, temporary, metadata={"factory": factory})
     os.replace(temporary, weights)
 
     norms = filter_norms(result.module)
     record = {
-        "factory": "rfatlas.demo_net.resnet_demo",
-        "command": "snakemake --cores 2 --forcerun train_demo_network train_demo",
+        "factory": factory,
+        "command": "snakemake --cores 2 --forcerun train_demo_network "
+        f"results/train_demo/{result.network}.safetensors",
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "bytes": weights.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in result.module.parameters()),
@@ -236,16 +244,17 @@ def write(result: Result, settings: Settings, weights: Path | str, provenance: P
     os.replace(temporary, provenance)
 
 
-def load(weights: Path | str) -> nn.Module:
-    """The demo network with weights written by `write`, in eval mode."""
-    module = demo_net.resnet_demo(len(scenes.CLASS_NAMES))
+def load(network: str, weights: Path | str) -> nn.Module:
+    """One of `NETWORKS` with weights written by `write`, in eval mode."""
+    module = NETWORKS[network](len(scenes.CLASS_NAMES))
     module.load_state_dict(load_file(weights))
     return module.eval()
 
 
-def fingerprint(settings: Settings) -> dict:
+def fingerprint(network: str, settings: Settings) -> dict:
     """What makes two trainings the same: a checkpoint of another fingerprint is not resumed."""
     return {
+        "network": network,
         "settings": dataclasses.asdict(settings),
         "scenes": versions.stage("scenes"),
         "train_demo": versions.stage("train_demo"),

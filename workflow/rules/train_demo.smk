@@ -1,17 +1,19 @@
-# Stage train_demo: the demo's network trained from nothing, on scenes of its own.
+# Stage train_demo: the demo's networks trained from nothing, on scenes of their own.
 # Reads: nothing; the settings stand in scripts/rfatlas/train_demo.py.
-# Writes: results/train_demo/resnet_demo.safetensors, results/train_demo/provenance.json.
-# Runs only when asked for (`snakemake train_demo`): the copy in resources/demo is what runs use.
+# Writes: results/train_demo/<network>.safetensors, results/train_demo/<network>.json (provenance).
+# Runs only when asked for (`snakemake train_demo`): the copies in resources/demo are what runs use.
 
 
 rule train_demo_network:
     output:
-        weights="results/train_demo/resnet_demo.safetensors",
-        provenance="results/train_demo/provenance.json",
+        weights="results/train_demo/{network}.safetensors",
+        provenance="results/train_demo/{network}.json",
     log:
-        "logs/train_demo/train_demo.log",
+        "logs/train_demo/{network}.log",
     benchmark:
-        "benchmarks/train_demo/train_demo.tsv"
+        "benchmarks/train_demo/{network}.tsv"
+    wildcard_constraints:
+        network="resnet_demo|plainnet_demo",
     conda:
         "../../environment.yaml"
     threads: 2
