@@ -265,3 +265,61 @@ def tuning(
             part["gabor_kernel_theta_deg"] = np.nan
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def opponency(
+    layers: Mapping[str, int] | None = None, seed: int = 0, colored: float = 0.5
+) -> pd.DataFrame:
+    """Return an invented channels.csv with the columns of the stage `color` that go by channel.
+
+    `layers` maps layers to channels. A share `colored` is opponent, about half of these low-pass;
+    the classes are those of the usual thresholds (0.5, 0.5, and 1 % for Harris' rule); the last
+    channel of each layer answers nothing, and one in the middle has no answer to luminance. Numbers
+    are plausible, not measured.
+    """
+    layers = {"conv1": 24, "layer1.0": 32, "layer2.0": 48} if layers is None else layers
+    random = np.random.default_rng(seed)
+    parts = []
+    for depth, (layer, channels) in enumerate(layers.items()):
+        chromatic = random.random(channels) < colored
+        ratio = np.where(chromatic, 1.2, 0.24) * 2 ** random.normal(0, 0.8, channels)
+        ratio[channels // 2] = np.inf
+        lowpass = random.uniform(0.05, 1, channels)
+        margins = {
+            kind: np.clip(random.uniform(-0.02, 0.5, channels), 0, None)
+            for kind in ("spatial", "spectral")
+        }
+        part = pd.DataFrame(
+            {
+                "layer": layer,
+                "channel": np.arange(channels),
+                "depth": depth,
+                "color_ratio": ratio,
+                "color_ratio_s": np.where(chromatic, 0.6, 0.1)
+                * 2 ** random.normal(0, 0.8, channels),
+                "color_lowpass": lowpass,
+                "harris_spatial_margin": margins["spatial"],
+                "harris_spectral_margin": margins["spectral"],
+                "color_osi": np.where(lowpass < 0.5, 0.7, 0.3) + random.normal(0, 0.1, channels),
+                "color_bandwidth_deg": np.where(
+                    random.random(channels) < 0.8, random.uniform(15, 45, channels), np.nan
+                ),
+                "hue_deg": random.uniform(0, 360, channels),
+                "hue_selectivity": random.uniform(0, 1, channels),
+                "osi": random.uniform(0, 1, channels),
+            }
+        )
+        opponent = (part["color_ratio"] >= 0.5) | (part["color_ratio_s"] >= 0.5)
+        kind = np.where(lowpass >= 0.5, "single_opponent", "double_opponent")
+        part["color_class"] = np.where(opponent, kind, "non_opponent").astype(object)
+        other = np.where(random.random(channels) < 0.8, part["color_class"], "single_opponent")
+        part["color_class_energy"] = other.astype(object)
+        part["color_class_unrectified"] = part["color_class"]
+        for name, margin in margins.items():
+            part[f"harris_{name}"] = (margin > 0.01).astype(object)
+        silent = part.index[-1]
+        part.loc[silent, "color_ratio":"osi"] = np.nan
+        part.loc[silent, ["harris_spatial", "harris_spectral", "color_class_energy"]] = np.nan
+        part.loc[silent, ["color_class", "color_class_unrectified"]] = "unresponsive"
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)

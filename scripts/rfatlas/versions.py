@@ -73,6 +73,7 @@ MODULES = {
     ),
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),
+    "opponency": ("opponency", "statistics"),
     "figures": ("figures", "style", "statistics"),
     "figures_orientation": ("figures_orientation", "style", "statistics"),
 }
