@@ -399,12 +399,12 @@ def test_mean_image_is_that_of_all_pictures():
 def test_reasons():
     tuned = np.zeros((5, 4, 4))
     tuned[0, 1, 1] = 1
-    tuned[1, 2, 0] = 0.9 * gratings.WEAK
-    tuned[2, 2, 0] = 1.1 * gratings.WEAK
+    tuned[1, 2, 0] = 0.9 * tuning.WEAK
+    tuned[2, 2, 0] = 1.1 * tuning.WEAK
     tuned[4, 0, 0] = 0.5
     blank = np.array([0, 0, 0, 0, 6e4])
-    assert gratings.driven(tuned, blank).tolist() == ["", "weak", "", "no_response", "weak"]
-    assert gratings.driven(tuned[3:4], blank[3:4]).tolist() == ["no_response"]
+    assert tuning.driven(tuned, blank).tolist() == ["", "weak", "", "no_response", "weak"]
+    assert tuning.driven(tuned[3:4], blank[3:4]).tolist() == ["no_response"]
 
 
 def test_a_layer_that_nothing_drives(tmp_path):
@@ -424,7 +424,7 @@ KILLED = textwrap.dedent(
     sys.path[:0] = sys.argv[2:4]
     import test_gratings as t
 
-    t.gratings._SAVE_EVERY_S = 0.0
+    sys.modules["rfatlas.probe"]._SAVE_EVERY_S = 0.0
     network = t.loaded(t.resnet18(4), t.EXTENT)
     respond, seen, stop = t.Probe.respond, [0], int(sys.argv[4])
 

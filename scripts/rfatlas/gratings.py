@@ -6,7 +6,6 @@ grating at more phases for F1/F0. Beside them the blank, mid grey, and for compa
 and the mean of the data set's images.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,10 @@ import numpy as np
 import pandas as pd
 
 from rfatlas import jobs, store, tuning
-from rfatlas.probe import GREY, Probe
-
-#: A channel whose largest response is below this share of the layer's largest is not analysed.
-WEAK = 1e-4
+from rfatlas.probe import GREY, Probe, Progress
 
 #: A channel is called orientation-selective, in the comparison of blanks, from this `osi` on.
 SELECTIVE_OSI = 0.5
-
-# Rounding of float32 activations, as a share of the response to the blank.
-_ROUNDING = 1e-5
-
-# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
-_SAVE_EVERY_S = 10.0
 
 _BLANKS = ("blank", "blank_black", "blank_mean_image")
 
@@ -54,30 +44,9 @@ def mean_image(images: Any, chunk: int = 256) -> np.ndarray:
 # ---- from responses to the table
 
 
-def driven(tuned: np.ndarray, blank: np.ndarray) -> np.ndarray:
-    """Say of each channel why its tuning is unknown.
-
-    Parameters
-    ----------
-    tuned
-        (C, orientation, frequency) mean response above the blank.
-    blank
-        (C,) activation to the blank.
-
-    Returns
-    -------
-    (C,) of str: "" for a channel that gratings drive; "no_response" if none drives it above the
-    blank; "weak" if the best does by less than `WEAK` of the layer's largest, or by no more than
-    rounding.
-    """
-    peak = tuned.reshape(len(tuned), -1).max(1)
-    weak = (peak <= WEAK * peak.max()) | (peak <= _ROUNDING * np.abs(blank))
-    return np.where(peak > 0, np.where(weak, "weak", ""), "no_response").astype(object)
-
-
 def _labels(tuned: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels (C,) of channels above a blank: driven, and orientation-selective."""
-    answers = driven(tuned, blank) == ""
+    answers = tuning.driven(tuned, blank) == ""
     row = np.arange(len(tuned))
     found = tuning.orientation_tuning(tuned[row, :, tuning.best(tuned)[1]])
     return answers, answers & (found["osi"] >= SELECTIVE_OSI) & ~np.isnan(found["bandwidth_deg"])
@@ -114,7 +83,7 @@ def table(
     """
     blank = blanks["blank"]
     tuned = tuning.mean_above(response, blank, rectified)
-    reason = driven(tuned, blank)
+    reason = tuning.driven(tuned, blank)
     answers = reason == ""
     found = tuning.grid_tuning(tuned, frequency)
     found["osi_sf_mean"] = tuning.orientation_tuning(tuned.mean(2))["osi"]
@@ -172,7 +141,7 @@ class Experiment:
         carriers = self._probe.carriers(orientation, frequency, phase)
         return self._probe.respond(self._probe.paint(carriers))
 
-    def grid(self, progress: "_Progress") -> tuple[np.ndarray, np.ndarray]:
+    def grid(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         """Return the responses (C, orientation, frequency, phase), and the same with the layer's
         last ReLU left out."""
         axes = (self.orientation, self.frequency, self.phase)
@@ -183,14 +152,14 @@ class Experiment:
         answer = answer.reshape(*map(len, axes), 2, -1)
         return tuple(np.ascontiguousarray(np.moveaxis(answer, -1, 0)[..., i]) for i in (0, 1))
 
-    def best(self, tuned: np.ndarray, progress: "_Progress") -> tuple[np.ndarray, np.ndarray]:
+    def best(self, tuned: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
         """Return each channel's best grating (C, 2), indices of orientation and frequency, -1 where
         none drives it, and the responses (C, f1_phases) to it, NaN there.
 
         `tuned` (C, orientation, frequency): mean responses above the blank.
         """
         best = np.stack(tuning.best(tuned), 1)
-        answers = driven(tuned, self.blanks["blank"]) == ""
+        answers = tuning.driven(tuned, self.blanks["blank"]) == ""
         best[~answers] = -1
         shown, member = np.unique(best[answers], axis=0, return_inverse=True)
         members = np.full(len(tuned), -1)
@@ -204,35 +173,6 @@ class Experiment:
         channel = np.flatnonzero(answers)
         found[channel] = answer.reshape(len(shown), count, len(tuned))[members[channel], :, channel]
         return best, found
-
-
-class _Progress:
-    """Answers to stimuli, saved now and then, so that a killed job goes on from there."""
-
-    def __init__(self, partial: store.Partial, batch: int, bar: Callable):
-        self._partial, self._batch, self._bar = partial, batch, bar
-
-    def run(self, name: str, count: int, show: Callable[[slice], np.ndarray]) -> np.ndarray:
-        """Return the answers (count, ...) of `show`, which is called for slices of the stimuli."""
-        records = [record for record in self._partial.names() if record.startswith(f"{name}-")]
-        parts = [self._partial.load(record)["answer"] for record in records]
-        first = saved = sum(map(len, parts))
-        unsaved, since, cost = [], time.monotonic(), 0.0
-        with self._bar(total=count, initial=first, unit="stimulus", desc=name) as bar:
-            # At least once, so that the shape of an answer is known.
-            while first < count or not parts:
-                stop = min(first + self._batch, count)
-                unsaved.append(show(slice(first, stop)))
-                parts.append(unsaved[-1])
-                bar.update(stop - first)
-                first = stop
-                due = time.monotonic() - since > max(_SAVE_EVERY_S, 20 * cost)
-                if due or first == count:
-                    begun = time.monotonic()
-                    self._partial.save(f"{name}-{saved:09d}", {"answer": np.concatenate(unsaved)})
-                    saved, unsaved, since = first, [], time.monotonic()
-                    cost = since - begun
-        return np.concatenate(parts)
 
 
 def measure(
@@ -255,9 +195,9 @@ def measure(
     if (partial.folder / store.TABLE).exists():
         return
     experiment = Experiment(probe, settings, mean_image)
-    progress = _Progress(partial, probe.batch, bar)
+    progress = Progress(partial, probe.batch, bar)
     response, unrectified = experiment.grid(progress)
-    rounding = _ROUNDING * np.abs(unrectified).max()
+    rounding = tuning.ROUNDING * np.abs(unrectified).max()
     rectified = bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
     smooth = unrectified if rectified else response
     tuned = tuning.mean_above(smooth, experiment.blanks["blank"], rectified)

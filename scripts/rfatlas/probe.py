@@ -5,10 +5,13 @@ unit (see `crops`): for an early layer that is a few pixels, and the network sto
 stimulus is a picture of pixel code values in 0..1, before the network's own normalisation.
 """
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-from rfatlas import crops
+from rfatlas import crops, store
 from rfatlas.model import LoadedModel
 
 #: Code value of the mid grey around which stimuli are modulated, and which surrounds them.
@@ -18,6 +21,9 @@ GREY = 0.5
 _BASE_MB = 700
 # Pixels of stimuli in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
 _BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**24}
+
+# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
+_SAVE_EVERY_S = 10.0
 
 
 class Probe:
@@ -184,3 +190,32 @@ class Probe:
         top, left = self.origin
         part = images[:, top : top + self.crop, left : left + self.crop]
         return torch.as_tensor(np.ascontiguousarray(part, np.float32)).permute(0, 3, 1, 2)
+
+
+class Progress:
+    """Answers to stimuli, saved now and then, so that a killed job goes on from there."""
+
+    def __init__(self, partial: store.Partial, batch: int, bar: Callable):
+        self._partial, self._batch, self._bar = partial, batch, bar
+
+    def run(self, name: str, count: int, show: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """Return the answers (count, ...) of `show`, which is called for slices of the stimuli."""
+        records = [record for record in self._partial.names() if record.startswith(f"{name}-")]
+        parts = [self._partial.load(record)["answer"] for record in records]
+        first = saved = sum(map(len, parts))
+        unsaved, since, cost = [], time.monotonic(), 0.0
+        with self._bar(total=count, initial=first, unit="stimulus", desc=name) as bar:
+            # At least once, so that the shape of an answer is known.
+            while first < count or not parts:
+                stop = min(first + self._batch, count)
+                unsaved.append(show(slice(first, stop)))
+                parts.append(unsaved[-1])
+                bar.update(stop - first)
+                first = stop
+                due = time.monotonic() - since > max(_SAVE_EVERY_S, 20 * cost)
+                if due or first == count:
+                    begun = time.monotonic()
+                    self._partial.save(f"{name}-{saved:09d}", {"answer": np.concatenate(unsaved)})
+                    saved, unsaved, since = first, [], time.monotonic()
+                    cost = since - begun
+        return np.concatenate(parts)

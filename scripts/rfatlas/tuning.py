@@ -17,6 +17,12 @@ HIGHEST_CPP = 0.4
 #: Neighbouring frequencies are at most so many octaves apart.
 WIDEST_STEP_OCT = 0.7
 
+#: A channel whose largest response is below this share of the layer's largest is not analysed.
+WEAK = 1e-4
+
+#: Rounding of float32 activations, as a share of the response to the blank.
+ROUNDING = 1e-5
+
 # Points of an interpolated curve: 0.05 degrees apart, and about 0.001 octaves.
 _FINE_ORIENTATIONS = 3600
 _FINE_FREQUENCIES = 4001
@@ -36,14 +42,14 @@ def phases(count: int) -> np.ndarray:
     return np.arange(count) * 360 / count
 
 
-def frequencies(size: float, count: int) -> np.ndarray:
+def frequencies(size: float, count: int, widest_oct: float = WIDEST_STEP_OCT) -> np.ndarray:
     """Return spatial frequencies in cycles per pixel, evenly spaced on a logarithmic axis.
 
     From half a cycle in a window of `size` pixels to HIGHEST_CPP; `count` of them, or as many as
-    keep neighbours within WIDEST_STEP_OCT.
+    keep neighbours within `widest_oct` octaves.
     """
     lowest = min(0.5 / size, HIGHEST_CPP / 2)
-    needed = math.ceil(math.log2(HIGHEST_CPP / lowest) / WIDEST_STEP_OCT - 1e-9) + 1
+    needed = math.ceil(math.log2(HIGHEST_CPP / lowest) / widest_oct - 1e-9) + 1
     return np.geomspace(lowest, HIGHEST_CPP, max(count, needed))
 
 
@@ -218,6 +224,27 @@ def best(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     orientation, frequency)."""
     flat = response.reshape(len(response), -1).argmax(1)
     return np.unravel_index(flat, response.shape[1:])
+
+
+def driven(tuned: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    """Say of each channel why its tuning is unknown.
+
+    Parameters
+    ----------
+    tuned
+        (C, orientation, frequency) mean response above the blank.
+    blank
+        (C,) activation to the blank.
+
+    Returns
+    -------
+    (C,) of str: "" for a channel that gratings drive; "no_response" if none drives it above the
+    blank; "weak" if the best does by less than `WEAK` of the layer's largest, or by no more than
+    rounding.
+    """
+    peak = tuned.reshape(len(tuned), -1).max(1)
+    weak = (peak <= WEAK * peak.max()) | (peak <= ROUNDING * np.abs(blank))
+    return np.where(peak > 0, np.where(weak, "weak", ""), "no_response").astype(object)
 
 
 def grid_tuning(response: np.ndarray, frequency: np.ndarray) -> dict[str, np.ndarray]:
