@@ -323,3 +323,83 @@ def opponency(
         part.loc[silent, ["color_class", "color_class_unrectified"]] = "unresponsive"
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def ablation(
+    layers: Mapping[str, int] | None = None,
+    modes: tuple[str, ...] = ("zero", "mean", "shuffle"),
+    controls: int = 20,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return invented tables of the stages `channels`, `ablation_groups` and its curves.
+
+    `channels.csv` has the columns that orders and properties need; a channel matters the more the
+    larger its filter norm. `ablation_groups.csv` has three groups of each layer, `matched` but for
+    the first; `ablation_cumulative.csv` all orders of the first mode. Plausible, not measured.
+    """
+    layers = {"conv1": 16, "layer1.0": 24, "layer2.0": 40} if layers is None else layers
+    random = np.random.default_rng(seed)
+    kinds = np.array(["non_opponent", "single_opponent", "double_opponent", "unresponsive"])
+    parts, groups, curves = [], [], []
+    for depth, (layer, channels) in enumerate(layers.items()):
+        norm = random.uniform(0.02, 1, channels)
+        part = pd.DataFrame(
+            {
+                "layer": layer,
+                "channel": np.arange(channels),
+                "depth": depth,
+                "filter_norm": norm,
+                "inactive": norm < 0.1,
+                "osi": random.uniform(0, 1, channels),
+                "color_class": random.choice(kinds, channels),
+                "class_selectivity": random.uniform(0, 0.8, channels) if depth else np.nan,
+                "activation_mean": random.exponential(1, channels),
+            }
+        )
+        for mode in modes:
+            lost = norm * random.exponential(0.01, channels)
+            for name, change in (("top1", -lost), ("top5", -lost / 2), ("loss", 4 * lost)):
+                part[f"{mode}_delta_{name}"] = change
+                part[f"{mode}_delta_{name}_lo"] = change - 0.01
+                part[f"{mode}_delta_{name}_hi"] = change + 0.01
+            part[f"{mode}_p"] = part[f"{mode}_q"] = np.where(lost > 0.015, 0.01, 0.6)
+        parts.append(part)
+        for number, group in enumerate(("inactive", "double_opponent", "orientation_selective")):
+            for mode in modes:
+                kind = "matched" if number else "unmatched"
+                loss = random.normal(0.05 + 0.1 * number, 0.03, controls + 1)
+                for index, value in enumerate(loss):
+                    rank = int((loss[1:] >= loss[0]).sum()) if index == 0 else None
+                    groups.append(
+                        {
+                            "layer": layer,
+                            "depth": depth,
+                            "mode": mode,
+                            "group": group,
+                            "set": "control" if index else "group",
+                            "number": index - 1 if index else None,
+                            "n_channels": 3 + number,
+                            "delta_top1": -value,
+                            "delta_top1_lo": -value - 0.02,
+                            "delta_top1_hi": -value + 0.02,
+                            "control": kind,
+                            "p_more_top1": (1 + rank) / (1 + controls)
+                            if rank is not None
+                            else None,
+                        }
+                    )
+        steps = np.unique(np.geomspace(1, channels, 10).round().astype(int))
+        ways = [(order, way, 0) for order in ("filter_norm", "osi") for way in ("descending",)]
+        ways += [(order, "ascending", 0) for order, _, _ in ways]
+        ways += [("random", "", number) for number in range(4)]
+        for order, direction, number in ways:
+            speed = random.uniform(0.5, 3)
+            for count in steps:
+                top1 = 0.1 + 0.6 * (1 - count / channels) ** speed
+                curves.append(
+                    (layer, depth, modes[0], order, direction, number, count, top1, top1 - 0.72)
+                )
+    names = ["layer", "depth", "mode", "order", "direction", "number", "n_removed", "top1"]
+    names.append("delta_top1")
+    curves = pd.DataFrame(curves, columns=names)
+    return pd.concat(parts, ignore_index=True), pd.DataFrame(groups), curves
