@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Names that differ between PyPI and conda, and between an import and PyPI.
 CONDA = {"PyYAML": "pyyaml", "Pygments": "pygments"}
-PYPI = {"PIL": "pillow", "yaml": "PyYAML"}
+PYPI = {"colour": "colour-science", "PIL": "pillow", "yaml": "PyYAML"}
 
 
 def requirements() -> dict[str, str]:
