@@ -32,6 +32,7 @@ include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/figures_orientation.smk"
+include: "workflow/rules/figures_gratings.smk"
 
 
 # The stages by name; plain `snakemake` makes what the config switches on.

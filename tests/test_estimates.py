@@ -27,6 +27,7 @@ RATES = {
     "orientation": 0.0,
     "figures": 0.0,
     "figures_orientation": 0.0,
+    "figures_gratings": 0.0,
     "forward_gpu": 1000.0,
     "fields_gpu": 500.0,
     "stimuli_gpu": 400.0,
@@ -204,6 +205,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "orientation",
         "figures",
         "figures_orientation",
+        "figures_gratings",
         "total",
     ]
     assert "30.1 MB" in lines[2] and "photos_120_100" in lines[2]

@@ -41,6 +41,7 @@ MEMORY_MB = {
     "orientation": 1000,
     "figures": 2000,
     "figures_orientation": 1000,
+    "figures_gratings": 1000,
 }
 
 #: What is done for every run, in the order of the work; each stage has a method of its name.
@@ -56,6 +57,7 @@ RUN_STAGES = (
     "orientation",
     "figures",
     "figures_orientation",
+    "figures_gratings",
 )
 
 _MB = 1e6
@@ -432,6 +434,12 @@ class Budget:
         mem = self.mem_mb("figures_orientation")
         # Their disk is in that of the folder of figures.
         return Row("figures_orientation", run, 1, seconds, 1, mem, {})
+
+    def _figures_gratings(self, run: str) -> Row:
+        layers = len(self.layers[run])
+        seconds = self.rates["start_plain"] + layers * self.rates["figures_gratings"]
+        mem = self.mem_mb("figures_gratings")
+        return Row("figures_gratings", run, 1, seconds, 1, mem, {})
 
 
 def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:

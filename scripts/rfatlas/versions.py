@@ -76,6 +76,7 @@ MODULES = {
     "opponency": ("opponency", "statistics"),
     "figures": ("figures", "style", "statistics"),
     "figures_orientation": ("figures_orientation", "style", "statistics"),
+    "figures_gratings": ("figures_gratings", "sheets", "style", "tuning"),
 }
 
 

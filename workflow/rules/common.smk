@@ -182,6 +182,12 @@ def figure_files():
             for run in run_names()
             for layer in run_layers(run)
         ]
+    if stage_on("gratings"):
+        files += [
+            f"results/{run}/figures/gratings_{layer}.png"
+            for run in run_names()
+            for layer in run_layers(run)
+        ]
     files += [
         f"results/{run}/figures/orientation_{name}.png"
         for run in run_names()
