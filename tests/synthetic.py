@@ -403,3 +403,45 @@ def ablation(
     names.append("delta_top1")
     curves = pd.DataFrame(curves, columns=names)
     return pd.concat(parts, ignore_index=True), pd.DataFrame(groups), curves
+
+
+def color_file(path: Path, rows: pd.DataFrame, window: int = 15, seed: int = 0) -> Path:
+    """Write an invented file of the stage `color` for one layer; `rows` are its channels in the
+    table `opponency`.
+
+    Opponent channels answer to L-M, in a curve that is low-pass or band-pass as their class says,
+    and to hues as a cosine about their `hue_deg`; others to L+M. Their fields are Gabors.
+    """
+    random = np.random.default_rng(seed)
+    count = len(rows)
+    frequency = 0.02 * 2.0 ** np.arange(5)
+    hue = np.arange(0, 360, 10.0)
+    turn = np.radians(hue)
+    opponent = rows["color_class"].isin(["single_opponent", "double_opponent"]).to_numpy()
+    band = np.exp(-((np.log2(frequency / 0.08)) ** 2) / 2)
+    low = np.exp(-frequency / 0.1)
+    tuned = np.zeros((count, 6, 4, 5), np.float32)
+    flicker = np.zeros((count, 6), np.float32)
+    for index, kind in enumerate(rows["color_class"]):
+        best = random.integers(4)
+        axis = int(opponent[index])
+        if kind != "unresponsive":
+            tuned[index, axis] = 0.3 * (low if kind == "single_opponent" else band)
+            tuned[index, axis, best] *= 3
+            tuned[index, 1 - axis, best] = 0.2 * band
+            flicker[index, axis] = 0.9 if kind == "single_opponent" else 0.1
+    preferred = np.radians(rows["hue_deg"].fillna(0).to_numpy())
+    answer = 0.5 + np.where(opponent[:, None], np.cos(turn - preferred[:, None]), 0.1)
+    y, x = np.indices((window, window)) - (window - 1) / 2
+    gabor = np.exp(-(x**2 + y**2) / (window / 2)) * np.cos(2 * np.pi * x / window)
+    fields = np.zeros((count, 3, window, window), np.float32)
+    fields[np.arange(count), opponent.astype(int)] = gabor
+    with store.create(path, store.provenance("gratings", {}) | {"stage": "color"}) as file:
+        file["channel"] = np.arange(count, dtype=np.int32)
+        file["orientation"], file["frequency"] = np.arange(0, 180, 45.0), frequency
+        file["tuned"], file["tuned_flicker"] = tuned, flicker
+        file["hue"], file["hue_response"] = hue, answer.astype(np.float32)
+        file["hue_rgb"] = 0.5 + 0.3 * np.stack([np.cos(turn), -np.cos(turn), np.sin(turn)], 1)
+        file["blank"] = np.full(count, 0.5, np.float32)
+        file["field_channel"], file["field_dkl"] = np.arange(count, dtype=np.int32), fields
+    return path
