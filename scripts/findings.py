@@ -1,0 +1,25 @@
+"""Answer the paper's three claims for one run: findings.json and a page."""
+
+import json
+from pathlib import Path
+
+from rfatlas import findings, jobs, store
+
+with jobs.job(snakemake) as log:
+    description = json.loads(Path(snakemake.input.description).read_text(encoding="utf-8"))
+    of = {
+        "network": snakemake.params.model,
+        "data set": snakemake.params.dataset,
+        "weights": description["weights_sha256"],
+    }
+    tables = {
+        name: store.read_table(paths[0]) if (paths := snakemake.input.get(name, [])) else None
+        for name in findings.TABLES
+    }
+    found = findings.collect(snakemake.wildcards.run, of, tables)
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    Path(snakemake.output.json).write_text(text + "\n", encoding="utf-8")
+    page = findings.page(found, Path(snakemake.params.template))
+    Path(snakemake.output.page).write_text(page, encoding="utf-8")
+    for claim in found["claims"]:
+        log.info("%s: %s", claim["claim"], claim["sentence"] or claim["missing"])

@@ -1,0 +1,232 @@
+"""Stage `findings`: the paper's three claims about one run, as numbers that can be quoted.
+
+Kobayashi & Shouno 2020 found orientation-selective neurons, double-opponent neurons, and inactive
+first-layer neurons that matter for classification. Each claim is answered from the rows of tables
+that other stages wrote, with intervals and the random twin beside it, and in one sentence; each row
+says which line of its table it is.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+#: The tables of a run behind the claims, by the name under which they are handed in.
+TABLES = {
+    "selective": "orientation/selective.csv",
+    "counts": "opponency/counts.csv",
+    "confusion": "opponency/confusion.csv",
+    "inactive": "inactive_first_layer.csv",
+}
+
+#: What a fraction is beside its twin's, by Newcombe's interval of their difference.
+ABOVE, BELOW, ALIKE, UNKNOWN = "above", "below", "not told apart", "unknown"
+
+_MISSING = "no {table}: the stage {stage} is off or has nothing to say of this run"
+
+
+def orientation(selective: pd.DataFrame | None) -> dict[str, Any]:
+    """Answer claim 1, orientation-selective units per layer, from orientation/selective.csv.
+
+    Only the rows of the rule count, not those of the other thresholds. Returns a claim: `claim`,
+    `question`, `sentence`, `rows`, and `missing`, why there is no answer, else None.
+    """
+    question = "Are there orientation-selective channels, and more than with random weights?"
+    if selective is None or selective.empty:
+        return _unanswered("orientation_selective", question, "selective", "gratings")
+    ruled = selective[selective["rule"].astype(bool)]
+    rows = _rows(ruled, "selective", versus_twin=True)
+    threshold = rows[0]["osi_threshold"]
+    rule = f"OSI of at least {threshold:g} and a defined bandwidth"
+    sentence = _fractions(rows, "selective", "orientation-selective", rule)
+    return {
+        "claim": "orientation_selective",
+        "question": question,
+        "rule": rule,
+        "sentence": sentence,
+        "rows": rows,
+        "missing": None,
+    }
+
+
+def opponency(counts: pd.DataFrame | None, confusion: pd.DataFrame | None) -> dict[str, Any]:
+    """Answer claim 2, double-opponent units per layer by the cone rule and by Harris' rule.
+
+    From opponency/counts.csv and opponency/confusion.csv. Returns a claim as `orientation` does;
+    `rows` are those of the cone rule and of Harris' rule, `agreement` one row per layer.
+    """
+    question = "Are there double-opponent channels, by which rule, and more than by chance?"
+    if counts is None or counts.empty:
+        return _unanswered("double_opponent", question, "counts", "color")
+    asked = {"cone": "double_opponent", "harris": "double"}
+    wanted = (counts["class"] == counts["rule"].map(asked)) & counts["depth"].notna()
+    rows = _rows(counts[wanted], "counts", versus_twin=True)
+    cone = [row for row in rows if row["rule"] == "cone"]
+    harris = {row["layer"]: row for row in rows if row["rule"] == "harris"}
+    sentence = _fractions(cone, "count", "double-opponent", "cone rule")
+    agreement = []
+    if confusion is not None:
+        pairs = confusion[(confusion["rule"] == "harris") & confusion["depth"].notna()]
+        agreement = _rows(pairs.drop_duplicates("layer"), "confusion")
+        agreement = [
+            {key: row[key] for key in ("layer", "both", "agreement", "kappa", "table", "line")}
+            for row in agreement
+        ]
+    first = cone[0]
+    if first["layer"] in harris:
+        other = harris[first["layer"]]
+        sentence += (
+            f" By Harris' rule {other['count']} of {other['responsive']} are in {first['layer']}"
+        )
+        met = [row for row in agreement if row["layer"] == first["layer"] and row["both"]]
+        if met:
+            share = 100 * met[0]["agreement"]
+            sentence += f"; the two rules agree on {share:.0f} % of its channels"
+        sentence += "."
+    return {
+        "claim": "double_opponent",
+        "question": question,
+        "rule": "cone rule and Harris' rule",
+        "sentence": sentence,
+        "rows": rows,
+        "agreement": agreement,
+        "missing": None,
+    }
+
+
+def inactive(inactive: pd.DataFrame | None) -> dict[str, Any]:
+    """Answer claim 3, what the network loses without its inactive first-layer channels.
+
+    From inactive_first_layer.csv, whose sentence is taken over as it is. Returns a claim as
+    `orientation` does; `conclusion` maps each layer to what matters: "none", "signal", "constant",
+    "signal and constant", "unknown" or "no channel is inactive".
+    """
+    question = "Do inactive first-layer channels matter: by their signal, or by a constant alone?"
+    if inactive is None or inactive.empty:
+        return _unanswered("inactive_first_layer", question, "inactive", "ablation_groups")
+    told = inactive["sentence"].fillna("")
+    return {
+        "claim": "inactive_first_layer",
+        "question": question,
+        "rule": "channels.inactive_norm and channels.inactive_variance",
+        "sentence": " ".join(text for text in told if text),
+        "conclusion": dict(inactive.groupby("layer", sort=False)["conclusion"].first()),
+        "rows": _rows(inactive.drop(columns=["sentence"]), "inactive"),
+        "missing": None,
+    }
+
+
+def collect(
+    run: str, description: Mapping[str, Any], tables: Mapping[str, pd.DataFrame | None]
+) -> dict[str, Any]:
+    """Return all findings of a run, JSON-ready: NaN becomes None.
+
+    Parameters
+    ----------
+    run
+        Its name.
+    description
+        What says of which network and data the findings are; taken over as `of`.
+    tables
+        The tables by the names of `TABLES`, None for one that there is not.
+    """
+    return {
+        "run": run,
+        "of": dict(description),
+        "claims": [
+            orientation(tables.get("selective")),
+            opponency(tables.get("counts"), tables.get("confusion")),
+            inactive(tables.get("inactive")),
+        ],
+        "source": "Kobayashi & Shouno 2020, arXiv 2006.01645",
+    }
+
+
+def page(findings: Mapping[str, Any], template: Path) -> str:
+    """Return the findings of `collect` as one HTML page; names and sentences are escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["points"] = _points
+    return environment.get_template(template.name).render(findings)
+
+
+def _unanswered(claim: str, question: str, table: str, stage: str) -> dict[str, Any]:
+    why = _MISSING.format(table=TABLES[table], stage=stage)
+    answer = {"claim": claim, "question": question, "rule": "", "sentence": ""}
+    return {**answer, "rows": [], "missing": why}
+
+
+def _rows(table: pd.DataFrame, name: str, versus_twin: bool = False) -> list[dict[str, Any]]:
+    """The rows of a table, each with the table and the line that it is; the header is line 1."""
+    found = []
+    for index, row in zip(table.index, table.to_dict("records"), strict=True):
+        plain = {str(key): _plain(value) for key, value in row.items()}
+        plain |= {"table": TABLES[name], "line": int(index) + 2}
+        if versus_twin:
+            plain["versus_twin"] = _beside(plain["difference_lo"], plain["difference_hi"])
+        found.append(plain)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value
+
+
+def _beside(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return UNKNOWN
+    return ABOVE if low > 0 else BELOW if high < 0 else ALIKE
+
+
+def _fractions(rows: Sequence[Mapping[str, Any]], count: str, what: str, rule: str) -> str:
+    """Say how many channels of the first layer are something, and in which layers more are than
+    in the twin."""
+    first = rows[0]
+    if first["responsive"]:
+        sentence = (
+            f"In {first['layer']}, {first[count]} of {first['responsive']} responsive channels are "
+            f"{what} ({_percent(first['fraction'])}, 95 % interval {_percent(first['lo'])} to "
+            f"{_percent(first['hi'])}; {rule})"
+        )
+    else:
+        sentence = f"In {first['layer']} no channel responds"
+    known = [row for row in rows if row["versus_twin"] != UNKNOWN]
+    if not known:
+        return f"{sentence}; there is no random twin to compare with."
+    if first["versus_twin"] != UNKNOWN:
+        sentence += f", against {_percent(first['twin_fraction'])} with random weights"
+    parts = []
+    for word, relation in ((ABOVE, "higher than"), (BELOW, "lower than")):
+        layers = [row["layer"] for row in known if row["versus_twin"] == word]
+        if layers:
+            parts.append(f"{relation} the twin's in {_listing(layers)}")
+    told = " and ".join(parts) or "not told apart from the twin's in any layer"
+    return f"{sentence}. Over {len(known)} layers the fraction is {told}."
+
+
+def _listing(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def _points(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
