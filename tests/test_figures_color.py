@@ -1,5 +1,6 @@
 """Figures of colour: what is drawn where, against loops and planted tables and files."""
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from synthetic import color_file
 from synthetic import opponency as invented
 
 from rfatlas import figures_color as drawn
-from rfatlas import opponency, store, style
+from rfatlas import opponency, sheets, store, style
 
 REFERENCE = pd.DataFrame(
     {
@@ -64,7 +65,7 @@ def figures(table: pd.DataFrame, folder, twin: pd.DataFrame | None = None) -> di
         "orientation": drawn.orientation(found["orientation"], "demo"),
         "tuning": drawn.tuning(curves, "demo", 0.5, 0.5),
         "hue": drawn.hues(every, "demo"),
-        "maps": drawn.maps(drawn.read_maps(files[last], rows, 32), "demo", last),
+        "sheet": drawn.sheet(drawn.read_channels(files[last], 32), rows, "demo", last),
     }
 
 
@@ -73,7 +74,7 @@ def test_every_text_can_be_read(layers, with_twin, tmp_path):
     table = invented(network(layers))
     twin = invented(network(layers), seed=1, colored=0.2) if with_twin else None
     for name, figure in figures(table, tmp_path, twin).items():
-        figure.set_dpi(drawn.FIELDS_DPI if name == "maps" else style.DPI)
+        figure.set_dpi(sheets.DPI if name == "sheet" else style.DPI)
         assert overlaps(figure) == [] and cut_off(figure) == [], name
 
 
@@ -236,20 +237,66 @@ def test_fields_share_a_scale_and_stand_under_their_axis(tmp_path):
     table = invented({"conv1": 4})
     table["color_class"] = ["non_opponent", "single_opponent", "double_opponent", "unresponsive"]
     file = store.open(color_file(tmp_path / "conv1.h5", table, window=7), "color")
-    found = drawn.read_maps(file, table, 3)
+    found = drawn.read_channels(file, 3)
     assert found.channel.tolist() == [0, 2, 3] and found.total == 4
     found.field[:] = 0
     found.field[0, 0, 3, 3], found.field[0, 1, 3, 3] = 2, 1
-    figure = drawn.maps(found, "demo", "conv1")
+    figure = drawn.sheet(found, table, "demo", "conv1")
     canvas = figure.images[0].get_array()
     middle = {}
     for label in figure.axes[0].texts:
         if label.get_text() in ("L+M", "L−M", "S−(L+M)"):
             x, y = label.get_position()
-            middle[label.get_text()] = canvas[round(y + 5 + 31), round(x)].astype(int)
+            middle[label.get_text()] = canvas[round(y + 6 + 36), round(x)].astype(int)
     assert middle["L+M"].tolist() == [255, 255, 255], "at full strength"
     half = (np.array([0xF2] * 3) + [0xD5, 0x5E, 0x00]) / 2
     assert np.abs(middle["L−M"] - half).max() <= 3, "half as strong"
     assert middle["S−(L+M)"].tolist() == [0xF2] * 3, "nothing"
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert {"non", "double", "no answer"} <= set(texts)
+    assert {"non-opp.", "double-opp.", "no answer"} <= set(texts)
+
+
+def test_a_sheet_draws_the_curves_of_each_channel(tmp_path):
+    table = invented({"conv1": 6}, colored=1.0)
+    file = store.open(color_file(tmp_path / "conv1.h5", table), "color")
+    found = drawn.read_channels(file, 6)
+    figure = drawn.sheet(found, table, "demo", "conv1")
+    lines = figure.axes[0].collections[0].get_segments()
+    answering = table.index[table["color_class"] != "unresponsive"]
+    assert len(lines) == 4 * len(answering), "three axes and the hues"
+    for place, channel in enumerate(answering):
+        answer = np.concatenate([found.flicker[channel][:, None], found.response[channel]], 1)
+        curves = np.array(lines[4 * place : 4 * place + 3])[..., 1]
+        # Downwards: the largest answer stands highest, an answer of nothing lowest.
+        low, high = curves.max(), curves.min()
+        np.testing.assert_allclose((low - curves) / (low - high), answer / answer.max(), atol=1e-6)
+        tip = lines[4 * place + 3] - np.mean(
+            figure.axes[0].collections[1].get_offsets()[36 * place : 36 * (place + 1)], axis=0
+        )
+        best = tip[np.hypot(*tip.T).argmax()]
+        hue = np.degrees(np.arctan2(-best[1], best[0]))
+        assert abs((hue - table["hue_deg"][channel] + 180) % 360 - 180) <= 5
+
+
+def test_without_mean_gradients_a_sheet_has_curves_only(tmp_path):
+    table = invented({"conv1": 6})
+    path = color_file(tmp_path / "conv1.h5", table)
+    with h5py.File(path, "r+") as file:
+        del file["field_dkl"], file["field_channel"]
+    found = drawn.read_channels(store.open(path, "color"), 6)
+    figure = drawn.sheet(found, table, "demo", "conv1")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert found.field is None and "L−M" not in texts and "hue" in texts
+
+
+def test_channels_beyond_those_with_fields_have_empty_places(tmp_path):
+    table = invented({"conv1": 6})
+    path = color_file(tmp_path / "conv1.h5", table)
+    with h5py.File(path, "r+") as file:
+        few = {name: file[name][:2] for name in ("field_dkl", "field_channel")}
+        for name, values in few.items():
+            del file[name]
+            file[name] = values
+    found = drawn.read_channels(store.open(path, "color"), 6)
+    assert np.isfinite(found.field[:2]).all() and np.isnan(found.field[2:]).all()
+    drawn.sheet(found, table, "demo", "conv1").canvas.draw()

@@ -14,13 +14,14 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from rfatlas import style
+from rfatlas import sheets, style
 
 #: What the tables call all layers together.
 ALL = "all layers"
@@ -72,9 +73,8 @@ EXAMPLES = 5
 #: Hue curves drawn per layer.
 CURVES = 12
 
-TILE = 64
-#: Pixels of a picture of fields, per inch.
-FIELDS_DPI = 100
+#: Side of the pictures of a sheet, in pixels.
+SIDE = 72
 
 
 def layers_of(table: pd.DataFrame) -> list[str]:
@@ -343,11 +343,19 @@ def examples(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:
 
 def read_curves(file: h5py.File, layer: str, channel: int) -> Curves:
     """Read the tuning curves of one channel from its layer's file of the stage `color`."""
+    return Curves(layer, channel, file["frequency"][:], *_curves(file, channel))
+
+
+def _curves(file: h5py.File, channel: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read (3, F) answers to gratings at each axis' best orientation, and (3,) to flicker."""
     tuned = file["tuned"][channel, : len(AXES)]
     best = tuned.max(axis=2).argmax(axis=1)
-    response = tuned[np.arange(len(AXES)), best]
-    flicker = file["tuned_flicker"][channel, : len(AXES)]
-    return Curves(layer, channel, file["frequency"][:], response, flicker)
+    return tuned[np.arange(len(AXES)), best], file["tuned_flicker"][channel, : len(AXES)]
+
+
+def _hue_response(file: h5py.File, channel: int) -> np.ndarray:
+    """Read (H,) answers to uniform hues, above the blank."""
+    return np.maximum(file["hue_response"][channel] - file["blank"][channel], 0)
 
 
 @style.styled
@@ -400,7 +408,7 @@ _INKS = (style.INK, style.VERMILLION, style.BLUE)
 def _tuning(axes: Axes, found: Curves) -> None:
     top = max(found.response.max(), found.flicker.max(), 1e-12)
     x = np.log2(found.frequency)
-    zero = x[0] - max(1.0, 0.25 * (x[-1] - x[0]))
+    zero = x[0] - _apart(x)
     for response, flicker, color in zip(found.response, found.flicker, _INKS, strict=True):
         axes.plot(x, response / top, color=color, linewidth=1.5, marker="o", ms=2.5)
         axes.plot([zero, x[0]], [flicker / top, response[0] / top], ":", color=color, linewidth=1)
@@ -437,15 +445,13 @@ def read_hues(file: h5py.File, rows: pd.DataFrame) -> Hues:
     opponent = rows[rows["color_class"].isin(["single_opponent", "double_opponent"])]
     known = opponent[opponent["hue_deg"].notna()]
     some = known["channel"].to_numpy(int)[style.evenly(len(known), CURVES)] if len(known) else []
-    response = np.array([file["hue_response"][channel] for channel in some])
-    blank = np.array([file["blank"][channel] for channel in some])
-    above = np.maximum(response - blank[:, None], 0) if len(some) else np.zeros((0, 1))
+    response = [_hue_response(file, channel) for channel in some]
     return Hues(
         rows["layer"].iloc[0],
         file["hue"][:],
         file["hue_rgb"][:],
         known["hue_deg"].to_numpy(float),
-        above,
+        np.reshape(response, (-1, len(file["hue"]))),
         len(opponent),
     )
 
@@ -479,18 +485,16 @@ def hues(layers: Sequence[Hues], run: str) -> Figure:
 
 
 def _hues(axes: Axes, layer: Hues) -> None:
-    turn = np.radians(layer.degrees)
-    ring = np.stack([np.cos(turn), np.sin(turn)], 1)
+    ring = _ring(layer.degrees)
     axes.scatter(*(1.12 * ring.T), s=14, color=layer.color, linewidths=0)
-    axes.plot(*ring[[*range(len(ring)), 0]].T, color=style.PALE, linewidth=0.8)
+    axes.plot(*ring[_closed(ring)].T, color=style.PALE, linewidth=0.8)
     axes.plot([-1, 1], [0, 0], color=style.PALE, linewidth=0.8)
     axes.plot([0, 0], [-1, 1], color=style.PALE, linewidth=0.8)
     for response in layer.response:
         peak = response.max()
         if peak <= 0:
             continue
-        closed = [*range(len(ring)), 0]
-        curve = ((response / peak)[:, None] * ring)[closed]
+        curve = ((response / peak)[:, None] * ring)[_closed(ring)]
         axes.plot(*curve.T, color=layer.color[response.argmax()], linewidth=1.3, alpha=0.9)
     for hue in np.radians(layer.preferred):
         ends = np.outer([1.22, 1.38], [np.cos(hue), np.sin(hue)])
@@ -503,97 +507,145 @@ def _hues(axes: Axes, layer: Hues) -> None:
 
 
 @dataclass(frozen=True)
-class Maps:
-    """Fields of the chosen channels of one layer along the axes of cone space.
+class Channels:
+    """What a sheet shows of the chosen channels (n) of one layer.
 
-    `channel` (n,); `field` (n, 3, S, S); `kind` (n,) classes; `total` channels with a field.
+    `channel` (n,); `frequency` (F,) in cycles per pixel; `response` (n, 3, F) and `flicker` (n, 3)
+    as in `Curves`; `degrees` (H,), `color` (H, 3) and `hue` (n, H), answers above the blank, as in
+    `Hues`; `field` (n, 3, S, S), NaN where unknown, or None without mean gradients; `total`
+    channels of the layer.
     """
 
     channel: np.ndarray
-    field: np.ndarray
-    kind: np.ndarray
+    frequency: np.ndarray
+    response: np.ndarray
+    flicker: np.ndarray
+    degrees: np.ndarray
+    color: np.ndarray
+    hue: np.ndarray
+    field: np.ndarray | None
     total: int
 
 
-def read_maps(file: h5py.File, rows: pd.DataFrame, limit: int) -> Maps:
-    """Read the fields of at most `limit` channels of a layer, evenly spread."""
-    known = file["field_channel"][:]
-    chosen = style.evenly(len(known), limit)
-    kind = rows.set_index("channel")["color_class"].reindex(known[chosen])
-    return Maps(known[chosen], file["field_dkl"][chosen], kind.to_numpy(object), len(known))
+def read_channels(file: h5py.File, limit: int) -> Channels:
+    """Read what a sheet shows of at most `limit` channels of a layer, evenly spread."""
+    total = len(file["channel"])
+    chosen = style.evenly(total, limit)
+    curves = [_curves(file, channel) for channel in chosen]
+    field = None
+    if "field_dkl" in file:
+        place = {channel: row for row, channel in enumerate(file["field_channel"][:].tolist())}
+        field = np.full((len(chosen), *file["field_dkl"].shape[1:]), np.nan)
+        for row, channel in enumerate(chosen.tolist()):
+            if channel in place:
+                field[row] = file["field_dkl"][place[channel]]
+    return Channels(
+        chosen,
+        file["frequency"][:],
+        np.array([response for response, _ in curves]),
+        np.array([flicker for _, flicker in curves]),
+        file["hue"][:],
+        file["hue_rgb"][:],
+        np.array([_hue_response(file, channel) for channel in chosen]),
+        field,
+        total,
+    )
 
 
 @style.styled
-def maps(found: Maps, run: str, layer: str) -> Figure:
-    """Draw the fields of a layer's channels along L+M, L−M and S−(L+M), three tiles per channel.
+def sheet(found: Channels, table: pd.DataFrame, run: str, layer: str) -> Figure:
+    """Draw what is known of the colour of a layer's channels, a row per channel.
 
-    The three maps of a channel share one scale, so that their strengths can be compared: each tells
-    what that axis at its gamut maximum does.
+    Fields along the axes of cone space (each at its gamut maximum, all three on one scale),
+    frequency tuning along them, tuning to hue. `table` are the layer's rows of channels.csv. Save
+    it at `sheets.DPI`.
     """
-    gap, label, margin, top, bottom = 4, 74, 16, 92, 34
-    window = found.field.shape[-1]
-    side = TILE if window > style.PIXELATED else window * (TILE // window)
-    count = len(found.channel)
-    blocks = 1 if count <= 4 else 2 if count <= 16 else 4
-    rows = -(-count // blocks)
-    width = 2 * margin + blocks * (label + 3 * (side + gap)) + (blocks - 1) * 14
-    width, height = max(width, 660), top + rows * (side + gap) + bottom
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    figure = style.figure(width / FIELDS_DPI, height / FIELDS_DPI)
-    figure.set_dpi(FIELDS_DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
+    headings = ["frequency", "hue"]
+    if found.field is not None:
+        headings = [*(label for label, *_ in AXES.values()), *headings]
+    shown, total = len(found.channel), found.total
+    count = f"all {total} channels" if shown == total else f"{shown} of {total} channels"
+    facts = (
+        f"{count}   |   excites / inhibits: L+M white / black, L−M vermillion / green, S blue / "
+        "orange   |   curves: L+M black, L−M vermillion, S blue"
+    )
+    page = sheets.Sheet(shown, SIDE, f"{run} · {layer} · colour", facts, headings)
+    table = table.set_index("channel")
     shades = [_diverging(minus, plus) for _, minus, plus in AXES.values()]
-    nowhere = np.zeros((window, window), bool)
-    for index, (channel, field, kind) in enumerate(
-        zip(found.channel, found.field, found.kind, strict=True)
-    ):
-        block, row = divmod(index, rows)
-        x = margin + block * (label + 3 * (side + gap) + 14) + label
-        y = top + row * (side + gap)
-        scale = style.display_range(field)
-        for axis, (shade, plane) in enumerate(zip(shades, field, strict=True)):
-            picture = shade(0.5 + 0.5 * np.nan_to_num(plane) / scale)[..., :3]
-            left = x + axis * (side + gap)
-            canvas[y : y + side, left : left + side] = style.tile(picture, nowhere, side)
-            if row == 0:
-                name = list(AXES.values())[axis][0]
-                axes.text(left + side / 2, y - 5, name, ha="center", va="bottom", fontsize=8.5)
-        text, color = CLASSES.get(kind, ("no answer", style.VERMILLION))
-        middle = y + side / 2
-        axes.text(
-            x - 8, middle - 7, f"{channel}", ha="right", va="center", fontsize=10, weight="bold"
+    lines, inks, dots, dot_inks = [], [], [], []
+    for row, channel in enumerate(found.channel):
+        facts = table.loc[channel]
+        page.label(row, channel, *_sheet_label(facts))
+        if found.field is not None and np.isfinite(found.field[row]).any():
+            scale = style.display_range(found.field[row])
+            for column, (shade, plane) in enumerate(zip(shades, found.field[row], strict=True)):
+                picture = shade(0.5 + 0.5 * np.nan_to_num(plane) / scale)[..., :3]
+                page.put(row, column, picture)
+        for column in (len(headings) - 2, len(headings) - 1):
+            page.paint(row, column, np.full((SIDE, SIDE, 3), 255, np.uint8))
+        if facts["color_class"] not in CLASSES:
+            continue
+        corner = np.array(page.layout.corner(row, len(headings) - 2))
+        for curve, ink in zip(_cell_curves(found, row), _INKS, strict=True):
+            lines.append(corner + curve)
+            inks.append(ink)
+        middle = np.array(page.layout.corner(row, len(headings) - 1)) + SIDE / 2
+        ring = _ring(found.degrees) * (1, -1)
+        dots.append(middle + (SIDE / 2 - 4) * ring)
+        dot_inks.append(found.color)
+        if found.hue[row].max() > 0:
+            radius = (SIDE / 2 - 8) * found.hue[row] / found.hue[row].max()
+            lines.append(middle + (radius[:, None] * ring)[_closed(ring)])
+            inks.append(style.INK)
+    page.axes.add_collection(LineCollection(lines, colors=inks, linewidths=1.2))
+    if dots:
+        page.axes.scatter(
+            *np.concatenate(dots).T, s=2.5, color=np.concatenate(dot_inks), linewidths=0
         )
-        axes.text(
-            x - 8,
-            middle + 8,
-            text.removesuffix("-opponent"),
-            ha="right",
-            va="center",
-            fontsize=8,
-            color=color,
-        )
-    figure.figimage(canvas, zorder=-1)
-    axes.patch.set_visible(False)
-    axes.text(margin, 12, f"{run} · {layer}", fontsize=13, fontweight="bold", va="top")
-    shown = f"all {count}" if count == found.total else f"{count} of {found.total}"
-    axes.text(
-        margin,
-        38,
-        f"{shown} channels: mean gradient along the axes of cone space, each at its gamut maximum\n"
-        "the three maps of a channel share a scale   |   below the number: class by the cone rule",
-        fontsize=9,
-        color=style.GREY,
-        va="top",
-    )
-    words = "white excites, black inhibits", "vermillion / green", "blue / orange"
-    text = "   |   ".join(
-        f"{name}: {word}" for (name, *_), word in zip(AXES.values(), words, strict=True)
-    )
-    axes.text(margin, height - 10, text, fontsize=8.5, va="bottom")
-    return figure
+    if found.field is not None:
+        page.below(0, f"{found.field.shape[-1]} px", arrow=True)
+    frequency = found.frequency
+    page.below(len(headings) - 2, f"{frequency[0]:.2g}–{frequency[-1]:.2g}\n1/px; left: 0")
+    page.below(len(headings) - 1, "right L−M\nup S")
+    return page.finish()
+
+
+def _sheet_label(facts: pd.Series) -> tuple[list[sheets.Line], str]:
+    """Return the lines below a channel's number, and the colour of the number."""
+    if facts["color_class"] not in CLASSES:
+        return [("no answer", style.VERMILLION)], style.VERMILLION
+    label, color = CLASSES[facts["color_class"]]
+    ratios = [facts["color_ratio"], facts["color_ratio_s"]]
+    # The whole word has no room beside the pictures.
+    lines = [(label.replace("opponent", "opp."), color)]
+    for name, ratio in zip(("L−M", "S"), ratios, strict=True):
+        lines.append((f"{name} {ratio:.2f}" if ratio < 100 else f"{name} > 100", style.GREY))
+    return lines, style.INK
+
+
+def _cell_curves(found: Channels, row: int) -> list[np.ndarray]:
+    """Return the frequency tuning of a channel as lines in a cell of a sheet, zero frequency at its
+    left."""
+    answer = np.column_stack([found.flicker[row], found.response[row]])
+    x = np.log2(found.frequency)
+    x = np.concatenate([[x[0] - _apart(x)], x])
+    x = 5 + (SIDE - 10) * (x - x[0]) / (x[-1] - x[0])
+    y = SIDE - 5 - (SIDE - 10) * answer / max(answer.max(), 1e-12)
+    return [np.column_stack([x, curve]) for curve in y]
+
+
+def _apart(x: np.ndarray) -> float:
+    """How far zero frequency stands from the lowest of the others, on their axis (octaves)."""
+    return max(1.0, 0.25 * (x[-1] - x[0]))
+
+
+def _ring(degrees: np.ndarray) -> np.ndarray:
+    turn = np.radians(degrees)
+    return np.stack([np.cos(turn), np.sin(turn)], 1)
+
+
+def _closed(ring: np.ndarray) -> list[int]:
+    return [*range(len(ring)), 0]
 
 
 def _diverging(minus: str, plus: str) -> LinearSegmentedColormap:

@@ -77,7 +77,7 @@ MODULES = {
     "figures": ("figures", "style", "statistics"),
     "figures_orientation": ("figures_orientation", "style", "statistics"),
     "figures_gratings": ("figures_gratings", "sheets", "style", "tuning"),
-    "figures_color": ("figures_color", "style"),
+    "figures_color": ("figures_color", "sheets", "style"),
 }
 
 
