@@ -89,3 +89,76 @@ def test_correlation_is_scipys_by_rows():
     found = statistics.correlation(a, b)
     assert found[:4] == pytest.approx(expected)
     assert found[0] == pytest.approx(1) and np.isnan(found[4])
+
+
+# Fagerland, Lydersen & Laake 2017 (Statistical Analysis of Contingency Tables, chapter 8), with
+# their R package contingencytables: Newcombe's square-and-add interval of two published tables.
+PAIRED = [(1, 1, 7, 21, -0.507, -0.026, 1e-3), (59, 6, 16, 161, -0.1186, -0.0046, 1e-4)]
+
+
+@pytest.mark.parametrize(("both", "gained", "lost", "n", "low", "high", "digit"), PAIRED)
+def test_paired_newcombe_gives_published_intervals(both, gained, lost, n, low, high, digit):
+    lo, hi = statistics.paired_newcombe(both, gained, lost, n)
+    assert lo == pytest.approx(low, abs=digit / 2) and hi == pytest.approx(high, abs=digit / 2)
+    # The other way round it is the mirror image.
+    assert statistics.paired_newcombe(both, lost, gained, n) == pytest.approx((-hi, -lo))
+
+
+def test_paired_newcombe_covers_what_it_promises():
+    """2,000 data sets of 300 images: the true change lies inside in about 95 % of them."""
+    rng = np.random.default_rng(0)
+    both, gained, lost, _ = rng.multinomial(300, [0.7, 0.02, 0.06, 0.22], 2000).T
+    lo, hi = statistics.paired_newcombe(both, gained, lost, 300)
+    assert 0.93 < ((lo <= -0.04) & (-0.04 <= hi)).mean() < 0.97
+
+
+def test_paired_newcombe_at_the_edges():
+    both, gained = np.array([0, 50, 0, 0]), np.array([0, 0, 50, 0])
+    lo, hi = statistics.paired_newcombe(both, gained, np.zeros(4), np.array([50, 50, 50, 0]))
+    assert (lo[:2] <= 0).all() and (hi[:2] >= 0).all(), "nothing changed"
+    assert lo[2] > 0.8 and hi[2] == pytest.approx(1)
+    assert np.isnan(lo[3]) and np.isnan(hi[3])
+
+
+def test_mcnemar_is_scipys_binomial_test():
+    gained, lost = np.meshgrid(np.arange(12), np.arange(0, 40, 3))
+    expected = [
+        stats.binomtest(int(a), int(a + b), 0.5).pvalue if a + b else 1.0
+        for a, b in zip(gained.ravel(), lost.ravel(), strict=True)
+    ]
+    np.testing.assert_allclose(statistics.mcnemar(gained, lost).ravel(), expected, rtol=1e-10)
+
+
+def test_benjamini_hochberg_is_scipys():
+    rng = np.random.default_rng(1)
+    p = np.r_[rng.random(50), rng.random(8) / 1000, 1, 1, 0]
+    np.testing.assert_allclose(statistics.benjamini_hochberg(p), stats.false_discovery_control(p))
+    holes = np.r_[np.nan, p[:30], np.nan, p[30:]]
+    found = statistics.benjamini_hochberg(holes)
+    assert np.isnan(found[[0, 31]]).all()
+    np.testing.assert_allclose(found[~np.isnan(holes)], stats.false_discovery_control(p))
+    assert statistics.benjamini_hochberg([]).size == 0
+
+
+def test_bootstrap_of_the_mean_is_scipys():
+    rng = np.random.default_rng(2)
+    values = np.stack([rng.normal(0.3, 1, 400), rng.exponential(2, 400), np.zeros(400)])
+    lo, hi = statistics.bootstrap_mean(values, samples=4000, seed=5)
+    for row in (0, 1):
+        expected = stats.bootstrap(
+            (values[row],), np.mean, n_resamples=4000, method="percentile", rng=3
+        ).confidence_interval
+        width = expected.high - expected.low
+        assert lo[row] == pytest.approx(expected.low, abs=0.06 * width)
+        assert hi[row] == pytest.approx(expected.high, abs=0.06 * width)
+    assert lo[2] == hi[2] == 0, "nothing changed"
+    again = statistics.bootstrap_mean(values[1:2], samples=4000, seed=5)
+    assert again == (pytest.approx(lo[1:2]), pytest.approx(hi[1:2]))
+
+
+def test_bootstrap_in_pieces_is_the_same(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(3, 50))
+    whole = statistics.bootstrap_mean(values, samples=40)
+    monkeypatch.setattr(statistics, "_BOOTSTRAP_COUNTS", 7 * 50)
+    np.testing.assert_allclose(statistics.bootstrap_mean(values, samples=40), whole, rtol=1e-12)
+    assert np.isnan(statistics.bootstrap_mean(np.zeros((2, 0)))).all()

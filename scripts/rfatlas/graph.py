@@ -284,12 +284,7 @@ class Graph:
         where the network has them; without, the pass stops behind the last layer asked for.
         """
         wanted = {layer: self.node(layer) for layer in layers}
-        if output and self.classes() is not None:
-            wanted[LOGITS] = self._output
-            features = self._features()
-            if features is not None:
-                wanted[FEATURES] = features
-        return self._cut(wanted, self._traced.graph)
+        return self._cut(wanted | (self._outputs() if output else {}), self._traced.graph)
 
     def prefix(self, layer: str) -> nn.Module:
         """Return a module x (N, 3, H, W) -> the layer's value, which computes nothing behind the
@@ -333,6 +328,31 @@ class Graph:
         computed from the input alone, so a changed layer value reaches the output through the
         suffix exactly as it would in the whole network.
         """
+        start, behind, crossing = self._crossing(layer)
+        prefix = self._cut((start, *crossing), self._traced.graph)
+        graph, values = fx.Graph(), {}
+        for i, node in enumerate((start, *crossing)):
+            values[node] = graph.placeholder(f"value_{i}")
+            values[node].meta = dict(node.meta)
+        for node in self._traced.graph.nodes:
+            if node.op == "get_attr" or (node in behind and node is not start):
+                values[node] = graph.node_copy(node, lambda old: values[old])
+        return prefix, _fold_batch_norm(fx.GraphModule(self._traced, graph))
+
+    def cuts(self, layers: Iterable[str]) -> nn.Module:
+        """Return a module x (N, 3, H, W) -> dict of layer name -> (layer's value, *crossing
+        tensors), as the layer's suffix takes them (see `split`), all from one forward pass.
+
+        The dict also holds LOGITS and FEATURES, where the network has them.
+        """
+        wanted: dict[str, Any] = {}
+        for layer in layers:
+            start, _, crossing = self._crossing(layer)
+            wanted[layer] = (start, *crossing)
+        return self._cut(wanted | self._outputs(), self._traced.graph)
+
+    def _crossing(self, layer: str) -> tuple[fx.Node, set[fx.Node], list[fx.Node]]:
+        """Return the layer's node, all nodes that it can change, and the others that these read."""
         start = self.node(layer)
         behind = {start}
         for node in self._traced.graph.nodes:
@@ -344,14 +364,14 @@ class Graph:
                 for parent in node.all_input_nodes:
                     if parent not in behind and parent.op != "get_attr" and parent not in crossing:
                         crossing.append(parent)
-        prefix = self._cut((start, *crossing), self._traced.graph)
-        graph, values = fx.Graph(), {}
-        for i, node in enumerate((start, *crossing)):
-            values[node] = graph.placeholder(f"value_{i}")
-        for node in self._traced.graph.nodes:
-            if node.op == "get_attr" or (node in behind and node is not start):
-                values[node] = graph.node_copy(node, lambda old: values[old])
-        return prefix, _fold_batch_norm(fx.GraphModule(self._traced, graph))
+        return start, behind, crossing
+
+    def _outputs(self) -> dict[str, fx.Node]:
+        """Return the nodes of LOGITS and FEATURES, as far as the network has them."""
+        if self.classes() is None:
+            return {}
+        features = self._features()
+        return {LOGITS: self._output} | ({} if features is None else {FEATURES: features})
 
     def split_block(self, layer: str) -> nn.Module:
         """Return a module x (N, 3, H, W) -> (the layer's value, the sum before its last pointwise
@@ -715,6 +735,12 @@ class HookedGraph:
             _HookedSuffix(self._module, self._modules[layer]),
         )
 
+    def cuts(self, layers: Iterable[str]) -> nn.Module:
+        """Return a module x -> dict of layer name -> (layer's value, x), and LOGITS and FEATURES
+        where the network has them; the whole network runs."""
+        layers = list(layers)
+        return _HookedCuts(self.extractor(layers), layers)
+
     def split_block(self, layer: str) -> nn.Module:
         """Raise NoPath: without a graph, no sum is known."""
         self._check(layer)
@@ -826,6 +852,16 @@ class _HookedExtractor(nn.Module):
         if self._logits:
             values[LOGITS] = result
         return values
+
+
+class _HookedCuts(nn.Module):
+    def __init__(self, extractor: nn.Module, layers: list[str]):
+        super().__init__()
+        self._extractor, self._layers = extractor, layers
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        values = self._extractor(x)
+        return values | {layer: (values[layer], x) for layer in self._layers}
 
 
 class _Reached(Exception):

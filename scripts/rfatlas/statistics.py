@@ -3,6 +3,9 @@
 import numpy as np
 from scipy import special
 
+# Draws of a bootstrap that are counted at once.
+_BOOTSTRAP_COUNTS = 2**23
+
 
 def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: float = 0.95):
     """Return the Wilson score interval (lo, hi) of a binomial proportion, elementwise.
@@ -84,3 +87,100 @@ def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     b = b - b.mean(axis=1, keepdims=True)
     norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     return np.divide((a * b).sum(axis=1), norm, out=np.full(len(a), np.nan), where=norm > 0)
+
+
+def paired_newcombe(
+    both: np.ndarray,
+    gained: np.ndarray,
+    lost: np.ndarray,
+    trials: np.ndarray | int,
+    confidence: float = 0.95,
+):
+    """Return the interval (lo, hi) of the change of a proportion, each trial seen before and after.
+
+    The change is (gained - lost) / trials. NaN without trials. Newcombe 1998, Statistics in
+    Medicine 17:2635, method 10: the Wilson intervals of both proportions, joined with the
+    correlation phi of the pairs, which is taken with the continuity correction given there where it
+    is positive.
+
+    Parameters
+    ----------
+    both, gained, lost
+        Trials that succeeded before and after, only after, only before; arrays of one shape.
+    trials
+        All trials.
+    """
+    both, gained, lost, trials = (
+        np.asarray(count, float) for count in (both, gained, lost, trials)
+    )
+    neither = trials - both - gained - lost
+    after, before = both + gained, both + lost
+    lo, hi = wilson(after, trials, confidence)
+    old_lo, old_hi = wilson(before, trials, confidence)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share, old = after / trials, before / trials
+        product = both * neither - gained * lost
+        corrected = np.where(product > 0, np.maximum(product - trials / 2, 0), product)
+        size = np.sqrt(after * before * (trials - after) * (trials - before))
+        phi = np.where(size > 0, corrected / size, 0)
+
+    def reach(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(mine**2 - 2 * phi * mine * theirs + theirs**2, 0))
+
+    change = share - old
+    return (
+        change - reach(share - lo, old_hi - old),
+        change + reach(hi - share, old - old_lo),
+    )
+
+
+def mcnemar(gained: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """Return the exact two-sided p of McNemar's test, elementwise: how likely so uneven a split of
+    the changed pairs is if both kinds are equally likely; 1 where nothing changed.
+
+    McNemar 1947, Psychometrika 12:153; the binomial distribution of Clopper and Pearson in the
+    place of its approximation.
+    """
+    gained, lost = np.asarray(gained), np.asarray(lost)
+    changed = gained + lost
+    # Twice the smaller tail; both tails share the middle, hence at most 1.
+    return np.minimum(2 * special.bdtr(np.minimum(gained, lost), changed, 0.5), 1)
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Return the q of each p (n,): the smallest false discovery rate at which it is a discovery.
+
+    NaN stays NaN and counts for nothing. Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57:289.
+    """
+    p = np.asarray(p, float)
+    q = np.full(p.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1)
+    return q
+
+
+def bootstrap_mean(
+    values: np.ndarray, samples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the percentile bootstrap interval (lo, hi) of the mean of each row of `values` (C, N).
+
+    The same `samples` resamplings of the N columns serve all rows, so rows that are equal get equal
+    intervals. NaN without columns.
+    """
+    rows, columns = values.shape
+    if columns == 0:
+        return np.full(rows, np.nan), np.full(rows, np.nan)
+    random = np.random.default_rng(seed)
+    means = np.empty((samples, rows))
+    # How often each column is drawn makes a resampling a product of matrices.
+    step = max(1, _BOOTSTRAP_COUNTS // columns)
+    for first in range(0, samples, step):
+        count = min(step, samples - first)
+        drawn = random.integers(0, columns, (count, columns))
+        drawn += np.arange(count)[:, None] * columns
+        counts = np.bincount(drawn.ravel(), minlength=count * columns).reshape(count, columns)
+        means[first : first + count] = counts.astype(float) @ values.T / columns
+    tails = (0.5 - confidence / 2, 0.5 + confidence / 2)
+    return tuple(np.quantile(means, tails, axis=0))
