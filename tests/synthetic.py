@@ -376,7 +376,7 @@ def ablation(
                             "depth": depth,
                             "mode": mode,
                             "group": group,
-                            "set": "control" if index else "group",
+                            "role": "control" if index else "group",
                             "number": index - 1 if index else None,
                             "n_channels": 3 + number,
                             "delta_top1": -value,

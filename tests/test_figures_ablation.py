@@ -123,7 +123,7 @@ def test_a_group_stands_beside_its_controls():
         & (groups["mode"] == "mean")
     ]
     dots = np.asarray(axes.collections[4].get_offsets())
-    np.testing.assert_allclose(dots[:, 0], rows.loc[rows["set"] == "control", "delta_top1"])
+    np.testing.assert_allclose(dots[:, 0], rows.loc[rows["role"] == "control", "delta_top1"])
     assert np.all(np.abs(dots[:, 1] - 4) < 0.5)
     marks = [line for line in axes.lines if line.get_marker() == "D"]
     assert marks[4].get_xdata()[0] == rows["delta_top1"].iloc[0]
@@ -132,7 +132,7 @@ def test_a_group_stands_beside_its_controls():
 
 def test_a_group_without_controls_has_no_p():
     _, groups, _ = ablation({"conv1": 16}, ("zero",))
-    alone = groups[groups["set"] == "group"].assign(p_more_top1=np.nan)
+    alone = groups[groups["role"] == "group"].assign(p_more_top1=np.nan)
     axes = drawn.groups(alone, "demo").axes[0]
     assert len(axes.texts) == 0
     assert [len(each.get_offsets()) for each in axes.collections] == [0, 0, 0]

@@ -6,16 +6,26 @@ the loss that of the property or that of their number? Beside them cumulative cu
 out one after the other in the order of a property, from one channel to the whole layer.
 """
 
+import hashlib
+import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from rfatlas import jobs, store
 from rfatlas.errors import RfatlasError
+from rfatlas.statistics import benjamini_hochberg, paired_changes
+
+if TYPE_CHECKING:
+    from rfatlas.ablate import Ablator
 
 log = logging.getLogger("rfatlas")
 
@@ -39,6 +49,47 @@ DIRECTIONS = ("descending", "ascending")
 
 #: The classes of colour as an order: how far a channel tells colours apart in space.
 COLOR_CLASSES = ("unresponsive", "non_opponent", "single_opponent", "double_opponent")
+
+#: Columns of the table beside the predictions of a layer: what each set of channels is for.
+USES = (
+    "layer", "mode", "kind", "name", "direction", "number", "control", "control_reason",
+    "norm_difference", "set",
+)  # fmt: skip
+
+#: What changes without a set of channels, ablated minus intact, paired by image.
+CHANGES = (
+    "top1", "top5", "loss",
+    "delta_top1", "delta_top1_lo", "delta_top1_hi",
+    "delta_top5", "delta_top5_lo", "delta_top5_hi",
+    "delta_loss", "delta_loss_lo", "delta_loss_hi",
+    "p", "n_flips", "right_to_wrong", "wrong_to_right",
+)  # fmt: skip
+
+#: Where a group lies among its controls.
+NULLS = (
+    "n_controls",
+    "control_top1", "p_more_top1", "p_less_top1",
+    "control_loss", "p_more_loss", "p_less_loss",
+)  # fmt: skip
+
+GROUP_COLUMNS = (
+    "layer", "depth", "mode", "group", "role", "number", "n_channels", "channels", "filter_norm",
+    *CHANGES, "q", "control", "control_reason", "norm_difference", *NULLS,
+)  # fmt: skip
+
+CUMULATIVE_COLUMNS = (
+    "layer", "depth", "mode", "order", "direction", "number", "n_removed", "filter_norm", *CHANGES,
+)  # fmt: skip
+
+INACTIVE_COLUMNS = (
+    "layer", "channels", "channel", "mode", "compared_with", "n_inactive", "n_layer", *CHANGES[3:],
+    "control", "control_reason", *NULLS, "conclusion", "conclusion_loss", "sentence",
+)  # fmt: skip
+
+_JUDGED = ("prediction", "in_top5", "loss")
+
+# Images seen at a time: what a killed job does again.
+_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -240,3 +291,374 @@ def orders(
             random = np.random.default_rng([*seed, 1, number])
             found[RANDOM, "", number] = random.permutation(len(rows))
     return found
+
+
+# ---- the sets of a layer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is taken out of a layer: `sets`, each once, and what they are for.
+
+    `uses` has a row (`USES`) per mode, and group, control or point of a curve; several may need the
+    same set.
+    """
+
+    sets: tuple[tuple[int, ...], ...]
+    uses: pd.DataFrame
+
+    def of(self, mode: str) -> np.ndarray:
+        """Return the numbers (n,) of the sets that are needed in a mode, ascending."""
+        return np.unique(self.uses.loc[self.uses["mode"] == mode, "set"])
+
+
+def plan(
+    rows: pd.DataFrame, layer: str, settings: Mapping[str, Any], filters: bool, seed: int
+) -> Plan:
+    """Choose the sets of channels to take out of a layer.
+
+    Parameters
+    ----------
+    rows
+        The layer's rows of channels.csv, in the order of the channels.
+    layer
+        Its name.
+    settings
+        The config's section `ablation_groups`.
+    filters
+        Whether the layer can be ablated at its filters (mode `weight`).
+    seed
+        Of controls and random orders.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    uses = []
+    key = [seed, *layer.encode()]
+
+    def use(modes: Sequence[str], channels: np.ndarray, *what: Any) -> None:
+        number = numbers.setdefault(tuple(sorted(channels.tolist())), len(numbers))
+        uses.extend((layer, mode, *what, number) for mode in modes if mode != "weight" or filters)
+
+    norms = rows["filter_norm"].to_numpy(float)
+    for name, members in groups(rows, layer, settings["groups"]).items():
+        drawn = controls(
+            norms,
+            members,
+            settings["controls"],
+            settings["norm_tolerance"],
+            [*key, *name.encode()],
+        )
+        how = (drawn.kind, drawn.reason, drawn.norm_difference)
+        use(settings["modes"], members, "group", name, "", None, *how)
+        for number, channels in enumerate(drawn.sets):
+            use(settings["modes"], channels, "control", name, "", number, *how)
+    curves = settings["cumulative"]
+    for (name, direction, number), order in orders(
+        rows, layer, curves["orders"], curves["random"], key
+    ).items():
+        for count in counts(len(order), curves["steps"]):
+            how = (name, direction, number, "", "", np.nan)
+            use(curves["modes"], order[:count], "curve", *how)
+    table = pd.DataFrame(uses, columns=list(USES))
+    return Plan(tuple(numbers), table.astype({"number": "Int64"}))
+
+
+def measure(
+    ablator: "Ablator",
+    layer: str,
+    plan: Plan,
+    images: Any,
+    labels: np.ndarray,
+    order: np.ndarray,
+    output: Path,
+    fingerprint: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    bar: Callable[..., Any] = jobs.progress,
+) -> None:
+    """Make `<layer>.h5`, the predictions without each set, and its table, ready for
+    `store.publish`.
+
+    Parameters
+    ----------
+    ablator
+        Of this layer.
+    plan
+        The sets and what they are for.
+    images, labels
+        uint8 (N, H, W, 3) and int (N,), -1 = unknown.
+    order
+        The images to look at, in the order of `ablate.sequence`.
+    output, fingerprint, attrs
+        Of the file; killed, the work resumes from `<output>.partial` where the fingerprint is the
+        same.
+    bar
+        Makes the progress bar.
+    """
+    sets = [list(channels) for channels in plan.sets]
+    digest = hashlib.sha256(repr((plan.sets, plan.uses.to_csv())).encode()).hexdigest()
+    partial = store.Partial(output, {**fingerprint, "plan": digest})
+    if (partial.folder / store.TABLE).exists():
+        return
+    modes = {mode: plan.of(mode) for mode in plan.uses["mode"].unique()}
+    pairs = sum(map(len, modes.values()))
+    done = len(partial.names()) * _IMAGES
+    with bar(
+        total=len(order) * pairs,
+        initial=min(done, len(order)) * pairs,
+        desc=layer,
+        unit="prediction",
+    ) as shown:
+        for rows, seen in ablator.batches(images, order, done, len(order), _IMAGES):
+            record = {}
+            judged = {"intact": ablator.intact(seen, labels[rows])}
+            for mode, numbers in modes.items():
+                wanted = [sets[number] for number in numbers]
+                judged[mode] = ablator.ablate(layer, seen, wanted, mode, labels[rows])
+                shown.update(len(rows) * len(numbers))
+            for name, found in judged.items():
+                record |= {f"{name}/{field}": getattr(found, field) for field in _JUDGED}
+            partial.save(f"{done:09d}", record)
+            done += len(rows)
+    records = [partial.load(name) for name in partial.names()]
+    with store.create(partial.folder / store.FIELDS, attrs) as file:
+        file["image"], file["label"] = order.astype(np.int32), labels[order].astype(np.int64)
+        file["channel"] = np.array([channel for one in sets for channel in one], np.int32)
+        file["offset"] = np.cumsum([0, *map(len, sets)])
+        for name in ("intact", *modes):
+            for field in _JUDGED:
+                parts = [record[f"{name}/{field}"] for record in records]
+                file[f"{name}/{field}"] = np.concatenate(parts, axis=-1)
+        for mode, numbers in modes.items():
+            file[f"{mode}/set"] = numbers.astype(np.int32)
+    store.write_table(plan.uses, partial.folder / store.TABLE)
+
+
+# ---- the tables
+
+
+def changes(file: h5py.File, mode: str, seed: int, against: str = "intact") -> pd.DataFrame:
+    """Return what is lost without each set of a mode, `CHANGES` by the set's number.
+
+    `file` is an open `<layer>.h5`; `against` another mode compares with the same sets in that mode
+    (those that it has, too) instead of the intact network.
+    """
+    label, numbers = file["label"][:], file[f"{mode}/set"][:]
+    rows = np.arange(len(numbers))
+    if against != "intact":
+        numbers, rows, others = np.intersect1d(
+            numbers, file[f"{against}/set"][:], return_indices=True
+        )
+
+    def judged(name: str, rows: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        found = (file[f"{name}/{field}"][:] for field in _JUDGED)
+        prediction, in_top5, loss = (one if rows is None else one[rows] for one in found)
+        return prediction == label, in_top5, loss
+
+    right, in_top5, loss = judged(mode, rows)
+    reference = judged(against, None if against == "intact" else others)
+    found = pd.DataFrame(
+        {
+            "top1": right.mean(1),
+            "top5": in_top5.mean(1),
+            "loss": loss.mean(1, dtype=float),
+            **paired_changes(right, in_top5, loss, *reference, seed=seed),
+        },
+        index=numbers,
+    )
+    return found[list(CHANGES)]
+
+
+def tables(
+    paths: Iterable[str | Path], table: pd.DataFrame, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return the stage's tables: groups and their controls, cumulative curves, the inactive
+    channels of the first layer.
+
+    Parameters
+    ----------
+    paths
+        Of the files `<layer>.h5`, each with its table beside it.
+    table
+        channels.csv.
+    seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    Tables with the columns `GROUP_COLUMNS`, `CUMULATIVE_COLUMNS` and `INACTIVE_COLUMNS`. `q` is
+    Benjamini and Hochberg's over all groups of the run in one mode.
+    """
+    groups, curves, inactive = [], [], []
+    for path in map(Path, paths):
+        rows = table[table["layer"] == path.stem].sort_values("channel")
+        with store.open(path, "ablation_groups") as file:
+            measured = _measured(file, store.read_table(path.with_suffix(".csv")), rows, seed)
+            of_groups = _with_nulls(measured[measured["kind"] != "curve"])
+            groups.append(of_groups)
+            curves.append(measured[measured["kind"] == "curve"])
+            if file.attrs["filters"] or rows["depth"].iloc[0] == 0:
+                inactive.append(_inactive(file, of_groups, rows, seed))
+    groups = pd.concat(groups).rename(columns={"name": "group", "kind": "role"})
+    groups["q"] = np.nan
+    for _, rows in groups[groups["role"] == "group"].groupby("mode"):
+        groups.loc[rows.index, "q"] = benjamini_hochberg(rows["p"].to_numpy(float))
+    curves = pd.concat(curves).rename(columns={"name": "order", "n_channels": "n_removed"})
+    inactive = pd.concat(inactive) if inactive else pd.DataFrame(columns=list(INACTIVE_COLUMNS))
+    return (
+        groups[list(GROUP_COLUMNS)],
+        curves[list(CUMULATIVE_COLUMNS)],
+        inactive[list(INACTIVE_COLUMNS)],
+    )
+
+
+def _measured(file: h5py.File, uses: pd.DataFrame, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the uses of a layer's sets with their changes; `rows` are the layer's of
+    channels.csv."""
+    norms = rows["filter_norm"].to_numpy(float)
+    channel, offset = file["channel"][:], file["offset"][:]
+    sets = [channel[start:stop] for start, stop in itertools.pairwise(offset)]
+    found = uses.reindex(columns=[*uses, *CHANGES])
+    for mode, part in uses.groupby("mode", sort=False):
+        changed = changes(file, mode, seed).loc[part["set"]]
+        found.loc[part.index, list(CHANGES)] = changed.to_numpy()
+    numbers = found["set"].to_numpy(int)
+    found["depth"] = rows["depth"].iloc[0]
+    # Those of controls and curves are in the file; in the table they would be most of it.
+    found["channels"] = [
+        " ".join(map(str, sets[number])) if kind == "group" else ""
+        for kind, number in zip(found["kind"], numbers, strict=True)
+    ]
+    found["n_channels"] = [len(sets[number]) for number in numbers]
+    found["filter_norm"] = [norms[sets[number]].mean() for number in numbers]
+    counted = ["n_flips", "right_to_wrong", "wrong_to_right", "number"]
+    return found.astype({name: "Int64" for name in counted})
+
+
+def _with_nulls(table: pd.DataFrame) -> pd.DataFrame:
+    """Return groups and controls with the columns `NULLS`, empty for controls."""
+    table = table.reindex(columns=[*table, *NULLS])
+    for _, rows in table.groupby(["name", "mode"], sort=False):
+        group = rows[rows["kind"] == "group"]
+        drawn = rows[rows["kind"] == "control"]
+        place = among(
+            {name: group[f"delta_{name}"].item() for name in ("top1", "loss")},
+            {name: drawn[f"delta_{name}"].to_numpy(float) for name in ("top1", "loss")},
+        )
+        table.loc[group.index, list(NULLS)] = [place[name] for name in NULLS]
+    return table.astype({"n_controls": "Int64"})
+
+
+def among(group: Mapping[str, float], controls: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return where a group's changes lie among those of its controls: `NULLS`, NaN without any.
+
+    `control_*` is the controls' median. `p_more_*` is (1 + controls that lose at least as much) /
+    (1 + controls), small for a group that matters more than others; `p_less_*` the same of those
+    that lose at most as much. The group counts as one of the sets that chance draws (Davison &
+    Hinkley 1997, eq. 4.11).
+    """
+    found = {"n_controls": len(controls["top1"])}
+    for name, loses in (("top1", -1), ("loss", 1)):
+        own, others = loses * group[name], loses * controls[name]
+        found[f"control_{name}"] = loses * np.median(others) if len(others) else np.nan
+        for word, as_far in (("more", others >= own), ("less", others <= own)):
+            share = (1 + as_far.sum()) / (1 + len(others)) if len(others) else np.nan
+            found[f"p_{word}_{name}"] = share
+    return found
+
+
+# ---- inactive channels of the first layer
+
+
+def _inactive(file: h5py.File, groups: pd.DataFrame, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return `INACTIVE_COLUMNS` of a first layer: all its inactive channels, each alone, and the
+    difference of `zero` and `mean`, which is the constant that they carry."""
+    layer, silent = rows["layer"].iloc[0], rows["inactive"].to_numpy(bool)
+    every = groups[(groups["name"] == "inactive") & (groups["kind"] == "group")]
+    parts = [every.assign(channels="all", compared_with="intact")]
+    if {"zero", "mean"} <= set(every["mode"]):
+        constant = changes(file, "zero", seed, against="mean").loc[every["set"].iloc[:1]]
+        parts.append(constant.assign(channels="all", mode="zero", compared_with="mean"))
+    parts.append(_alone(rows[silent], rows[~silent]))
+    found = pd.concat(parts, ignore_index=True).reindex(columns=list(INACTIVE_COLUMNS))
+    if not len(found):
+        found = pd.DataFrame([{"channels": "all"}]).reindex(columns=list(INACTIVE_COLUMNS))
+    found["layer"], found["n_inactive"], found["n_layer"] = layer, int(silent.sum()), len(rows)
+    found["channel"] = found["channel"].astype("Int64")
+    together = found[found["channels"] == "all"]
+    for column in ("conclusion", "conclusion_loss", "sentence"):
+        found[column] = ""
+    found["conclusion"] = conclusion(together, "top1")
+    found["conclusion_loss"] = conclusion(together, "loss")
+    right = float((file["intact/prediction"][:] == file["label"][:]).mean())
+    found.loc[found.index[0], "sentence"] = sentence(together, right, len(file["label"]))
+    return found
+
+
+def _alone(silent: pd.DataFrame, active: pd.DataFrame) -> pd.DataFrame:
+    """Return what the stage `ablation` found of each inactive channel, among all active ones."""
+    found = []
+    modes = [column.removesuffix("_delta_top1") for column in silent if column.endswith("_top1")]
+    for mode in modes:
+        for _, row in silent[silent[f"{mode}_delta_top1"].notna()].iterrows():
+            changed = {name: row.get(f"{mode}_{name}", np.nan) for name in CHANGES[3:]}
+            others = {
+                name: active[f"{mode}_delta_{name}"].dropna().to_numpy(float)
+                for name in ("top1", "loss")
+            }
+            own = {name: changed[f"delta_{name}"] for name in ("top1", "loss")}
+            what = {"channels": "one", "channel": row["channel"], "mode": mode}
+            what |= {"compared_with": "intact", "control": "active"}
+            found.append(what | changed | among(own, others))
+    return pd.DataFrame(found)
+
+
+def conclusion(together: pd.DataFrame, quantity: str) -> str:
+    """Say what of the inactive channels matters: "none", "signal", "constant" or
+    "signal and constant"; "no channel is inactive"; "unknown" without the modes that tell.
+
+    Their signal does if the interval of `mean` or `shuffle` excludes 0, their constant if that of
+    `zero` less `mean` does. `quantity` is `top1` or `loss`.
+    """
+    if not together["mode"].notna().any():
+        return "no channel is inactive"
+    excludes = (together[f"delta_{quantity}_lo"] > 0) | (together[f"delta_{quantity}_hi"] < 0)
+    intact = together["compared_with"] == "intact"
+    signal = together["mode"].isin(["mean", "shuffle"]) & intact
+    if not signal.any():
+        return "unknown"
+    parts = {"signal": excludes[signal].any(), "constant": excludes[~intact].any()}
+    return " and ".join(name for name, matters in parts.items() if matters) or "none"
+
+
+_VERDICTS = {
+    "none": "no effect can be told from zero",
+    "signal": "their signal matters",
+    "constant": "the constant that they carry matters, their signal does not",
+    "signal and constant": "their signal matters, and so does the constant that they carry",
+    "unknown": "whether signal or constant is not known without the modes mean and shuffle",
+}
+
+
+def sentence(together: pd.DataFrame, intact: float, images: int) -> str:
+    """Return the finding about the inactive channels of a first layer in words.
+
+    `together` are the rows of all of them at once, `intact` the accuracy of the network.
+    """
+    first = together.iloc[0]
+    if not together["mode"].notna().any():
+        return f"No channel of {first['layer']} is inactive."
+    changed = [
+        f"{100 * row['delta_top1']:+.2f} points with {row['mode']} (95 % interval "
+        f"{100 * row['delta_top1_lo']:+.2f} to {100 * row['delta_top1_hi']:+.2f})"
+        for _, row in together[together["compared_with"] == "intact"].iterrows()
+    ]
+    text = (
+        f"{first['n_inactive']} of {first['n_layer']} channels of {first['layer']} are inactive. "
+        f"Without them top-1 accuracy, {100 * intact:.1f} % of {images} images, changes by "
+        f"{', '.join(changed)}: {_VERDICTS[conclusion(together, 'top1')]}."
+    )
+    if first["n_controls"] > 0:
+        text += (
+            f" {first['n_controls']} sets of as many other channels change it by "
+            f"{100 * first['control_top1']:+.2f} points in the median with {first['mode']}."
+        )
+    return text.replace("-", "−").replace("top−1", "top-1")

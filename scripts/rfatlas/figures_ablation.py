@@ -280,7 +280,7 @@ def groups(table: pd.DataFrame, run: str) -> Figure:
     controls, a bar their median, the diamond the group with its 95 % paired interval.
     """
     modes = [mode for mode in MODES if mode in set(table["mode"])]
-    names = table.loc[table["set"] == "group", ["depth", "layer", "group"]].drop_duplicates()
+    names = table.loc[table["role"] == "group", ["depth", "layer", "group"]].drop_duplicates()
     lines = [tuple(line) for line in names.sort_values("depth", kind="stable").to_numpy()]
     width, height = max(7.2, 2.3 * len(modes) + 2.4), 0.34 * len(lines) + 1.75
     figure = style.figure(width, height)
@@ -331,7 +331,7 @@ def groups(table: pd.DataFrame, run: str) -> Figure:
 
 def _null(axes: Axes, place: int, rows: pd.DataFrame) -> None:
     """Draw one group in one mode with its controls; nothing where it was not tested."""
-    group, drawn = rows[rows["set"] == "group"], rows[rows["set"] == "control"]
+    group, drawn = rows[rows["role"] == "group"], rows[rows["role"] == "control"]
     if not len(group):
         return
     group = group.iloc[0]

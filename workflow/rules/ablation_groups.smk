@@ -1,0 +1,97 @@
+# Stage ablation_groups: what the network loses without groups of channels, and without more and
+# more of them.
+# Reads: results/<run>/channels.csv, results/images/<dataset>_<resize>_<crop>.h5,
+#        results/<run>/{model.safetensors,activations.h5} (means of the channels).
+# Writes: results/<run>/ablation_groups/<layer>.h5 and .csv, `layers_per_job` layers in one job;
+#         of these results/<run>/{ablation_groups,ablation_cumulative,inactive_first_layer}.csv.
+
+ABLATION_GROUPS_SETTINGS = {
+    key: settings["ablation_groups"][key]
+    for key in ("controls", "cumulative", "groups", "modes", "norm_tolerance")
+}
+
+for run in run_names():
+    for number, layers in enumerate(layer_groups(run, "ablation_groups")):
+
+        rule:
+            name:
+                f"ablation_groups_{run}_{number}"
+            input:
+                channels=f"results/{run}/channels.csv",
+                images=run_images(run),
+                weights=f"results/{run}/model.safetensors",
+                activations=f"results/{run}/activations.h5",
+            output:
+                predictions=[f"results/{run}/ablation_groups/{layer}.h5" for layer in layers],
+                tables=[f"results/{run}/ablation_groups/{layer}.csv" for layer in layers],
+            log:
+                f"logs/ablation_groups/{run}/{number}.log",
+            benchmark:
+                f"benchmarks/ablation_groups/{run}/{number}.tsv"
+            conda:
+                "../../environment.yaml"
+            threads: 4
+            resources:
+                mem_mb=budget.mem_mb("ablation_groups"),
+                runtime=budget.minutes("ablation_groups", run),
+                gpu=gpus(),
+            params:
+                layers=layers,
+                settings=ABLATION_GROUPS_SETTINGS,
+                images=settings["ablation"]["images"],
+                seed=settings["ablation"]["seed"],
+                device=settings["device"],
+                tf32=settings["tf32"],
+                version=versions.stage("ablation_groups"),
+            script:
+                "../../scripts/ablation_groups.py"
+
+
+rule ablation_groups_tables:
+    input:
+        predictions=lambda wildcards: expand(
+            "results/{run}/ablation_groups/{layer}.h5",
+            run=wildcards.run,
+            layer=ablation_group_layers(wildcards.run),
+        ),
+        tables=lambda wildcards: expand(
+            "results/{run}/ablation_groups/{layer}.csv",
+            run=wildcards.run,
+            layer=ablation_group_layers(wildcards.run),
+        ),
+        channels="results/{run}/channels.csv",
+    output:
+        groups=report(
+            "results/{run}/ablation_groups.csv",
+            caption="../report/ablation_groups_table.rst",
+            category="Ablation",
+            labels={"run": "{run}", "table": "groups of channels"},
+        ),
+        cumulative=report(
+            "results/{run}/ablation_cumulative.csv",
+            caption="../report/ablation_cumulative_table.rst",
+            category="Ablation",
+            labels={"run": "{run}", "table": "more and more channels"},
+        ),
+        inactive=report(
+            "results/{run}/inactive_first_layer.csv",
+            caption="../report/ablation_inactive_table.rst",
+            category="Ablation",
+            labels={"run": "{run}", "table": "inactive channels of the first layer"},
+        ),
+    log:
+        "logs/ablation_groups_tables/{run}.log",
+    benchmark:
+        "benchmarks/ablation_groups_tables/{run}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=budget.mem_mb("ablation_groups_tables"),
+        runtime=30,
+        gpu=0,
+    params:
+        code=versions.digest("ablation_groups_tables"),
+        seed=settings["ablation"]["seed"],
+    script:
+        "../../scripts/ablation_groups_tables.py"
