@@ -3,13 +3,23 @@ tables."""
 
 import itertools
 import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy import stats
+from test_receptive_fields import loaded
+from torch import nn
 
+from rfatlas import ablate, store
 from rfatlas import ablation_groups as stage
 from rfatlas.errors import RfatlasError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def layer_rows(channels: int = 8, **columns) -> pd.DataFrame:
@@ -189,3 +199,357 @@ def test_random_orders_differ_and_hold_every_channel():
     assert all(sorted(order) == list(range(20)) for order in found.values())
     again = stage.orders(layer_rows(20), "conv1", ["random"], 2, [0])
     assert all((again[key] == found[key]).all() for key in again)
+
+
+# ---- a planted network
+
+
+class Planted(nn.Module):
+    """Eight channels: red above 0.3 (the signal), a constant 0.5 (what the signal is compared
+    with), nothing, and five more of green and blue that hardly matter."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 1)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 3)
+        random = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            self.conv1.weight.zero_()
+            self.conv1.weight[0, 0] = 1.0
+            self.conv1.weight[3:, 1:] = torch.rand(5, 2, 1, 1, generator=random)
+            self.conv1.bias.copy_(torch.tensor([-0.3, 0.5, -1.0, 0, 0, 0, 0, 0]))
+            self.conv2.weight.zero_()
+            self.conv2.weight[range(8), range(8), 1, 1] = 1.0
+            self.conv2.bias.zero_()
+            self.fc.weight.zero_()
+            self.fc.weight[1, :2] = torch.tensor([10.0, -8])
+            self.fc.weight[:, 3:] = 0.2 * torch.rand(3, 5, generator=random)
+            self.fc.bias.copy_(torch.tensor([0.0, 0.0, -1.0]))
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.relu(self.conv1(x))).mean((2, 3)))
+
+
+LAYER = "relu"
+SETTINGS = {
+    "groups": {"constant": {LAYER: [1]}, "nothing": {LAYER: [2]}, "several": {LAYER: [0, 3, 5]}},
+    "modes": ["zero", "mean", "shuffle", "weight"],
+    "controls": 5,
+    "norm_tolerance": 0.25,
+    "cumulative": {
+        "orders": ["filter_norm", "osi", "random"],
+        "modes": ["zero", "mean"],
+        "steps": 4,
+        "random": 2,
+    },
+}
+
+
+@dataclass
+class Case:
+    """The planted network, its images and what the stage made of them."""
+
+    network: object
+    images: np.ndarray
+    labels: np.ndarray
+    mean: np.ndarray
+    order: np.ndarray
+    rows: pd.DataFrame
+    path: Path
+
+    def values(self) -> torch.Tensor:
+        """The layer's values of all images."""
+        module = self.network.module
+        with torch.no_grad():
+            return module.relu(module.conv1(self.network.preprocess(self.images)))
+
+    def plain(self, channels, mode: str) -> np.ndarray:
+        """Logits of the images in order with the channels replaced one by one."""
+        value, module = self.values()[self.order], self.network.module
+        intact = value.clone()
+        for channel in channels:
+            if mode == "zero":
+                value[:, channel] = 0
+            elif mode == "mean":
+                value[:, channel] = float(self.mean[channel])
+            elif mode == "weight":
+                value[:, channel] = max(float(module.conv1.bias[channel]), 0)
+            else:
+                for place in range(len(value)):
+                    value[place, channel] = intact[(place + 1) % len(value), channel]
+        with torch.no_grad():
+            return module.fc(module.conv2(value).mean((2, 3))).numpy()
+
+
+def measure(case: Case, bar=None) -> None:
+    ablator = ablate.Ablator(case.network, [LAYER], {LAYER: case.mean})
+    filters = ablator.has_filters(LAYER)
+    plan = stage.plan(case.rows, LAYER, SETTINGS, filters, 0)
+    extra = {} if bar is None else {"bar": bar}
+    attrs = store.provenance("ablation_groups", {}) | {"filters": filters}
+    images, labels, order = case.images, case.labels, case.order
+    stage.measure(
+        ablator, LAYER, plan, images, labels, order, case.path, {"question": 1}, attrs, **extra
+    )
+
+
+def planted(folder: Path, inactive: tuple[int, ...] = (1, 2)) -> Case:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (70, 6, 6, 3))
+    images[..., 0] = random.integers(0, 256, 70)[:, None, None]
+    images = images.astype(np.uint8)
+    labels = (images[:, 0, 0, 0] / 255 - 0.3 > 0.4).astype(int)
+    # Some labels that the network gets wrong, some unknown.
+    labels[:6] = 2
+    labels[6:10] = -1
+    network = loaded(Planted().eval(), 6)
+    network.description["input"] |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    norms = network.module.conv1.weight.flatten(1).norm(dim=1).tolist()
+    rows = layer_rows(
+        8,
+        depth=0,
+        filter_norm=norms,
+        inactive=[channel in inactive for channel in range(8)],
+        osi=random.uniform(0, 1, 8),
+    ).assign(layer=LAYER)
+    order = ablate.sequence(labels, None, 0)
+    case = Case(network, images, labels, None, order, rows, folder / f"{LAYER}.h5")
+    case.mean = case.values().mean((0, 2, 3)).numpy()
+    return case
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    made = planted(tmp_path_factory.mktemp("planted"))
+    measure(made)
+    store.publish(made.path)
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(case):
+    return stage.tables([case.path], case.rows, 0)
+
+
+def sets(case: Case) -> pd.Series:
+    """The channels of every use of the layer's table."""
+    with store.open(case.path) as file:
+        parts = np.split(file["channel"][:], file["offset"][1:-1])
+    return store.read_table(case.path.with_suffix(".csv"))["set"].map(dict(enumerate(parts)))
+
+
+def test_every_prediction_is_that_of_the_plain_loop(case):
+    uses, label = store.read_table(case.path.with_suffix(".csv")), case.labels[case.order]
+    channels = sets(case)
+    assert set(uses["mode"]) == set(ablate.MODES)
+    seen = set()
+    with store.open(case.path, "ablation_groups") as file:
+        assert file["image"][:].tolist() == case.order.tolist() and (label >= 0).all()
+        for row, chosen in zip(uses.itertuples(), channels, strict=True):
+            if (row.mode, row.set) in seen:
+                continue
+            seen.add((row.mode, row.set))
+            logits = case.plain(chosen, row.mode).astype(float)
+            group = file[row.mode]
+            at = group["set"][:].tolist().index(row.set)
+            assert group["prediction"][at].tolist() == logits.argmax(1).tolist()
+            loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(label)), label]
+            np.testing.assert_allclose(group["loss"][at], loss, atol=1e-4)
+        for mode in ablate.MODES:
+            assert len(file[mode]["set"]) == sum(mode == one for one, _ in seen)
+    assert len(seen) > 90
+
+
+def test_the_tables_say_what_changed(case, found):
+    groups, _, _ = found
+    label = case.labels[case.order]
+    intact = case.plain([], "zero").argmax(1) == label
+    for row in groups[groups["role"] == "group"].itertuples():
+        right = case.plain(list(map(int, row.channels.split())), row.mode).argmax(1) == label
+        assert row.top1 == pytest.approx(right.mean())
+        assert row.delta_top1 == pytest.approx(right.mean() - intact.mean())
+        assert row.delta_top1_lo <= row.delta_top1 <= row.delta_top1_hi
+        lost, won = (intact & ~right).sum(), (right & ~intact).sum()
+        assert (row.right_to_wrong, row.wrong_to_right) == (lost, won)
+        assert row.p == pytest.approx(
+            stats.binomtest(int(lost), int(lost + won)).pvalue if lost + won else 1
+        )
+
+
+def test_zero_mean_and_shuffle_tell_signal_constant_and_nothing_apart(found):
+    groups, _, _ = found
+    rows = groups[groups["role"] == "group"].set_index(["group", "mode"])
+    assert rows.loc[("constant", "zero"), "delta_top1_hi"] < 0
+    for mode in ("mean", "shuffle", "weight"):
+        # The filter is zero: what stays without it is the constant.
+        assert rows.loc[("constant", mode), "delta_loss"] == pytest.approx(0, abs=1e-6)
+    for mode in ablate.MODES:
+        assert rows.loc[("several", mode), "delta_top1_hi"] < 0, "the signal is among them"
+        nothing = rows.loc[("nothing", mode)]
+        assert (nothing["delta_top1"], nothing["delta_loss"], nothing["p"]) == (0, 0, 1)
+
+
+def test_a_group_is_compared_with_its_controls(case, found):
+    groups, _, _ = found
+    channels = sets(case)
+    uses = store.read_table(case.path.with_suffix(".csv"))
+    for (name, mode), rows in groups.groupby(["group", "mode"]):
+        group, drawn = rows[rows["role"] == "group"].iloc[0], rows[rows["role"] == "control"]
+        assert len(drawn) == group["n_controls"] == 5
+        own = set(map(int, group["channels"].split()))
+        used = uses["mode"].eq(mode) & uses["name"].eq(name) & uses["kind"].eq("control")
+        for chosen in channels[used]:
+            assert len(chosen) == len(own)
+            assert group["control"] == "overlapping" or not own & set(chosen.tolist())
+        for quantity, worse in (("top1", -1), ("loss", 1)):
+            mine, theirs = group[f"delta_{quantity}"], drawn[f"delta_{quantity}"]
+            more = sum(worse * other >= worse * mine for other in theirs)
+            less = sum(worse * other <= worse * mine for other in theirs)
+            assert group[f"p_more_{quantity}"] == pytest.approx((1 + more) / 6)
+            assert group[f"p_less_{quantity}"] == pytest.approx((1 + less) / 6)
+            assert group[f"control_{quantity}"] == pytest.approx(theirs.median())
+        assert drawn[list(stage.NULLS)].isna().all(axis=None)
+    for _, rows in groups[groups["role"] == "group"].groupby("mode"):
+        expected = stats.false_discovery_control(rows["p"].to_numpy(float))
+        np.testing.assert_allclose(rows["q"], expected)
+
+
+def test_curves_begin_with_a_single_channel_and_end_without_any(case, found):
+    _, curves, _ = found
+    assert set(curves["mode"]) == {"zero", "mean"}
+    label = case.labels[case.order]
+    single = {
+        mode: [(case.plain([channel], mode).argmax(1) == label).mean() for channel in range(8)]
+        for mode in ("zero", "mean")
+    }
+    every = {mode: (case.plain(range(8), mode).argmax(1) == label).mean() for mode in single}
+    values = {"filter_norm": case.rows["filter_norm"], "osi": case.rows["osi"]}
+    for (mode, order, direction, _), curve in curves.groupby(
+        ["mode", "order", "direction", "number"], dropna=False
+    ):
+        assert curve["n_removed"].tolist() == [1, 2, 4, 8]
+        assert curve["top1"].iloc[-1] == pytest.approx(every[mode])
+        if order in values:
+            column = values[order]
+            best = column.max() if direction == "descending" else column.min()
+            first = [single[mode][at] for at in np.flatnonzero(column == best)]
+            assert curve["top1"].iloc[0] in [pytest.approx(one) for one in first]
+            assert len(first) == 1 or direction == "ascending"
+    assert (curves["order"] == "random").sum() == 2 * 2 * 4
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_job_goes_on_with_the_next_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_IMAGES", 16)
+    case, whole = planted(tmp_path / "one"), planted(tmp_path / "other")
+    starts = []
+
+    class Bar:
+        def __init__(self, total, initial, **_):
+            self.done, self.total = initial, total
+            starts.append(initial)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            if not starts[1:]:
+                return
+            assert self.done == self.total
+
+        def update(self, count):
+            self.done += count
+            if len(starts) == 1 and self.done > 0.6 * self.total:
+                raise Killed
+
+    with pytest.raises(Killed):
+        measure(case, Bar)
+    # Two of five batches were done.
+    measure(case, Bar)
+    assert starts[1] == pytest.approx(32 / 66 * whole_pairs(case))
+    measure(whole)
+    for made in (case, whole):
+        store.publish(made.path)
+    with store.open(case.path) as one, store.open(whole.path) as other:
+        for mode in ("intact", *ablate.MODES):
+            for field in ("prediction", "in_top5", "loss"):
+                assert (one[mode][field][:] == other[mode][field][:]).all()
+    assert case.path.with_suffix(".csv").read_text() == whole.path.with_suffix(".csv").read_text()
+
+
+def whole_pairs(case: Case) -> int:
+    """Predictions of the whole plan."""
+    plan = stage.plan(case.rows, LAYER, SETTINGS, True, 0)
+    return len(case.order) * sum(len(plan.of(mode)) for mode in ablate.MODES)
+
+
+# ---- the inactive channels of the first layer
+
+
+@pytest.mark.parametrize(
+    ("inactive", "expected"),
+    [((1,), "constant"), ((0,), "signal"), ((2,), "none"), ((0, 1), "signal and constant")],
+)
+def test_what_the_inactive_channels_carry(tmp_path, inactive, expected):
+    case = planted(tmp_path, inactive)
+    measure(case)
+    store.publish(case.path)
+    table = case.rows.assign(
+        zero_delta_top1=np.linspace(-0.4, -0.05, 8), zero_delta_loss=np.linspace(0.8, 0.1, 8)
+    )
+    _, _, found = stage.tables([case.path], table, 0)
+    assert set(found["conclusion"]) == {expected}
+    every = found[found["channels"] == "all"]
+    assert every["mode"].tolist() == ["zero", "mean", "shuffle", "weight", "zero"]
+    assert every["compared_with"].tolist() == ["intact"] * 4 + ["mean"]
+    label = case.labels[case.order]
+    zero, mean = (case.plain(inactive, mode).argmax(1) == label for mode in ("zero", "mean"))
+    assert every["delta_top1"].iloc[-1] == pytest.approx(zero.mean() - mean.mean())
+    alone = found[found["channels"] == "one"]
+    assert alone["channel"].tolist() == list(inactive) and (alone["mode"] == "zero").all()
+    active = table.loc[~table["inactive"], "zero_delta_top1"]
+    for row, channel in zip(alone.itertuples(), inactive, strict=True):
+        assert row.delta_top1 == table.loc[channel, "zero_delta_top1"]
+        more = sum(active <= row.delta_top1)
+        assert row.p_more_top1 == pytest.approx((1 + more) / (1 + len(active)))
+    text = found["sentence"].iloc[0]
+    assert text.startswith(f"{len(inactive)} of 8 channels of relu are inactive.")
+    change = f"{100 * every['delta_top1'].iloc[0]:+.2f}".replace("-", "−")
+    assert f"{change} points with zero" in text
+    assert (found["sentence"].iloc[1:] == "").all()
+
+
+def test_a_first_layer_without_inactive_channels_says_so(tmp_path):
+    case = planted(tmp_path, ())
+    measure(case)
+    store.publish(case.path)
+    _, _, found = stage.tables([case.path], case.rows, 0)
+    assert len(found) == 1 and found["n_inactive"].item() == 0
+    assert found["conclusion"].item() == "no channel is inactive"
+    assert found["sentence"].item() == "No channel of relu is inactive."
+
+
+def test_without_the_modes_that_tell_the_conclusion_is_unknown():
+    row = {"mode": "zero", "compared_with": "intact", "delta_top1_lo": -0.3, "delta_top1_hi": -0.1}
+    assert stage.conclusion(pd.DataFrame([row]), "top1") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("ablation_groups/<layer>.csv", stage.USES),
+        ("ablation_groups.csv", stage.GROUP_COLUMNS),
+        ("ablation_cumulative.csv", stage.CUMULATIVE_COLUMNS),
+        ("inactive_first_layer.csv", stage.INACTIVE_COLUMNS),
+    ],
+)
+def test_every_column_is_documented(name, columns):
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    section = text.split(f"`results/<run>/{name}`")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == list(columns)

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from rfatlas import jobs, store
+from rfatlas import jobs, paired, store
 from rfatlas.errors import RfatlasError
-from rfatlas.statistics import benjamini_hochberg, paired_changes
+from rfatlas.statistics import benjamini_hochberg
 
 if TYPE_CHECKING:
     from rfatlas.ablate import Ablator
@@ -56,14 +56,8 @@ USES = (
     "norm_difference", "set",
 )  # fmt: skip
 
-#: What changes without a set of channels, ablated minus intact, paired by image.
-CHANGES = (
-    "top1", "top5", "loss",
-    "delta_top1", "delta_top1_lo", "delta_top1_hi",
-    "delta_top5", "delta_top5_lo", "delta_top5_hi",
-    "delta_loss", "delta_loss_lo", "delta_loss_hi",
-    "p", "n_flips", "right_to_wrong", "wrong_to_right",
-)  # fmt: skip
+#: What is left without a set of channels, and what changes: ablated minus intact, paired by image.
+CHANGES = ("top1", "top5", "loss", *paired.COLUMNS)
 
 #: Where a group lies among its controls.
 NULLS = (
@@ -82,8 +76,9 @@ CUMULATIVE_COLUMNS = (
 )  # fmt: skip
 
 INACTIVE_COLUMNS = (
-    "layer", "channels", "channel", "mode", "compared_with", "n_inactive", "n_layer", *CHANGES[3:],
-    "control", "control_reason", *NULLS, "conclusion", "conclusion_loss", "sentence",
+    "layer", "channels", "channel", "mode", "compared_with", "n_inactive", "n_layer",
+    *paired.COLUMNS, "control", "control_reason", *NULLS, "conclusion", "conclusion_loss",
+    "sentence",
 )  # fmt: skip
 
 _JUDGED = ("prediction", "in_top5", "loss")
@@ -441,30 +436,34 @@ def changes(file: h5py.File, mode: str, seed: int, against: str = "intact") -> p
     `file` is an open `<layer>.h5`; `against` another mode compares with the same sets in that mode
     (those that it has, too) instead of the intact network.
     """
-    label, numbers = file["label"][:], file[f"{mode}/set"][:]
-    rows = np.arange(len(numbers))
+    labels, numbers = file["label"][:], file[f"{mode}/set"][:]
+    found, reference = _Stored.of(file, mode), _Stored.of(file, against)
     if against != "intact":
-        numbers, rows, others = np.intersect1d(
-            numbers, file[f"{against}/set"][:], return_indices=True
-        )
+        others = file[f"{against}/set"][:]
+        numbers, mine, theirs = np.intersect1d(numbers, others, return_indices=True)
+        found, reference = found.take(mine), reference.take(theirs)
+    left = {
+        "top1": (found.prediction == labels).mean(1),
+        "top5": found.in_top5.mean(1),
+        "loss": found.loss.mean(1, dtype=float),
+    }
+    return pd.DataFrame(left | paired.changes(found, reference, labels, seed), index=numbers)
 
-    def judged(name: str, rows: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        found = (file[f"{name}/{field}"][:] for field in _JUDGED)
-        prediction, in_top5, loss = (one if rows is None else one[rows] for one in found)
-        return prediction == label, in_top5, loss
 
-    right, in_top5, loss = judged(mode, rows)
-    reference = judged(against, None if against == "intact" else others)
-    found = pd.DataFrame(
-        {
-            "top1": right.mean(1),
-            "top5": in_top5.mean(1),
-            "loss": loss.mean(1, dtype=float),
-            **paired_changes(right, in_top5, loss, *reference, seed=seed),
-        },
-        index=numbers,
-    )
-    return found[list(CHANGES)]
+@dataclass(frozen=True)
+class _Stored:
+    """The predictions of one mode, or of the intact network, as `<layer>.h5` holds them."""
+
+    prediction: np.ndarray
+    in_top5: np.ndarray
+    loss: np.ndarray
+
+    @classmethod
+    def of(cls, file: h5py.File, mode: str) -> "_Stored":
+        return cls(*(file[f"{mode}/{field}"][:] for field in _JUDGED))
+
+    def take(self, rows: np.ndarray) -> "_Stored":
+        return _Stored(self.prediction[rows], self.in_top5[rows], self.loss[rows])
 
 
 def tables(
@@ -599,7 +598,7 @@ def _alone(silent: pd.DataFrame, active: pd.DataFrame) -> pd.DataFrame:
     modes = [column.removesuffix("_delta_top1") for column in silent if column.endswith("_top1")]
     for mode in modes:
         for _, row in silent[silent[f"{mode}_delta_top1"].notna()].iterrows():
-            changed = {name: row.get(f"{mode}_{name}", np.nan) for name in CHANGES[3:]}
+            changed = {name: row.get(f"{mode}_{name}", np.nan) for name in paired.COLUMNS}
             others = {
                 name: active[f"{mode}_delta_{name}"].dropna().to_numpy(float)
                 for name in ("top1", "loss")

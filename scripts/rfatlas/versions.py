@@ -34,6 +34,7 @@ STAGE_VERSIONS = {
     "skip_residual": 1,
     "gratings": 1,
     "preferred_stimulus": 1,
+    "ablation_groups": 1,
 }
 
 #: Library modules that define what a stage writes; a stage that is not listed is its own module.
@@ -71,11 +72,14 @@ MODULES = {
         "torchvision_ops",
         "statistics",
     ),
+    "ablation_groups": ("ablation_groups", "ablate", "model", "graph", "torchvision_ops"),
+    "ablation_groups_tables": ("ablation_groups", "paired", "statistics"),
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),
     "opponency": ("opponency", "statistics"),
     "figures": ("figures", "style", "statistics"),
     "figures_orientation": ("figures_orientation", "style", "statistics"),
+    "figures_ablation": ("figures_ablation", "style"),
     "figures_gratings": ("figures_gratings", "sheets", "style", "tuning"),
     "figures_color": ("figures_color", "sheets", "style"),
 }
