@@ -32,6 +32,7 @@ STAGE_VERSIONS = {
     "receptive_fields": 1,
     "virtual_filters": 1,
     "skip_residual": 1,
+    "gabor": 1,
     "gratings": 1,
     "preferred_stimulus": 1,
     "ablation_groups": 1,
@@ -53,6 +54,7 @@ MODULES = {
         "graph",
         "torchvision_ops",
     ),
+    "gabor": ("gabor", "gabor_fit"),
     "gratings": (
         "gratings",
         "tuning",
