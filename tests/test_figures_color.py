@@ -1,5 +1,9 @@
 """Figures of colour: what is drawn where, against loops and planted tables and files."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -7,6 +11,7 @@ import pytest
 from legible import cut_off, overlaps
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
+from PIL import Image
 from scipy import stats
 from synthetic import color_file
 from synthetic import opponency as invented
@@ -14,6 +19,7 @@ from synthetic import opponency as invented
 from rfatlas import figures_color as drawn
 from rfatlas import opponency, sheets, store, style
 
+ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = pd.DataFrame(
     {
         "quantity": ["color_ratio"] * 3 + ["orientation_for_color"] * 3,
@@ -300,3 +306,50 @@ def test_channels_beyond_those_with_fields_have_empty_places(tmp_path):
     found = drawn.read_channels(store.open(path, "color"), 6)
     assert np.isfinite(found.field[:2]).all() and np.isnan(found.field[2:]).all()
     drawn.sheet(found, table, "demo", "conv1").canvas.draw()
+
+
+# ---- the script
+
+
+@pytest.mark.parametrize("with_twin", [True, False])
+def test_the_script_draws_all_figures(tmp_path, monkeypatch, with_twin):
+    monkeypatch.chdir(tmp_path)
+    table = invented({"conv1": 12, "layer1.0": 16})
+    store.write_table(table, tmp_path / "channels.csv")
+    for name, rows in counted(table, invented(seed=1) if with_twin else None).items():
+        store.write_table(rows, tmp_path / f"{name}.csv")
+    layers = ["conv1", "layer1.0"]
+    for layer in layers:
+        color_file(tmp_path / f"{layer}.h5", table[table["layer"] == layer])
+    names = ["classes", "stability", "confusion", "orientation", "tuning", "hue"]
+    tables = ("counts", "macaque", "stability", "confusion", "orientation")
+    snakemake = SimpleNamespace(
+        input=SimpleNamespace(
+            channels=str(tmp_path / "channels.csv"),
+            tables=[str(tmp_path / f"{name}.csv") for name in tables],
+            responses=[str(tmp_path / f"{layer}.h5") for layer in layers],
+        ),
+        output=SimpleNamespace(
+            sheets=[str(tmp_path / "figures" / f"color_{layer}.png") for layer in layers],
+            png=[str(tmp_path / "figures" / f"opponency_{name}.png") for name in names],
+            pdf=[str(tmp_path / "figures" / f"opponency_{name}.pdf") for name in names],
+        ),
+        params=SimpleNamespace(
+            run="demo",
+            layers=layers,
+            channels=8,
+            figures=names,
+            lowpass=0.5,
+            color_ratio=0.5,
+        ),
+        log=[str(tmp_path / "log.txt")],
+        rule="figures_color_of_demo",
+        threads=1,
+    )
+    runpy.run_path(str(ROOT / "scripts" / "figures_color.py"), {"snakemake": snakemake})
+    output = snakemake.output
+    for path in (*output.sheets, *output.png, *output.pdf):
+        assert Path(path).stat().st_size > 5000, path
+    for path in (*output.sheets, *output.png):
+        with Image.open(path) as image:
+            assert np.ptp(np.asarray(image)) > 200
