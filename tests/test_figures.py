@@ -106,7 +106,7 @@ def test_channels_are_chosen_evenly_from_end_to_end():
     [((0, 0), 0.5, 4, 19), ((7, 3), 0.5, 4, 19), ((3, 0), 0.5, 8, 32), ((2, 2), 2.0, 3, 8)],
 )
 def test_pixels_outside_the_image_are_found(yx, start, stride, window):
-    found = figures.outside(np.array(yx), start, stride, window, IMAGE)
+    found = style.outside(np.array(yx), start, stride, window, IMAGE)
     for row, column in np.ndindex(window, window):
         y = int(np.floor(start + stride * yx[0] - window / 2)) + row
         x = int(np.floor(start + stride * yx[1] - window / 2)) + column
@@ -121,7 +121,7 @@ def test_the_window_is_centred_as_the_stored_counts_are(written):
             count, window = file["count"][:], file["patch"].shape[2]
         for channel in range(layer.channels):
             inside = sum(
-                ~figures.outside(yx[channel, rank], layer.start, layer.stride, window, IMAGE)
+                ~style.outside(yx[channel, rank], layer.start, layer.stride, window, IMAGE)
                 for rank in range(run.top_k)
                 if image[channel, rank] >= 0
             )

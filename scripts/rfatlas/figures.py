@@ -52,17 +52,6 @@ INACTIVE = {
 PANELS = ("mean\nimage", "mean\ngradient", "effective\nRF")
 
 
-def outside(yx: np.ndarray, start: float, stride: int, window: int, image: int) -> np.ndarray:
-    """Return (window, window) bool: which pixels of a unit's window lie outside the image.
-
-    `yx` is the unit's position, `start` and `stride` the layer's geometry in pixels; the window is
-    centred on the unit's receptive field, to the left and above where it cannot be exactly.
-    """
-    first = np.floor(start + stride * np.asarray(yx) - window / 2).astype(int)
-    y, x = (position + np.arange(window) for position in first)
-    return ((y < 0) | (y >= image))[:, None] | ((x < 0) | (x >= image))
-
-
 @dataclass(frozen=True)
 class Grid:
     """Where a montage has its tiles, in pixels from the top left corner of the picture.
@@ -175,7 +164,9 @@ def read_fields(
     if layer["size"] is not None:
         for place in np.argwhere(exists):
             unit = tuple(place)
-            blank[unit] = outside(yx[unit], layer["start"], layer["stride"], window, image_size)
+            blank[unit] = style.outside(
+                yx[unit], layer["start"], layer["stride"], window, image_size
+            )
     nowhere = receptive_field["count"][rows][:, None] == 0
     means = (
         np.where(nowhere, np.nan, receptive_field[name][rows])

@@ -80,6 +80,7 @@ MODULES = {
     "orientation": ("orientation", "statistics"),
     "opponency": ("opponency", "statistics"),
     "figures": ("figures", "style", "statistics"),
+    "atlas": ("atlas", "atlas_pictures", "style", "tuning"),
     "figures_orientation": ("figures_orientation", "style", "statistics"),
     "figures_ablation": ("figures_ablation", "style"),
     "figures_gratings": ("figures_gratings", "sheets", "style", "tuning"),

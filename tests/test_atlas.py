@@ -1,0 +1,439 @@
+"""Stage atlas: what the pages are given, against the files they are made from."""
+
+import json
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from synthetic import IMAGE, Layer, Run
+
+from rfatlas import atlas, atlas_pictures, channels, store, style
+from rfatlas.errors import RfatlasError
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKUP = "<img src=x onerror=\"window.broken=1\"> & 'tabby'</script>"
+
+
+def table_of(run: Run, folder: Path) -> pd.DataFrame:
+    """The table of channels of an invented run, written to its folder."""
+    names = [layer.name for layer in run.layers]
+    table = channels.build(
+        folder / "activations.h5",
+        folder / "model.json",
+        folder / "images.h5",
+        names,
+        [folder / "receptive_fields" / f"{name}.csv" for name in names],
+        0.1,
+        0.001,
+        0.5,
+    )
+    store.write_table(table, folder / "channels.csv")
+    return store.read_table(folder / "channels.csv")
+
+
+def sources_of(run: Run, folder: Path, *stages: str) -> atlas.Sources:
+    """The files of an invented run, of these stages."""
+    return atlas.Sources(
+        run=run.name,
+        description=folder / "model.json",
+        activations=folder / "activations.h5",
+        images=folder / "images.h5",
+        channels=folder / "channels.csv",
+        stages={
+            stage: {layer.name: folder / stage / f"{layer.name}.h5" for layer in run.layers}
+            for stage in stages
+        },
+        virtual_filters=None,
+        columns=ROOT / "docs" / "columns.md",
+        assets=ROOT / "workflow" / "atlas",
+    )
+
+
+def handed_over(path: Path) -> list:
+    """The values that a data script of the atlas hands to the page."""
+    text = path.read_text(encoding="ascii")
+    inner = re.fullmatch(r"rfatlas\.\w+\((.*)\);\n", text, re.DOTALL)[1]
+    return json.loads(f"[{inner}]")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """An invented run with a silent channel and markup in a class name, and its atlas."""
+    run = Run()
+    run.value["layer1.0"][:, 2] = 0
+    run.class_names[1] = MARKUP
+    folder = run.write(tmp_path_factory.mktemp("atlas") / run.name)
+    table = table_of(run, folder)
+    atlas.build(sources_of(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    return run, folder, table
+
+
+# ---- the table
+
+
+def test_the_page_gets_the_whole_table(built):
+    _, folder, table = built
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    found = {column["name"]: column for column in overview["columns"]}
+    assert list(found) == list(table.columns)
+    for name in table:
+        wanted = [None if pd.isna(value) else value for value in table[name]]
+        values = found[name]["values"]
+        assert [value is None for value in values] == [value is None for value in wanted], name
+        if found[name]["kind"] == "number":
+            np.testing.assert_allclose(np.array(values, float), table[name].to_numpy(float), 1e-8)
+        else:
+            assert values == wanted, name
+    assert found["inactive"]["kind"] == "boolean"
+    assert found["layer"]["kind"] == found["preferred_class"]["kind"] == "choice"
+    assert found["filter_norm"]["kind"] == found["n_top"]["kind"] == "number"
+
+
+def test_layers_are_where_their_rows_are(built):
+    run, folder, table = built
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    for layer in overview["layers"]:
+        rows = table.iloc[layer["first"] : layer["first"] + layer["channels"]]
+        assert (rows["layer"] == layer["name"]).all()
+        assert rows["channel"].tolist() == list(range(layer["channels"]))
+    assert [layer["name"] for layer in overview["layers"]] == [one.name for one in run.layers]
+
+
+def test_infinities_booleans_and_gaps_survive_json():
+    values = pd.Series([1.5, np.inf, -np.inf, np.nan, 3.0, 1 / 3])
+    assert atlas.plain_values(values.tolist()) == [1.5, "inf", "-inf", None, 3, 0.333333333]
+    mixed = pd.Series([True, np.nan, False], dtype=object)
+    assert atlas.plain_values(mixed.tolist()) == [True, None, False]
+    assert atlas.kind(mixed) == "boolean"
+    assert atlas.kind(pd.Series([np.nan, np.nan])) == "number"
+    assert atlas.kind(pd.Series([f"name {i}" for i in range(atlas.MOST_CHOICES + 1)])) == "text"
+
+
+# ---- what the columns mean
+
+
+def test_every_column_is_explained(built):
+    _, folder, _ = built
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    for column in overview["columns"]:
+        assert column["meaning"] and column["section"], column["name"]
+        assert "`" not in column["meaning"] + column["formula"]
+
+
+def test_explanations_are_those_of_the_page():
+    text = """
+## Tuning (stage `gratings`)
+
+| column | meaning | unit, range | formula | source |
+|---|---|---|---|---|
+| `osi` | how `tuned` it is | 0 to 1 | (a \\| b) | Someone 1990 |
+
+## Ablation (stages `ablation`, `channels`)
+
+| column | meaning | unit | formula | source |
+|---|---|---|---|---|
+| `<mode>_delta_top1` | change of accuracy | | | |
+
+## References
+
+* Someone 1990: [A title](https://example.org). A journal.
+"""
+    columns = atlas.read_columns(text)
+    osi = atlas.explain("osi", columns)
+    assert osi == atlas.Column(
+        "osi", "Tuning", "gratings", "how tuned it is", "0 to 1", "(a | b)", "Someone 1990"
+    )
+    ablated = atlas.explain("shuffle_delta_top1", columns)
+    assert (ablated.section, ablated.stages) == ("Ablation", "ablation, channels")
+    assert atlas.explain("osi_more", columns) is None
+    assert atlas.read_references(text) == ["Someone 1990: A title. A journal."]
+
+
+def test_as_many_columns_are_read_as_the_page_has():
+    text = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `([\w<>]+)` \|", text, re.MULTILINE)
+    columns = atlas.read_columns(text)
+    assert len(columns) == len(names) > 20
+    assert all(column.section and column.stages for column in columns)
+    assert len(atlas.read_references(text)) > 5
+
+
+# ---- markup
+
+
+def test_markup_in_names_is_text(built):
+    _, folder, _ = built
+    script = (folder / "atlas" / "data" / "table.js").read_text()
+    assert script.isascii()
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    assert overview["classNames"][1] == MARKUP
+    columns = [dict.fromkeys(("name", "meaning", "unit", "formula", "source"), MARKUP)]
+    page = atlas.render(
+        ROOT / "workflow" / "atlas",
+        run=MARKUP,
+        facts=dict.fromkeys(("images", "channels", "layers", "top1", "weights", "factory"), MARKUP),
+        sections=[{"title": MARKUP, "columns": columns}],
+        references=[MARKUP],
+    )
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=&#34;") == 15
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(built):
+    _, folder, _ = built
+    for path in [folder / "atlas" / "index.html", *(ROOT / "workflow" / "atlas").iterdir()]:
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|@import|\bfetch\(|XMLHttpRequest|innerHTML", text), path
+    page = (folder / "atlas" / "index.html").read_text(encoding="utf-8")
+    for name in re.findall(r'(?:src|href)="([^"#]+)"', page):
+        assert name == "data:," or (folder / "atlas" / name).is_file(), name
+    assert (folder / "atlas" / "plotly.min.js").stat().st_size > 1e6
+
+
+# ---- pictures
+
+
+def cut(path: Path, index: int, layout: dict) -> np.ndarray:
+    """The tile at `index` of a sheet or strip."""
+    side, columns = layout["side"], layout["columns"]
+    row, column = index // columns, index % columns
+    with Image.open(path) as image:
+        assert image.size == (columns * side, layout["rows"] * side)
+        pixels = np.asarray(image.convert("RGB"))
+    return pixels[row * side : (row + 1) * side, column * side : (column + 1) * side]
+
+
+def test_pictures_of_small_fields_are_exact(built):
+    run, folder, _ = built
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    layer, entry = run.layers[0], overview["layers"][0]
+    names = [tile["name"] for tile in entry["strip"]["tiles"]]
+    assert entry["strip"]["side"] == layer.size == entry["window"]
+    with h5py.File(folder / "receptive_fields" / "conv1.h5") as file:
+        for channel in (0, 7, 11):
+            path = folder / "atlas" / "passports" / "00" / f"{channel}.webp"
+            field = file["mean_gradient"][channel]
+            wanted = 127.5 + 127.5 * np.moveaxis(field, 0, -1) / np.abs(field).max()
+            strip = cut(path, names.index("mean_gradient"), entry["strip"])
+            np.testing.assert_allclose(strip, wanted.clip(0, 255), atol=1)
+            sheet = folder / "atlas" / "sprites" / "mean_gradient-00.webp"
+            found = cut(sheet, channel, entry["sprites"]["mean_gradient"])
+            np.testing.assert_array_equal(found, strip)
+            inside = file["patch"][channel, 3].any(-1)
+            patch = cut(path, names.index("patch_3"), entry["strip"])
+            np.testing.assert_array_equal(patch[inside], file["patch"][channel, 3][inside])
+
+
+def test_pictures_of_large_fields_resemble_them(built):
+    run, folder, _ = built
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    entry = overview["layers"][2]
+    names = [tile["name"] for tile in entry["strip"]["tiles"]]
+    assert entry["strip"]["side"] == atlas_pictures.PICTURE
+    with h5py.File(folder / "receptive_fields" / "layer2.0.h5") as file:
+        for channel in range(6):
+            field, count = file["mean_gradient"][channel], file["count"][channel]
+            shown = cut(
+                folder / "atlas" / "passports" / "02" / f"{channel}.webp",
+                names.index("mean_gradient"),
+                entry["strip"],
+            )
+            size = field.shape[-1]
+            small = np.asarray(Image.fromarray(shown).resize((size, size)), float)
+            seen = count > 0
+            wanted = np.moveaxis(field, 0, -1)[seen]
+            assert np.corrcoef(small[seen].ravel(), wanted.ravel())[0, 1] > 0.9
+
+
+def test_a_silent_channel_is_hatched_and_has_no_units(built):
+    _, folder, _ = built
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    entry = overview["layers"][1]
+    path = folder / "atlas" / "passports" / "01" / "2.webp"
+    for index in range(len(entry["strip"]["tiles"])):
+        shown = cut(path, index, entry["strip"])
+        np.testing.assert_array_equal(shown, style.hatch(entry["strip"]["side"]))
+    _, layer = handed_over(folder / "atlas" / "data" / "layer-01.js")
+    assert layer["top"]["units"][2] == []
+    assert layer["classes"][2] == []
+
+
+def test_pixels_outside_the_image_are_hatched(built):
+    run, folder, _ = built
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    layer, entry = run.layers[0], overview["layers"][0]
+    _, _, yx = run.top(layer)
+    hatched = style.hatch(layer.size)
+    corners = 0
+    for channel in range(layer.channels):
+        path = folder / "atlas" / "passports" / "00" / f"{channel}.webp"
+        for rank in range(9):
+            y, x = (layer.start + layer.stride * yx[channel, rank] - layer.size / 2).astype(float)
+            rows = np.floor(y) + np.arange(layer.size)
+            columns = np.floor(x) + np.arange(layer.size)
+            outside = ((rows < 0) | (rows >= IMAGE))[:, None] | (columns < 0) | (columns >= IMAGE)
+            shown = cut(path, rank, entry["strip"])
+            np.testing.assert_array_equal(shown[outside], hatched[outside])
+            corners += outside.any()
+    assert corners > 5
+
+
+# ---- units, classes and curves
+
+
+def test_top_units_name_their_images(built):
+    run, folder, _ = built
+    for number, layer in enumerate(run.layers):
+        _, data = handed_over(folder / "atlas" / "data" / f"layer-{number:02d}.js")
+        value, image, _ = run.top(layer)
+        for channel, units in enumerate(data["top"]["units"]):
+            expected = [index for index in image[channel, :9] if index >= 0]
+            assert [data["top"]["files"][file] for file, _, _ in units] == [
+                f"{index}.png" for index in expected
+            ]
+            assert [label for _, label, _ in units] == run.labels[expected].tolist()
+            shown = [activation for _, _, activation in units]
+            assert shown == pytest.approx(value[channel, : len(units)].tolist(), rel=1e-3)
+
+
+def test_classes_are_those_with_the_largest_means(built):
+    run, folder, _ = built
+    _, data = handed_over(folder / "atlas" / "data" / "layer-02.js")
+    value = run.value["layer2.0"].mean((2, 3), dtype=float)
+    means = [value[run.labels == label].mean(0) for label in range(run.classes)]
+    for channel, bars in enumerate(data["classes"]):
+        wanted = sorted(((mean[channel], label) for label, mean in enumerate(means)), reverse=True)
+        assert [label for label, _ in bars] == [label for _, label in wanted]
+        assert [mean for _, mean in bars] == pytest.approx([mean for mean, _ in wanted], rel=1e-3)
+
+
+def write_gratings(path: Path, channels: int) -> dict[str, np.ndarray]:
+    """Gratings shown to invented linear units, rectified, each with an orientation of its own."""
+    orientation, frequency = np.arange(12) * 15.0, 0.05 * 2.0 ** np.arange(4)
+    phase, fine = np.arange(8) * 45.0, np.arange(24) * 15.0
+    o, f, p = np.meshgrid(orientation, frequency, phase, indexing="ij")
+    answers = [
+        np.exp(np.cos(np.radians(2 * (o - 15 * channel))) - np.log2(f / 0.1) ** 2)
+        * np.cos(np.radians(p - 10 * channel))
+        for channel in range(channels)
+    ]
+    unrectified = np.stack(answers).astype(np.float32)
+    unrectified[-1] = -1
+    best = np.array([[channel % 12, 1] for channel in range(channels)], np.int16)
+    best[-1] = -1
+    with store.create(path, store.provenance("gratings", {})) as file:
+        file["channel"] = np.arange(channels, dtype=np.int32)
+        file["orientation"], file["frequency"] = orientation, frequency
+        file["phase"], file["f1_phase"] = phase, fine
+        file["response"], file["unrectified"] = unrectified.clip(0), unrectified
+        file["blank"], file["best"] = np.zeros(channels, np.float32), best
+        strength = [unrectified[c, b[0], b[1]].max() for c, b in enumerate(best)]
+        wave = np.cos(np.radians(fine - 10 * np.arange(channels)[:, None])).clip(0)
+        file["best_response"] = (np.array(strength)[:, None] * wave).astype(np.float32)
+    return {"orientation": orientation, "frequency": frequency}
+
+
+def test_tuning_curves_pass_through_the_best_grating(tmp_path):
+    axes = write_gratings(tmp_path / "conv1.h5", 6)
+    with store.open(tmp_path / "conv1.h5", "gratings") as file:
+        found = atlas.curves({"gratings": file}, 6)
+    assert found["orientation"]["axis"] == axes["orientation"].tolist()
+    for channel in range(5):
+        # Half a cosine has the mean 1 / pi.
+        along = np.exp(np.cos(np.radians(2 * (axes["orientation"] - 15 * channel)))) / np.pi
+        assert found["orientation"]["values"][channel] == pytest.approx(along, rel=2e-3)
+        across = np.exp(1 - np.log2(axes["frequency"] / 0.1) ** 2) / np.pi
+        assert found["frequency"]["values"][channel] == pytest.approx(across, rel=2e-3)
+        assert len(found["phase"]["values"][channel]) == 24
+    assert all(found[name]["values"][5] is None for name in ("orientation", "frequency", "phase"))
+
+
+def test_curves_of_color_and_its_maps(tmp_path):
+    random = np.random.default_rng(0)
+    axis_rgb = np.array([[1, 1, 1], [1, -0.5, 0], [0, -0.2, 1]])
+    fields = random.normal(0, 1, (3, 3, 7, 7)).astype(np.float32)
+    hues = np.arange(360)
+    with store.create(tmp_path / "conv1.h5", {"stage": "color"}) as file:
+        file["channel"], file["field_channel"] = np.arange(3), np.array([0, 1, 2])
+        file["orientation"], file["frequency"] = np.array([0.0, 90]), np.array([0.1, 0.2, 0.4])
+        file["hue"], file["blank"] = hues, np.full(3, 0.5)
+        file["hue_response"] = 0.5 + np.stack([np.cos(np.radians(hues - d)) for d in (0, 90, 0)])
+        file["hue_response"][2] = 0.2
+        tuned = random.uniform(0, 1, (3, 6, 2, 3))
+        file["tuned"], file["place"] = tuned, np.array([[1, 0], [0, 2], [-1, -1]])
+        file["field_dkl"] = fields
+        file.attrs["axis_rgb"] = axis_rgb
+    with store.open(tmp_path / "conv1.h5", "color") as file:
+        found = atlas.curves({"color": file}, 3)
+        tiles = atlas_pictures.tiles({"color": file}, None, {}, 32, "top_per_image")
+        pictures = [tile.draw(1)[0] for tile in tiles]
+    peaks = [found["hue"]["axis"][int(np.argmax(v))] for v in found["hue"]["values"][:2]]
+    assert peaks == [0, 90]
+    assert found["hue"]["values"][2] is None, "nothing above the blank"
+    assert found["axes"]["values"][0] == [
+        pytest.approx(list(values), rel=1e-3) for values in tuned[0, :3, 1]
+    ]
+    assert found["axes"]["values"][2] is None
+    # Red along L-M, blue along S: the circle shows the axes themselves.
+    first, quarter = found["hue"]["colours"][0], found["hue"]["colours"][9]
+    assert int(first[1:3], 16) > 200 > int(first[5:7], 16)
+    assert int(quarter[5:7], 16) > 200 > int(quarter[3:5], 16)
+    limit = style.display_range(fields[1])
+    for axis, picture in enumerate(pictures):
+        wanted = 0.5 + 0.5 * fields[1, axis][..., None] / limit * axis_rgb[axis]
+        np.testing.assert_allclose(picture, wanted.clip(0, 1), atol=1e-6)
+
+
+# ---- runs that lack something
+
+
+def test_without_receptive_fields_there_are_still_pages(tmp_path):
+    run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
+    folder = run.write(tmp_path / "demo")
+    table_of(run, folder)
+    atlas.build(sources_of(run, folder), "top_per_image", folder / "atlas")
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    assert overview["thumbnails"] == {}
+    assert overview["layers"][0]["strip"] is None
+
+
+def test_channels_that_a_stage_left_out_are_hatched(tmp_path):
+    run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
+    folder = run.write(tmp_path / "demo")
+    table_of(run, folder)
+    path = folder / "receptive_fields" / "conv1.h5"
+    with h5py.File(path, "r+") as file:
+        for name in list(file):
+            kept = file[name][:2]
+            del file[name]
+            file[name] = kept
+    atlas.build(sources_of(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    sprites = overview["layers"][0]["sprites"]["mean_gradient"]
+    sheet = folder / "atlas" / "sprites" / "mean_gradient-00.webp"
+    hatched = [(cut(sheet, c, sprites) == style.hatch(sprites["side"])).all() for c in range(4)]
+    assert hatched == [False, False, True, True]
+
+
+def test_a_layer_that_the_model_lacks_is_named(tmp_path):
+    run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
+    folder = run.write(tmp_path / "demo")
+    table = table_of(run, folder)
+    table["layer"] = "conv2"
+    store.write_table(table, folder / "channels.csv")
+    with pytest.raises(RfatlasError, match=r"channels\.csv: layer 'conv2' is not in model\.json"):
+        atlas.build(sources_of(run, folder), "top_per_image", folder / "atlas")
+
+
+def test_the_same_run_gives_the_same_pages(built, tmp_path):
+    run, folder, _ = built
+    again = tmp_path / "again"
+    atlas.build(sources_of(run, folder, "receptive_fields"), "top_per_image", again)
+    files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
+    assert len(files) > 30
+    for path in files:
+        assert (again / path).read_bytes() == (folder / "atlas" / path).read_bytes(), path
