@@ -115,6 +115,11 @@ def test_a_channel_without_a_bandwidth_is_not_selective():
     assert found["selective"].tolist() == [1]
 
 
+def test_the_threshold_itself_is_enough():
+    found = orientation.selective(planted([0.3, 0.5, np.nextafter(0.5, 0)]), [0.3], 0.5)
+    assert found["selective"].tolist() == [3, 1]
+
+
 def test_the_difference_from_the_twin_is_newcombes_published_example():
     table = planted([0.9] * 56 + [0.1] * 14)
     twin = planted([0.9] * 48 + [0.1] * 32 + [np.nan] * 5)
@@ -164,6 +169,13 @@ def test_histograms_count_what_a_loop_counts(reference):
             assert row.count == sum(row.low <= value < row.high for value in values)
         assert (bins["n"] == len(values)).all() and bins["count"].sum() == len(values)
         assert bins["fraction"].sum() == pytest.approx(1)
+    macaque = found[found["layer"] == orientation.MACAQUE]
+    published = reference[reference["statistic"] == "count"].set_index(["quantity", "low", "high"])
+    assert set(macaque["quantity"]) <= set(orientation.EDGES) and len(macaque)
+    for row in macaque.itertuples():
+        one = published.loc[(row.quantity, row.low, row.high)]
+        assert row.count == one["value"] and row.n == one["n"] and pd.isna(row.depth)
+        assert row.fraction == pytest.approx(one["value"] / one["n"])
 
 
 def test_every_quantity_has_bins_for_all_that_it_can_be():
@@ -179,6 +191,7 @@ def test_medians_stand_beside_the_published_ones(reference):
     rows = found[found["quantity"] == "circular_variance"].set_index("layer")
     members = table[table["layer"] == "layer1.0"]["circular_variance"].dropna()
     assert rows.loc["layer1.0", "median"] == pytest.approx(members.median())
+    assert rows.loc["layer1.0", "q25"] == pytest.approx(members.quantile(0.25))
     assert rows.loc["layer1.0", "q75"] == pytest.approx(members.quantile(0.75))
     assert rows.loc["conv1", "twin_median"] == pytest.approx(twin["circular_variance"].median())
     assert rows.loc["conv1", "twin_n"] == 19 and pd.isna(rows.loc["layer1.0", "twin_n"])
