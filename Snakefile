@@ -33,6 +33,8 @@ include: "workflow/rules/orientation.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/figures_orientation.smk"
 include: "workflow/rules/figures_gratings.smk"
+include: "workflow/rules/figures_preferred_stimulus.smk"
+include: "workflow/rules/figures_virtual_filters.smk"
 
 
 # The stages by name; plain `snakemake` makes what the config switches on.

@@ -28,6 +28,8 @@ RATES = {
     "figures": 0.0,
     "figures_orientation": 0.0,
     "figures_gratings": 0.0,
+    "figures_preferred_stimulus": 0.0,
+    "figures_virtual_filters": 0.0,
     "forward_gpu": 1000.0,
     "fields_gpu": 500.0,
     "stimuli_gpu": 400.0,
@@ -206,6 +208,8 @@ def test_the_table_names_every_stage_and_the_sum():
         "figures",
         "figures_orientation",
         "figures_gratings",
+        "figures_preferred_stimulus",
+        "figures_virtual_filters",
         "total",
     ]
     assert "30.1 MB" in lines[2] and "photos_120_100" in lines[2]

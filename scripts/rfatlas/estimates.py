@@ -42,6 +42,8 @@ MEMORY_MB = {
     "figures": 2000,
     "figures_orientation": 1000,
     "figures_gratings": 1000,
+    "figures_preferred_stimulus": 1000,
+    "figures_virtual_filters": 1000,
 }
 
 #: What is done for every run, in the order of the work; each stage has a method of its name.
@@ -58,6 +60,8 @@ RUN_STAGES = (
     "figures",
     "figures_orientation",
     "figures_gratings",
+    "figures_preferred_stimulus",
+    "figures_virtual_filters",
 )
 
 _MB = 1e6
@@ -436,10 +440,18 @@ class Budget:
         return Row("figures_orientation", run, 1, seconds, 1, mem, {})
 
     def _figures_gratings(self, run: str) -> Row:
-        layers = len(self.layers[run])
-        seconds = self.rates["start_plain"] + layers * self.rates["figures_gratings"]
-        mem = self.mem_mb("figures_gratings")
-        return Row("figures_gratings", run, 1, seconds, 1, mem, {})
+        return self._sheets("figures_gratings", run)
+
+    def _figures_preferred_stimulus(self, run: str) -> Row:
+        return self._sheets("figures_preferred_stimulus", run)
+
+    def _figures_virtual_filters(self, run: str) -> Row:
+        return self._sheets("figures_virtual_filters", run)
+
+    def _sheets(self, stage: str, run: str) -> Row:
+        """The row of a topic of figures that draws a sheet per layer."""
+        seconds = self.rates["start_plain"] + len(self.layers[run]) * self.rates[stage]
+        return Row(stage, run, 1, seconds, 1, self.mem_mb(stage), {})
 
 
 def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:

@@ -84,6 +84,11 @@ def layout(rows: int, columns: int, side: int) -> Layout:
     return Layout(rows, columns, side, -(-rows // -(-rows // blocks)))
 
 
+def fitting(window: int, side: int) -> int:
+    """Return the side, about `side`, of pictures of `window` pixels: a multiple of few pixels."""
+    return window * round(side / window) if window <= style.PIXELATED else side
+
+
 class Sheet:
     """A sheet in the making.
 
@@ -98,7 +103,8 @@ class Sheet:
     def __init__(self, rows: int, side: int, title: str, facts: str, headings: Sequence[str]):
         """Begin a sheet of `rows` channels with pictures of `side` pixels.
 
-        `facts` is one line below the title; `headings` (one or two lines each) name the columns.
+        `facts` is one line below the title; `headings` (one or two lines each) name the columns; a
+        sheet without any has nothing but its title.
         """
         self.layout = place = layout(rows, len(headings), side)
         self._canvas = np.full((place.height, place.width, 3), 255, np.uint8)
@@ -111,7 +117,7 @@ class Sheet:
         self.axes.patch.set_visible(False)
         self.axes.text(MARGIN, 12, title, fontsize=13, fontweight="bold", va="top")
         self.axes.text(MARGIN, 38, facts, fontsize=9, color=style.GREY, va="top")
-        for last in place.last_rows():
+        for last in place.last_rows() if headings else ():
             first = last // place.per_block * place.per_block
             x, y = place.corner(first, 0)
             self.axes.text(x - 8, y - 6, "channel", ha="right", va="bottom", fontsize=8.5)

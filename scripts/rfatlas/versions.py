@@ -85,6 +85,8 @@ MODULES = {
     "figures_ablation": ("figures_ablation", "style"),
     "figures_gratings": ("figures_gratings", "sheets", "style", "tuning"),
     "figures_color": ("figures_color", "sheets", "style"),
+    "figures_preferred_stimulus": ("figures_preferred_stimulus", "sheets", "style"),
+    "figures_virtual_filters": ("figures_virtual_filters", "sheets", "style"),
 }
 
 

@@ -167,6 +167,21 @@ def orientation_figures():
     return {name: title for name, (title, possible) in titles.items() if possible}
 
 
+def virtual_layers(run):
+    """The layers of a run whose virtual filters are drawn."""
+    return run_layers(run) if stage_on("virtual_filters") else []
+
+
+def virtual_figures():
+    """The figures about virtual filters and skip connections over all layers, with their titles."""
+    compared = stage_on("virtual_filters") and stage_on("receptive_fields")
+    titles = {
+        "virtual_correlation": ("agreement with the mean gradients", compared),
+        "skip_share": ("share of the skip connection", stage_on("skip_residual")),
+    }
+    return {name: title for name, (title, possible) in titles.items() if possible}
+
+
 def stimulus_samples(run, layers):
     """How many channels of each of these layers get a preferred stimulus; None for all."""
     return [rfatlas_config.stimulus_sample(settings, description(run), layer) for layer in layers]
@@ -182,12 +197,16 @@ def figure_files():
             for run in run_names()
             for layer in run_layers(run)
         ]
-    if stage_on("gratings"):
-        files += [
-            f"results/{run}/figures/gratings_{layer}.png"
-            for run in run_names()
-            for layer in run_layers(run)
-        ]
+    for topic in ("gratings", "preferred_stimulus", "virtual_filters"):
+        if stage_on(topic):
+            files += [
+                f"results/{run}/figures/{topic}_{layer}.png"
+                for run in run_names()
+                for layer in run_layers(run)
+            ]
+    files += [
+        f"results/{run}/figures/{name}.png" for run in run_names() for name in virtual_figures()
+    ]
     files += [
         f"results/{run}/figures/orientation_{name}.png"
         for run in run_names()
