@@ -77,18 +77,18 @@ def with_partner(order: np.ndarray, start: int, stop: int) -> np.ndarray:
     return order[np.arange(start, stop + 1) % len(order)]
 
 
-def read_images(images: Any, rows: np.ndarray) -> np.ndarray:
-    """Return images uint8 (n, H, W, 3) at `rows` (n,), in any order, of a dataset or an array."""
-    return np.stack([images[int(row)] for row in rows])
+def read_rows(array: Any, rows: np.ndarray) -> np.ndarray:
+    """Return the rows (n, ...) of an array or a dataset, such as images, in any order."""
+    return np.stack([array[int(row)] for row in rows])
 
 
 @dataclass(frozen=True)
 class Judged:
     """Predictions, one entry per image (or per set and image).
 
-    `prediction` int16 (int32 beyond 32,768 classes) is the class of the largest logit, `in_top5`
-    bool whether the label is among the five largest (of equal logits, that of the lower class goes
-    first), `loss` f32 the cross entropy in nats.
+    `prediction` int16 is the class of the largest logit, `in_top5` bool whether the label is among
+    the five largest (of equal logits, that of the lower class goes first), `loss` f32 the cross
+    entropy in nats.
     """
 
     prediction: np.ndarray
@@ -107,9 +107,8 @@ def judge(logits: torch.Tensor, labels: torch.Tensor) -> Judged:
         classes = torch.arange(logits.shape[-1], device=logits.device)
         rank += (equal & (classes < label)).sum(-1)
     loss = logits.logsumexp(-1) - own[..., 0]
-    index = torch.int16 if logits.shape[-1] <= 2**15 else torch.int32
     return Judged(
-        logits.argmax(-1).to(index).cpu().numpy(),
+        logits.argmax(-1).to(torch.int16).cpu().numpy(),
         (rank < 5).cpu().numpy(),
         loss.float().cpu().numpy(),
     )
@@ -163,9 +162,11 @@ class Ablator:
         means: Mapping[str, np.ndarray] | None = None,
         memory_mb: float = 3000,
     ):
-        if network.graph.classes() is None:
+        classes = network.graph.classes()
+        if classes is None or classes > 2**15:
             raise RfatlasError(
-                "ablation needs a network with a classifier, whose output is (images, classes); "
+                "ablation needs a network with a classifier, whose output is (images, classes), "
+                f"with at most {2**15} classes; this one has {classes or 'none'}: "
                 "switch the stage off (stages.ablation: false)"
             )
         self._network, self._means = network, dict(means or {})
@@ -216,7 +217,7 @@ class Ablator:
         most `size` images at a time. `images` uint8 (N, H, W, 3) is an array or dataset."""
         for first in range(start, stop, size):
             rows = with_partner(order, first, min(first + size, stop))
-            yield rows[:-1], self.see(read_images(images, rows))
+            yield rows[:-1], self.see(read_rows(images, rows))
 
     # ---- ablation
 

@@ -36,6 +36,7 @@ STAGE_VERSIONS = {
     "gratings": 1,
     "preferred_stimulus": 1,
     "ablation_groups": 1,
+    "ablation": 1,
 }
 
 #: Library modules that define what a stage writes; a stage that is not listed is its own module.
@@ -76,6 +77,7 @@ MODULES = {
     ),
     "ablation_groups": ("ablation_groups", "ablate", "model", "graph", "torchvision_ops"),
     "ablation_groups_tables": ("ablation_groups", "paired", "statistics"),
+    "ablation": ("ablation", "ablate", "paired", "statistics", "model", "graph", "torchvision_ops"),
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),
     "opponency": ("opponency", "statistics"),
