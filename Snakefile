@@ -26,6 +26,7 @@ include: "workflow/rules/activations.smk"
 include: "workflow/rules/receptive_fields.smk"
 include: "workflow/rules/virtual_filters.smk"
 include: "workflow/rules/skip_residual.smk"
+include: "workflow/rules/gabor.smk"
 include: "workflow/rules/gratings.smk"
 include: "workflow/rules/preferred_stimulus.smk"
 include: "workflow/rules/channels.smk"
@@ -47,6 +48,7 @@ rule all:
         layer_files("receptive_fields") if stage_on("receptive_fields") else [],
         virtual_files() if stage_on("virtual_filters") else [],
         layer_files("skip_residual") if stage_on("skip_residual") else [],
+        layer_files("gabor") if stage_on("gabor") else [],
         layer_files("gratings") if stage_on("gratings") else [],
         layer_files("preferred_stimulus") if stage_on("preferred_stimulus") else [],
         orientation_files() if stage_on("orientation") else [],
@@ -100,6 +102,12 @@ rule virtual_filters:
 rule skip_residual:
     input:
         layer_files("skip_residual"),
+    localrule: True
+
+
+rule gabor:
+    input:
+        layer_files("gabor"),
     localrule: True
 
 

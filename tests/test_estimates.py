@@ -20,6 +20,8 @@ RATES = {
     "fields_cpu": 5.0,
     "fields_unit": 0.0,
     "virtual_filters": 1e12,
+    "gabor_field": 0.01,
+    "gabor_pixels": 0.5,
     "gratings_index": 0.0,
     "stimuli_cpu": 5.0,
     "stimuli_image": 0.0,
@@ -134,6 +136,16 @@ def test_receptive_fields_on_disk_are_what_the_file_holds():
         assert size == patches + gradients + means + counts
 
 
+def test_gabors_cost_their_fields_and_the_pixels_of_the_gradients():
+    found = row(budget(gabor={"layers_per_job": 2}), "gabor")
+    fields = (8 + 16) * 3 * 0.01
+    pixels = 2 * (8 * 9**2 + 16 * 100**2) / 0.5e6
+    assert found.jobs == 1 and found.seconds == pytest.approx(fields + pixels)
+    alone = row(budget(stages={"virtual_filters": False}), "gabor")
+    assert alone.jobs == 2
+    assert alone.jobs * alone.seconds == pytest.approx(fields * 2 / 3 + pixels)
+
+
 def test_gratings_cost_the_crop_for_every_stimulus():
     settings = {"orientations": 24, "frequencies": 10, "phases": 8, "f1_phases": 30}
     found = row(budget(gratings=settings), "gratings")
@@ -201,6 +213,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "receptive_fields",
         "virtual_filters",
         "skip_residual",
+        "gabor",
         "gratings",
         "preferred_stimulus",
         "channels",

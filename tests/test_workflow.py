@@ -25,6 +25,7 @@ TARGETS = [
     "receptive_fields",
     "virtual_filters",
     "skip_residual",
+    "gabor",
     "gratings",
     "preferred_stimulus",
     "channels",
@@ -231,6 +232,7 @@ def small(tmp_path_factory):
         },
         "activations": {"top_k": 4, "range_size": 5},
         "receptive_fields": {"keep": 3, "layers_per_job": 3},
+        "gabor": {"layers_per_job": 3},
         "preferred_stimulus": {"steps": 3, "noise_starts": 1, "layers_per_job": 3},
         "figures": {"channels": 4, "patches": 3},
     }

@@ -35,6 +35,7 @@ MEMORY_MB = {
     "receptive_fields": 3000,
     "virtual_filters": 3000,
     "skip_residual": 3000,
+    "gabor": 1500,
     "gratings": 3000,
     "preferred_stimulus": 3000,
     "channels": 1000,
@@ -53,6 +54,7 @@ RUN_STAGES = (
     "receptive_fields",
     "virtual_filters",
     "skip_residual",
+    "gabor",
     "gratings",
     "preferred_stimulus",
     "channels",
@@ -368,6 +370,21 @@ class Budget:
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("skip_residual")
         return Row("skip_residual", run, jobs, each, self._parallel, mem, files)
+
+    def _gabor(self, run: str) -> Row:
+        crop = self._description(run)["input"]["crop"]
+        # Per channel: the mean gradient and its luminance; perhaps virtual filters; the kernels are
+        # few.
+        fields = 2 + self.config["stages"]["virtual_filters"]
+        seconds, files = [], {}
+        for layer in self.layers[run]:
+            size = min(layer["size"] or crop, crop)
+            pixels = 2 * size**2 / 1e6 / self.rates["gabor_pixels"]
+            seconds.append(layer["channels"] * (fields * self.rates["gabor_field"] + pixels))
+            files[f"results/{run}/gabor/{layer['name']}.h5"] = 250.0 * fields * layer["channels"]
+        jobs = math.ceil(len(seconds) / self.config["gabor"]["layers_per_job"])
+        each = self.rates["start_plain"] + sum(seconds) / jobs
+        return Row("gabor", run, jobs, each, self.cores, self.mem_mb("gabor"), files)
 
     def _gratings(self, run: str) -> Row:
         settings, crop = self.config["gratings"], self._description(run)["input"]["crop"]

@@ -10,6 +10,7 @@ CHANNEL_STAGES = [
         "receptive_fields",
         "virtual_filters",
         "skip_residual",
+        "gabor",
         "gratings",
         "preferred_stimulus",
     ]

@@ -94,6 +94,12 @@ def layer_groups(run, stage):
     return [layers[i : i + size] for i in range(0, len(layers), size)]
 
 
+def layer_channels(run, layers):
+    """How many channels each of these layers of a run has."""
+    known = {layer["name"]: layer["channels"] for layer in description(run)["layers"]}
+    return [known[layer] for layer in layers]
+
+
 def batch_norm_images(run):
     """The images on which a random network's batch norm is estimated; none for a trained one."""
     return run_images(run) if model_config(run)["weights"].startswith("random:") else []
