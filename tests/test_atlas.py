@@ -1,6 +1,5 @@
 """Stage atlas: what the pages are given, against the files they are made from."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,56 +7,14 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from atlas_site import MARKUP, handed_over, sources, write_gratings, write_table
 from PIL import Image
 from synthetic import IMAGE, Layer, Run
 
-from rfatlas import atlas, atlas_pictures, channels, store, style
+from rfatlas import atlas, atlas_pictures, store, style
 from rfatlas.errors import RfatlasError
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKUP = "<img src=x onerror=\"window.broken=1\"> & 'tabby'</script>"
-
-
-def table_of(run: Run, folder: Path) -> pd.DataFrame:
-    """The table of channels of an invented run, written to its folder."""
-    names = [layer.name for layer in run.layers]
-    table = channels.build(
-        folder / "activations.h5",
-        folder / "model.json",
-        folder / "images.h5",
-        names,
-        [folder / "receptive_fields" / f"{name}.csv" for name in names],
-        0.1,
-        0.001,
-        0.5,
-    )
-    store.write_table(table, folder / "channels.csv")
-    return store.read_table(folder / "channels.csv")
-
-
-def sources_of(run: Run, folder: Path, *stages: str) -> atlas.Sources:
-    """The files of an invented run, of these stages."""
-    return atlas.Sources(
-        run=run.name,
-        description=folder / "model.json",
-        activations=folder / "activations.h5",
-        images=folder / "images.h5",
-        channels=folder / "channels.csv",
-        stages={
-            stage: {layer.name: folder / stage / f"{layer.name}.h5" for layer in run.layers}
-            for stage in stages
-        },
-        virtual_filters=None,
-        columns=ROOT / "docs" / "columns.md",
-        assets=ROOT / "workflow" / "atlas",
-    )
-
-
-def handed_over(path: Path) -> list:
-    """The values that a data script of the atlas hands to the page."""
-    text = path.read_text(encoding="ascii")
-    inner = re.fullmatch(r"rfatlas\.\w+\((.*)\);\n", text, re.DOTALL)[1]
-    return json.loads(f"[{inner}]")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +24,8 @@ def built(tmp_path_factory):
     run.value["layer1.0"][:, 2] = 0
     run.class_names[1] = MARKUP
     folder = run.write(tmp_path_factory.mktemp("atlas") / run.name)
-    table = table_of(run, folder)
-    atlas.build(sources_of(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    table = write_table(run, folder)
+    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
     return run, folder, table
 
 
@@ -149,7 +106,7 @@ def test_explanations_are_those_of_the_page():
     )
     ablated = atlas.explain("shuffle_delta_top1", columns)
     assert (ablated.section, ablated.stages) == ("Ablation", "ablation, channels")
-    assert atlas.explain("osi_more", columns) is None
+    assert atlas.explain("osi_more", columns) is atlas.UNDOCUMENTED
     assert atlas.read_references(text) == ["Someone 1990: A title. A journal."]
 
 
@@ -311,32 +268,6 @@ def test_classes_are_those_with_the_largest_means(built):
         assert [mean for _, mean in bars] == pytest.approx([mean for mean, _ in wanted], rel=1e-3)
 
 
-def write_gratings(path: Path, channels: int) -> dict[str, np.ndarray]:
-    """Gratings shown to invented linear units, rectified, each with an orientation of its own."""
-    orientation, frequency = np.arange(12) * 15.0, 0.05 * 2.0 ** np.arange(4)
-    phase, fine = np.arange(8) * 45.0, np.arange(24) * 15.0
-    o, f, p = np.meshgrid(orientation, frequency, phase, indexing="ij")
-    answers = [
-        np.exp(np.cos(np.radians(2 * (o - 15 * channel))) - np.log2(f / 0.1) ** 2)
-        * np.cos(np.radians(p - 10 * channel))
-        for channel in range(channels)
-    ]
-    unrectified = np.stack(answers).astype(np.float32)
-    unrectified[-1] = -1
-    best = np.array([[channel % 12, 1] for channel in range(channels)], np.int16)
-    best[-1] = -1
-    with store.create(path, store.provenance("gratings", {})) as file:
-        file["channel"] = np.arange(channels, dtype=np.int32)
-        file["orientation"], file["frequency"] = orientation, frequency
-        file["phase"], file["f1_phase"] = phase, fine
-        file["response"], file["unrectified"] = unrectified.clip(0), unrectified
-        file["blank"], file["best"] = np.zeros(channels, np.float32), best
-        strength = [unrectified[c, b[0], b[1]].max() for c, b in enumerate(best)]
-        wave = np.cos(np.radians(fine - 10 * np.arange(channels)[:, None])).clip(0)
-        file["best_response"] = (np.array(strength)[:, None] * wave).astype(np.float32)
-    return {"orientation": orientation, "frequency": frequency}
-
-
 def test_tuning_curves_pass_through_the_best_grating(tmp_path):
     axes = write_gratings(tmp_path / "conv1.h5", 6)
     with store.open(tmp_path / "conv1.h5", "gratings") as file:
@@ -394,8 +325,8 @@ def test_curves_of_color_and_its_maps(tmp_path):
 def test_without_receptive_fields_there_are_still_pages(tmp_path):
     run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
     folder = run.write(tmp_path / "demo")
-    table_of(run, folder)
-    atlas.build(sources_of(run, folder), "top_per_image", folder / "atlas")
+    write_table(run, folder)
+    atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
     (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
     assert overview["thumbnails"] == {}
     assert overview["layers"][0]["strip"] is None
@@ -404,14 +335,14 @@ def test_without_receptive_fields_there_are_still_pages(tmp_path):
 def test_channels_that_a_stage_left_out_are_hatched(tmp_path):
     run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
     folder = run.write(tmp_path / "demo")
-    table_of(run, folder)
+    write_table(run, folder)
     path = folder / "receptive_fields" / "conv1.h5"
     with h5py.File(path, "r+") as file:
         for name in list(file):
             kept = file[name][:2]
             del file[name]
             file[name] = kept
-    atlas.build(sources_of(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
     (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
     sprites = overview["layers"][0]["sprites"]["mean_gradient"]
     sheet = folder / "atlas" / "sprites" / "mean_gradient-00.webp"
@@ -422,17 +353,17 @@ def test_channels_that_a_stage_left_out_are_hatched(tmp_path):
 def test_a_layer_that_the_model_lacks_is_named(tmp_path):
     run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
     folder = run.write(tmp_path / "demo")
-    table = table_of(run, folder)
+    table = write_table(run, folder)
     table["layer"] = "conv2"
     store.write_table(table, folder / "channels.csv")
     with pytest.raises(RfatlasError, match=r"channels\.csv: layer 'conv2' is not in model\.json"):
-        atlas.build(sources_of(run, folder), "top_per_image", folder / "atlas")
+        atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
 
 
 def test_the_same_run_gives_the_same_pages(built, tmp_path):
     run, folder, _ = built
     again = tmp_path / "again"
-    atlas.build(sources_of(run, folder, "receptive_fields"), "top_per_image", again)
+    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", again)
     files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
     assert len(files) > 30
     for path in files:

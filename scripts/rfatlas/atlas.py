@@ -86,9 +86,14 @@ def _plain(markdown: str) -> str:
     return linked.replace("`", "").replace("\\|", "|").strip()
 
 
-def explain(name: str, columns: Iterable[Column]) -> Column | None:
-    """Return the documentation of a column of the table, None if it has none."""
-    return next((column for column in columns if re.fullmatch(column.pattern, name)), None)
+#: Stands in for the documentation of a column that has none.
+UNDOCUMENTED = Column("", "Other", "", "This column is not documented.", "", "", "")
+
+
+def explain(name: str, columns: Iterable[Column]) -> Column:
+    """Return the documentation of a column of the table."""
+    found = (column for column in columns if re.fullmatch(column.pattern, name))
+    return next(found, UNDOCUMENTED)
 
 
 # ---- the table
@@ -127,13 +132,10 @@ def table_data(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str,
     """Return the columns of the table with their values, kind and explanation."""
     found = []
     for name in table.columns:
-        about = explain(name, columns)
-        fields = {} if about is None else asdict(about)
-        fields.pop("pattern", None)
-        kind_ = kind(table[name])
-        found.append(
-            {"name": name, "kind": kind_, **fields, "values": plain_values(table[name].tolist())}
-        )
+        about = asdict(explain(name, columns))
+        del about["pattern"]
+        values = plain_values(table[name].tolist())
+        found.append({"name": name, "kind": kind(table[name]), **about, "values": values})
     return found
 
 
@@ -394,7 +396,7 @@ def sections(columns: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the columns of the table by section of docs/columns.md, for the page's glossary."""
     found: dict[str, list] = {}
     for column in columns:
-        found.setdefault(column.get("section", "Other"), []).append(column)
+        found.setdefault(column["section"], []).append(column)
     return [{"title": title, "columns": members} for title, members in found.items()]
 
 

@@ -10,6 +10,7 @@ rfatlas.grid = (() => {
   let element, inner;
   let columns = 1;
   let active = 0;
+  let anchor = 0;
   let kind = null;
   const drawn = new Map();
 
@@ -19,7 +20,16 @@ rfatlas.grid = (() => {
     element.append(inner);
     element.addEventListener("scroll", () => render(), { passive: true });
     element.addEventListener("keydown", key);
+    // Before the click moves the focus: a click with Shift selects from here.
+    element.addEventListener("pointerdown", () => { anchor = active; });
     element.addEventListener("click", click);
+    element.addEventListener("focusin", (event) => {
+      const cell = event.target.closest("[data-place]");
+      if (!cell || Number(cell.dataset.place) === active) return;
+      cellAt(active)?.setAttribute("tabindex", "-1");
+      active = Number(cell.dataset.place);
+      cell.setAttribute("tabindex", "0");
+    });
     new ResizeObserver(layout).observe(element);
     view.on("rows", () => {
       active = Math.min(active, Math.max(view.rows.length - 1, 0));
@@ -162,7 +172,7 @@ rfatlas.grid = (() => {
     if (!cell) return;
     const place = Number(cell.dataset.place);
     if (event.shiftKey) {
-      const [from, to] = [Math.min(active, place), Math.max(active, place)];
+      const [from, to] = [Math.min(anchor, place), Math.max(anchor, place)];
       view.select([...view.state.selection, ...view.rows.slice(from, to + 1)]);
     } else if (event.ctrlKey || event.metaKey) {
       view.toggle(Number(cell.dataset.row));

@@ -83,7 +83,7 @@
   function columnOptions(columns) {
     const groups = new Map();
     for (const column of columns) {
-      const title = column.section ?? "Other";
+      const title = column.section;
       if (!groups.has(title)) groups.set(title, html("optgroup", { label: title }));
       groups.get(title).append(html("option", { value: column.name }, column.name));
     }
@@ -215,7 +215,9 @@
     const numbers = rfatlas.overview.columns.filter((c) => c.kind === "number"
       && c.name !== "channel");
     const known = numbers.filter((c) => c.values.some((v) => v !== null));
-    const first = (...names) => names.find((name) => known.some((c) => c.name === name));
+    const share = (c) => c.values.reduce((sum, v) => sum + (v !== null), 0) / rfatlas.total;
+    const first = (...names) => names.find((name) =>
+      known.some((c) => c.name === name && share(c) > 0.8));
     for (const [axis, name] of [
       ["x", first("osi", "erf_sigma", "filter_norm") ?? known[0]?.name],
       ["y", first("color_ratio", "circular_variance", "class_selectivity", "activation_var") ?? known[0]?.name]]) {
@@ -238,33 +240,38 @@
   // What a number means, when its name is pointed at, focused or touched.
   function explanations() {
     const box = $("tooltip");
-    const hide = () => { box.hidden = true; };
+    let term = null;
+    const hide = () => {
+      term = null;
+      box.hidden = true;
+    };
+    const put = () => {
+      const place = term.getBoundingClientRect();
+      const size = box.getBoundingClientRect();
+      const below = place.bottom + size.height + 8 < innerHeight;
+      box.style.left = `${Math.max(8, Math.min(place.left, innerWidth - size.width - 8))}px`;
+      box.style.top = `${Math.max(8, below ? place.bottom + 4 : place.top - size.height - 4)}px`;
+    };
     const show = (event) => {
-      const term = event.target.closest?.("[data-explain]");
-      if (!term) return;
+      const found = event.target.closest?.("[data-explain]");
+      if (!found) return;
+      term = found;
       const about = rfatlas.column(term.dataset.explain);
-      const line = (name, text) => (text
-        ? [html("dt", {}, name), html("dd", {}, text)] : []);
-      box.replaceChildren(html("strong", {}, about.name),
-        html("p", {}, about.meaning || "This column is not documented."),
+      const line = (name, text) => (text ? [html("dt", {}, name), html("dd", {}, text)] : []);
+      box.replaceChildren(html("strong", {}, about.name), html("p", {}, about.meaning),
         html("dl", {}, line("unit, range", about.unit), line("formula", about.formula),
           line("source", about.source)));
       // Inside the dialog, or the dialog would cover it.
       (term.closest("dialog") ?? document.body).append(box);
       term.setAttribute("aria-describedby", "tooltip");
       box.hidden = false;
-      const place = term.getBoundingClientRect();
-      const size = box.getBoundingClientRect();
-      const left = Math.max(8, Math.min(place.left, innerWidth - size.width - 8));
-      const below = place.bottom + size.height + 8 < innerHeight;
-      box.style.left = `${left}px`;
-      box.style.top = `${Math.max(8, below ? place.bottom + 4 : place.top - size.height - 4)}px`;
+      put();
     };
     for (const name of ["pointerover", "focusin", "click"]) document.addEventListener(name, show);
     for (const name of ["pointerout", "focusout"]) {
       document.addEventListener(name, (event) => event.target.closest?.("[data-explain]") && hide());
     }
-    document.addEventListener("scroll", hide, { capture: true, passive: true });
+    document.addEventListener("scroll", () => term && put(), { capture: true, passive: true });
   }
 
   function keyboard() {

@@ -167,12 +167,12 @@ rfatlas.passport = (() => {
     const bySection = new Map();
     for (const column of rfatlas.overview.columns) {
       if (column.name === "layer" || column.name === "channel") continue;
-      const title = column.section ?? "Other";
+      const title = column.section;
       if (!bySection.has(title)) bySection.set(title, []);
       bySection.get(title).push(column);
     }
     return [...bySection].map(([title, columns]) => {
-      const stages = (columns[0].stages ?? "").split(/, */);
+      const stages = columns[0].stages.split(/, */);
       const shown = [
         ...stages.flatMap((stage) => (PICTURES[stage]
           ? [pictures(PICTURES[stage], row, layer, n, channel)] : [])),
@@ -190,7 +190,7 @@ rfatlas.passport = (() => {
   }
 
   function number(column, row) {
-    const unit = /^(°|px|octaves|cycles per pixel)/.exec(column.unit ?? "")?.[0];
+    const unit = /^(°|px|octaves|cycles per pixel)/.exec(column.unit)?.[0];
     const short = { "cycles per pixel": "c/px", octaves: "oct" }[unit] ?? unit;
     const shown = rfatlas.text(column.values[row]);
     return [

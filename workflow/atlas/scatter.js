@@ -11,7 +11,7 @@ rfatlas.scatter = (() => {
   const MOST_TRACES = 24;
   let element, note;
   let plotted = false;
-  let settling = false;
+  let drawn = 0;
 
   function setup(place, remark) {
     [element, note] = [place, remark];
@@ -21,9 +21,12 @@ rfatlas.scatter = (() => {
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  // From dark violet over green to yellow: an order that stays one in grey.
+  // From violet over green to yellow, an order that stays one in grey; never as dark or as light as
+  // the page.
   function ramp(share) {
-    const stops = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 200, 20]];
+    const stops = document.documentElement.dataset.theme === "dark"
+      ? [[130, 90, 190], [80, 120, 190], [40, 160, 150], [110, 200, 100], [253, 231, 37]]
+      : [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 180, 98], [215, 180, 0]];
     const at = Math.min(share * (stops.length - 1), stops.length - 1.0001);
     const [i, rest] = [Math.floor(at), at - Math.floor(at)];
     return `rgb(${stops[i].map((c, k) => Math.round(c + rest * (stops[i + 1][k] - c))).join(",")})`;
@@ -87,7 +90,7 @@ rfatlas.scatter = (() => {
   const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
   function draw() {
-    if (!window.Plotly || !settings.x || settling) return;
+    if (!window.Plotly || !settings.x) return;
     const [data, count] = traces(view.rows);
     const ink = css("--ink");
     const axis = (name, log) => ({
@@ -99,18 +102,20 @@ rfatlas.scatter = (() => {
       font: { color: ink, size: 12, family: "system-ui, sans-serif" },
       margin: { l: 52, r: 12, t: 12, b: 46 }, dragmode: "select", hovermode: "closest",
       xaxis: axis(settings.x, settings.xLog), yaxis: axis(settings.y, settings.yLog),
-      legend: { orientation: "h", y: -0.2, font: { size: 11 }, itemsizing: "constant" },
-      uirevision: JSON.stringify(settings), selectionrevision: plotted ? undefined : 1,
+      legend: { orientation: "h", yref: "container", y: 0, font: { size: 11 }, itemsizing: "constant" },
+      uirevision: JSON.stringify(settings),
+      // Another one each time, or Plotly would keep the points that it marked itself.
+      selectionrevision: ++drawn,
+      // A box that was drawn does not stay: the marked points say what is selected.
+      selections: [],
     };
-    // A box that was drawn does not stay: the marked points say what is selected.
-    layout.selections = [];
     const config = { displaylogo: false, responsive: true, showLink: false, plotlyServerURL: "",
       modeBarButtonsToRemove: ["sendDataToCloud", "toImage", "autoScale2d"] };
     window.Plotly.react(element, data, layout, config);
     if (!plotted) {
       plotted = true;
       element.on("plotly_selected", picked);
-      element.on("plotly_deselect", () => view.select([]));
+      element.on("plotly_doubleclick", () => view.select([]));
       element.on("plotly_click", (event) => {
         const row = event.points[0].customdata;
         view.select([row]);
@@ -124,8 +129,8 @@ rfatlas.scatter = (() => {
   }
 
   function picked(event) {
-    // Plotly reports the end of a selection that `draw` removed, too: without points.
-    if (!event) return;
+    // Plotly reports that `draw` removed the box, too; what a reader drags has a range or a lasso.
+    if (!event?.range && !event?.lassoPoints) return;
     const chosen = event.points.map((point) => point.customdata);
     // Drawing from inside Plotly's own event would confuse it.
     setTimeout(() => {

@@ -1,0 +1,549 @@
+"""Stage atlas in a real browser: what a reader of the pages does, against the table behind them.
+
+The pages are opened from disk. Each test ends with a look at what the browser logged: no error, no
+request to any network.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from atlas_site import MARKUP, measured, sources, write_gratings, write_table
+from synthetic import Layer, Run
+
+from rfatlas import atlas
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.chrome.options import Options  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER),
+    reason="no Chromium here (Debian: apt-get install chromium chromium-driver)",
+)
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--force-prefers-reduced-motion",
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """An atlas with markup in a class name, a silent channel, gratings, Gabors and ablations."""
+    run = Run()
+    run.value["layer1.0"][:, 2] = 0
+    run.class_names[1], run.class_names[3] = MARKUP, "zebra"
+    # Its first image is of that class, so that the name stands below a patch of every channel.
+    run.labels[:20] = 1
+    folder = run.write(tmp_path_factory.mktemp("browser") / run.name)
+    for layer in run.layers:
+        write_gratings(folder / "gratings" / f"{layer.name}.h5", layer.channels)
+    channels = sum(layer.channels for layer in run.layers)
+    table = write_table(run, folder, measured(channels))
+    atlas.build(
+        sources(run, folder, "receptive_fields", "gratings"), "top_per_image", folder / "atlas"
+    )
+    return run, folder / "atlas" / "index.html", table
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = Options()
+    options.binary_location = BROWSER
+    for argument in ARGUMENTS:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.downloads = tmp_path_factory.mktemp("downloads")
+    driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior",
+        {"behavior": "allow", "downloadPath": str(driver.downloads)},
+    )
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page, as a reader handles it."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, path: Path, part: str = "") -> None:
+        # Another address first, or only the part behind # would change.
+        self.driver.get("about:blank")
+        self.driver.get(path.as_uri() + part)
+        self.until(lambda: self.run("return document.body.dataset.ready === 'true'"))
+
+    def size(self, width: int, height: int, dark: bool = False) -> None:
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def run(self, script: str, *values):
+        return self.driver.execute_script(script, *values)
+
+    def until(self, condition, seconds: float = 10):
+        """Wait for a condition that the browser fulfils in its own time, and return its value."""
+        return WebDriverWait(self.driver, seconds, poll_frequency=0.05).until(lambda _: condition())
+
+    def one(self, selector: str):
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return self.one(selector).text
+
+    def press(self, *keys: str) -> None:
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def choose(self, selector: str, value: str) -> None:
+        Select(self.one(selector)).select_by_value(value)
+
+    def shown(self) -> list[int]:
+        """Rows of the table in the order of the grid."""
+        return self.run("return [...rfatlas.view.rows]")
+
+    def cells(self) -> list[int]:
+        """Rows of the table that the grid has cells for, in reading order."""
+        return self.run(
+            "return [...document.querySelectorAll('#grid [data-row]')]"
+            ".sort((a, b) => a.dataset.place - b.dataset.place).map((c) => Number(c.dataset.row))"
+        )
+
+    def marked(self) -> set[int]:
+        """Rows whose cells are marked as selected."""
+        cells = self.all("#grid [data-row][aria-selected=true]")
+        return {int(cell.get_attribute("data-row")) for cell in cells}
+
+    def plotted(self) -> set[int]:
+        """Rows whose points are marked as selected."""
+        return set(
+            self.run(
+                "return document.getElementById('scatter').data.flatMap((trace) =>"
+                " (trace.selectedpoints ?? []).map((i) => trace.customdata[i]))"
+            )
+        )
+
+    def add_filter(self, column: str, operator: str | None, value: str) -> None:
+        self.one("#add-filter").click()
+        row = self.all("#filters .filter")[-1]
+        Select(row.find_elements(By.TAG_NAME, "select")[0]).select_by_value(column)
+        if operator:
+            Select(row.find_elements(By.TAG_NAME, "select")[1]).select_by_visible_text(operator)
+        field = row.find_elements(By.CSS_SELECTOR, "[aria-label=Value]")[0]
+        if field.tag_name == "select":
+            Select(field).select_by_visible_text(value)
+        elif value:
+            field.send_keys(value)
+
+    def downloaded(self, pattern: str) -> Path:
+        def found() -> list[Path]:
+            return [path for path in self.driver.downloads.glob(pattern)]
+
+        return self.until(found)[0]
+
+
+@pytest.fixture
+def page(site, browser):
+    handled = Page(browser)
+    handled.size(1280, 900)
+    handled.open(site[1])
+    yield handled
+    assert handled.run("return window.broken") is None, "markup in a name was run"
+    problems = [
+        entry["message"]
+        for entry in browser.get_log("browser")
+        if entry["level"] in ("SEVERE", "WARNING")
+    ]
+    assert problems == []
+    asked = []
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked.append(message["params"]["request"]["url"])
+    assert any(url.endswith("/data/table.js") for url in asked), "requests are logged"
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+
+
+# ---- sort, filter, search
+
+
+def test_all_channels_stand_in_network_order(page, site):
+    _, _, table = site
+    assert page.cells() == list(range(len(table)))
+    assert page.text("#status") == f"{len(table)} of {len(table)} channels"
+    names = [cell.text for cell in page.all("#grid .cell-name")]
+    assert names[0].startswith("conv1/0")
+    assert len(page.all("#grid [role=img][aria-label='mean gradient of conv1 channel 3']")) == 1
+
+
+def test_sorting_by_a_column(page, site):
+    _, _, table = site
+    page.choose("#sort", "osi")
+    wanted = table["osi"].sort_values(ascending=False, kind="stable", na_position="last")
+    assert page.cells() == wanted.index.tolist()
+    page.one("#direction").click()
+    wanted = table["osi"].sort_values(kind="stable", na_position="last")
+    assert page.cells() == wanted.index.tolist()
+    first = page.all("#grid .cell-value")[0].text
+    assert float(first) == pytest.approx(table["osi"].min(), rel=1e-3)
+
+
+def test_filters_combine(page, site):
+    _, _, table = site
+    page.add_filter("osi", "≥", "0.3")
+    assert page.shown() == table.index[table["osi"] >= 0.3].tolist()
+    page.add_filter("color_class", "is", "single_opponent")
+    wanted = table.query("osi >= 0.3 and color_class == 'single_opponent'").index.tolist()
+    assert page.shown() == wanted != []
+    page.add_filter("inactive", "is", "no")
+    wanted = table.query("osi >= 0.3 and color_class == 'single_opponent' and not inactive")
+    assert page.shown() == page.cells() == wanted.index.tolist()
+    assert page.text("#status") == f"{len(wanted)} of {len(table)} channels"
+    page.all("#filters button")[1].click()
+    assert page.shown() == table.query("osi >= 0.3 and not inactive").index.tolist()
+
+
+def test_missing_values_can_be_asked_for(page, site):
+    _, _, table = site
+    page.add_filter("osi", "missing", "")
+    assert page.shown() == table.index[table["osi"].isna()].tolist() == [1, 5]
+
+
+def test_layers_and_search(page, site):
+    _, _, table = site
+    next(b for b in page.all("#layers button") if b.text.startswith("layer1.0")).click()
+    assert page.shown() == table.index[table["layer"] == "layer1.0"].tolist()
+    page.one("#search").send_keys("zebra")
+    inside = (table["layer"] == "layer1.0") & (table["preferred_class"] == "zebra")
+    assert page.shown() == table.index[inside].tolist()
+    page.one("#search").send_keys(Keys.ESCAPE)
+    page.all("#layers button")[0].click()
+    page.one("#search").send_keys("conv1/1")
+    wanted = table.index[(table["layer"] == "conv1") & (table["channel"] == 1)]
+    assert page.shown() == wanted.tolist()
+    page.one("#search").send_keys("xyz")
+    assert page.shown() == []
+    page.one("#reset").click()
+    assert len(page.shown()) == len(table)
+
+
+# ---- scatter plot and selection
+
+
+def box(page: Page, share: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Drag a box in the scatter plot, given as shares of the plot's area from its top left; return
+    the values (x0, x1, y0, y1) it encloses."""
+    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    area = page.run(
+        "const l = document.getElementById('scatter')._fullLayout;"
+        "const box = document.getElementById('scatter').getBoundingClientRect();"
+        "return [box.left + l.xaxis._offset, box.top + l.yaxis._offset,"
+        " l.xaxis._length, l.yaxis._length]"
+    )
+    left, top, width, height = area
+    x0, x1 = (round(left + s * width) for s in share[:2])
+    y0, y1 = (round(top + s * height) for s in share[2:])
+    mouse = ActionChains(page.driver, duration=50)
+    mouse.w3c_actions.pointer_action.move_to_location(x0, y0)
+    mouse.w3c_actions.pointer_action.pointer_down()
+    mouse.w3c_actions.pointer_action.move_to_location((x0 + x1) // 2, (y0 + y1) // 2)
+    mouse.w3c_actions.pointer_action.move_to_location(x1, y1)
+    mouse.w3c_actions.pointer_action.pointer_up()
+    mouse.perform()
+    ends = page.run(
+        "const l = document.getElementById('scatter')._fullLayout;"
+        "return [[arguments[0], arguments[1]].map((x) => l.xaxis.p2d(x)),"
+        " [arguments[2], arguments[3]].map((y) => l.yaxis.p2d(y))]",
+        *(x0 - left, x1 - left, y0 - top, y1 - top),
+    )
+    return (*sorted(ends[0]), *sorted(ends[1]))
+
+
+def test_a_box_in_the_scatter_plot_selects_in_the_grid(page, site):
+    _, _, table = site
+    page.choose("#scatter-x", "filter_norm")
+    page.choose("#scatter-y", "activation_var")
+    x0, x1, y0, y1 = box(page, (0.05, 0.6, 0.02, 0.7))
+    x, y = table["filter_norm"], table["activation_var"]
+    wanted = set(table.index[x.between(x0, x1) & y.between(y0, y1)])
+    assert 0 < len(wanted) < len(table)
+    page.until(lambda: page.marked())
+    assert page.marked() == page.plotted() == wanted
+    assert page.text("#status").endswith(f", {len(wanted)} selected")
+    page.one("#only-selected").click()
+    assert set(page.shown()) == wanted
+    page.one("#clear-selection").click()
+    assert page.marked() == page.plotted() == set()
+    assert len(page.shown()) == len(table)
+
+
+def test_what_is_selected_in_the_grid_is_marked_in_the_plot(page):
+    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.choose("#scatter-x", "filter_norm")
+    page.choose("#scatter-y", "activation_var")
+    page.one("[data-row='3']").send_keys(Keys.SPACE)
+    cell = page.one("[data-row='8']")
+    ActionChains(page.driver).key_down(Keys.CONTROL).click(cell).key_up(Keys.CONTROL).perform()
+    assert page.marked() == page.plotted() == {3, 8}
+    page.press(Keys.ESCAPE)
+    assert page.marked() == page.plotted() == set()
+
+
+def test_the_scatter_plot_shows_what_the_grid_shows(page, site):
+    _, _, table = site
+    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.choose("#scatter-x", "osi")
+    page.choose("#scatter-y", "filter_norm")
+    page.add_filter("color_class", "is", "non_opponent")
+    points = page.run(
+        "return document.getElementById('scatter').data.flatMap((t) =>"
+        " t.customdata.map((row, i) => [row, t.x[i], t.y[i]]))"
+    )
+    wanted = table[(table["color_class"] == "non_opponent") & table["osi"].notna()]
+    assert sorted(row for row, _, _ in points) == wanted.index.tolist()
+    for row, x, y in points:
+        assert (x, y) == pytest.approx((table["osi"][row], table["filter_norm"][row]), rel=1e-8)
+    page.choose("#scatter-colour", "color_class")
+    assert page.run("return document.getElementById('scatter').data.length") == 1
+
+
+# ---- the keyboard
+
+
+def test_the_grid_is_handled_by_keys(page):
+    page.press("/")
+    assert page.run("return document.activeElement.id") == "search"
+    page.one("#search").send_keys(Keys.ENTER)
+    row = "return Number(document.activeElement.dataset.row)"
+    assert page.run(row) == 0
+    columns = int(page.one("#grid").get_attribute("aria-colcount"))
+    assert columns > 3
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
+    assert page.run(row) == 1
+    page.press(Keys.ARROW_DOWN)
+    assert page.run(row) == 1 + columns
+    page.press(Keys.END)
+    assert page.run(row) == 25
+    page.press(Keys.ENTER)
+    page.until(lambda: page.one("#passport").is_displayed())
+    assert page.text("#passport-title") == "layer2.0/5"
+    assert page.run("return location.hash") == "#layer2.0/5"
+    page.press(Keys.ARROW_LEFT)
+    page.until(lambda: page.text("#passport-title") == "layer2.0/4")
+    page.press(Keys.ESCAPE)
+    page.until(lambda: not page.one("#passport").is_displayed())
+    assert page.run(row) == 24
+    assert page.run("return location.hash") == ""
+
+
+# ---- the passport
+
+
+def test_a_passport_shows_what_is_known(page, site):
+    run, path, table = site
+    page.open(path, "#conv1/3")
+    page.until(lambda: page.one("#passport").is_displayed())
+    row = table.iloc[3]
+    shown = page.run(
+        "return Object.fromEntries([...document.querySelectorAll('#passport dt')]"
+        ".map((t) => [t.textContent, t.nextElementSibling.textContent]))"
+    )
+    assert set(shown) == set(table.columns) - {"layer", "channel"}
+    for name in ("osi", "filter_norm", "activation_var", "zero_delta_top1_lo"):
+        value = shown[name].replace("−", "-").split()[0]
+        assert float(value) == pytest.approx(row[name], rel=2e-3), name
+    assert shown["orientation_deg"] == "45°"
+    assert shown["inactive_reason"] == "–"
+    _, image, _ = run.top(run.layers[0])
+    shots = page.run(
+        "return [...document.querySelector('#passport .shots').children]"
+        ".map((f) => [f.title, f.querySelector('.clip').textContent])"
+    )
+    assert shots == [[f"{i}.png", run.class_names[run.labels[i]]] for i in image[3, :9]]
+    assert MARKUP in [name for _, name in shots]
+    charts = [chart.get_attribute("aria-label") for chart in page.all("#passport .chart svg")]
+    assert charts[0] == "Orientation tuning of conv1/3"
+    assert any(label.startswith("Spatial-frequency tuning") for label in charts)
+    outline = page.one("#passport .outline")
+    assert outline.get_attribute("aria-label").startswith("Gabor fit: ")
+    pictures = page.all("#passport .tile")
+    assert len(pictures) == 12
+    assert all(picture.get_attribute("aria-label") for picture in pictures)
+
+
+def test_the_gabor_lies_where_the_columns_say(page, site):
+    _, path, table = site
+    page.open(path, "#conv1/2")
+    page.until(lambda: page.one("#passport .outline").is_displayed())
+    row, size = table.iloc[2], 7
+    ends = page.run(
+        "const line = document.querySelector('#passport .outline line');"
+        "const box = line.ownerSVGElement.getBoundingClientRect(); const m = line.getScreenCTM();"
+        "return ['1', '2'].map((i) => new DOMPoint(line.getAttribute('x' + i),"
+        " line.getAttribute('y' + i)).matrixTransform(m))"
+        ".map((p) => [(p.x - box.left) / box.width, (p.y - box.top) / box.height])"
+    )
+    # Bars stand at right angles to the direction of modulation; y runs up in the columns.
+    bars = np.radians(row["gabor_theta_deg"] + 90)
+    middle = np.array([size / 2 + row["gabor_x"], size / 2 - row["gabor_y"]])
+    reach = row["gabor_sigma_y"] * np.array([np.cos(bars), -np.sin(bars)])
+    wanted = np.array([middle - reach, middle + reach]) / size
+    found = np.array(ends)
+    if np.abs(found - wanted).max() > 0.01:
+        found = found[::-1]
+    np.testing.assert_allclose(found, wanted, atol=0.01)
+
+
+def test_numbers_explain_themselves(page, site):
+    _, path, _ = site
+    page.open(path, "#conv1/3")
+    page.until(lambda: page.one("#passport").is_displayed())
+    term = page.one("#passport [data-explain=circular_variance], #passport [data-explain=osi]")
+    page.run("arguments[0].focus()", term)
+    shown = page.until(lambda: page.text("#tooltip"))
+    assert "orientation selectivity at the preferred frequency" in shown
+    assert "(R_pref − R_orth) / (R_pref + R_orth)" in shown
+    assert term.get_attribute("aria-describedby") == "tooltip"
+    term = page.one("#passport [data-explain=class_selectivity]")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", term)
+    ActionChains(page.driver).move_to_element(term).perform()
+    page.until(lambda: "Morcos et al. 2018" in page.text("#tooltip"))
+
+
+def test_a_silent_channel_has_a_passport_too(page, site):
+    _, path, _ = site
+    page.open(path, "#layer1.0/2")
+    page.until(lambda: page.one("#passport").is_displayed())
+    assert "No image drives this channel." in page.text("#passport")
+    assert "inactive" in page.text("#passport .chips")
+
+
+def test_markup_is_shown_and_not_run(page, site):
+    run, path, table = site
+    page.choose("#sort", "preferred_class")
+    page.add_filter("preferred_class", "is", MARKUP)
+    assert page.shown() == table.index[table["preferred_class"] == MARKUP].tolist() != []
+    titles = [cell.get_attribute("title") for cell in page.all("#grid [data-row]")]
+    assert all(title.endswith(f": {MARKUP}") for title in titles)
+    page.choose("#scatter-colour", "preferred_class")
+    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.open(path, f"#{quote('conv1/3')}")
+    page.until(lambda: page.one("#passport").is_displayed())
+    assert MARKUP in page.run("return document.getElementById('passport').textContent")
+    assert page.all("img") == []
+
+
+# ---- downloads
+
+
+def test_the_table_can_be_saved(page, site):
+    _, _, table = site
+    page.choose("#sort", "osi")
+    page.add_filter("color_class", "is", "non_opponent")
+    page.one("#download-table").click()
+    saved = pd.read_csv(
+        page.downloaded("demo_channels*.csv"),
+        keep_default_na=False,
+        na_values=[""],
+        dtype={"layer": str},
+    )
+    wanted = table[table["color_class"] == "non_opponent"]
+    wanted = wanted.sort_values("osi", ascending=False, kind="stable").reset_index(drop=True)
+    pd.testing.assert_frame_equal(saved, wanted, check_dtype=False, rtol=1e-8)
+
+
+def test_figures_can_be_saved(page, site):
+    _, path, _ = site
+    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.one("#download-scatter").click()
+    saved = ElementTree.parse(page.downloaded("demo_*_*.svg")).getroot()
+    assert saved.tag == f"{SVG}svg"
+    points = [
+        path for path in saved.iter(f"{SVG}path") if path.get("class", "").startswith("point")
+    ]
+    assert len(points) == 24, "two channels have no osi"
+    page.open(path, "#conv1/3")
+    page.until(lambda: page.all("#passport .chart"))
+    button = page.one("#passport .chart button")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    curve = ElementTree.parse(page.downloaded("demo_conv1_3_orientation*.svg")).getroot()
+    texts = "".join(text.text for text in curve.iter(f"{SVG}text"))
+    assert "orientation of modulation (°)" in texts
+
+
+# ---- narrow and dark
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_narrow_page_does_not_run_over_its_edge(page, site, dark):
+    _, path, _ = site
+    page.size(400, 800, dark)
+    page.open(path)
+    page.add_filter("osi", "≥", "0.1")
+    width = "return document.scrollingElement.scrollWidth"
+    assert page.run(width) <= 400
+    assert int(page.one("#grid").get_attribute("aria-colcount")) >= 4
+    page.open(path, "#layer2.0/1")
+    page.until(lambda: page.one("#passport").is_displayed())
+    assert page.run("return document.getElementById('passport').scrollWidth") <= 400
+    ground = page.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(c) for c in ground[4:-1].split(",")) < 200) == dark
+
+
+def test_the_theme_can_be_switched(page):
+    root = "return document.documentElement.dataset.theme"
+    assert page.run(root) == "light"
+    page.one("#theme").click()
+    assert page.run(root) == "dark"
+    page.one("#theme").click()
+    assert page.run(root) == "light"
+    page.run("localStorage.clear()")
+
+
+# ---- size
+
+
+def test_thousands_of_channels_make_few_elements(page, tmp_path):
+    layers = [Layer(f"layer{i}", 500, 1, 7, 2, 0.5) for i in range(8)]
+    run = Run(layers=layers, images=4, top_k=2)
+    folder = run.write(tmp_path / "large")
+    write_table(run, folder)
+    atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
+    page.open(folder / "atlas" / "index.html")
+    assert page.text("#status") == "4000 of 4000 channels"
+    assert len(page.cells()) < 200
+    page.one("[data-row='0']").click()
+    page.until(lambda: page.one("#passport").is_displayed())
+    page.press(Keys.ESCAPE)
+    page.until(lambda: not page.one("#passport").is_displayed())
+    page.press(Keys.END)
+    assert page.run("return document.activeElement.getAttribute('aria-label')") == (
+        "layer7 channel 499"
+    )
+    assert len(page.cells()) < 200
