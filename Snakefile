@@ -31,11 +31,13 @@ include: "workflow/rules/gratings.smk"
 include: "workflow/rules/preferred_stimulus.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
+include: "workflow/rules/compare.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/figures_orientation.smk"
 include: "workflow/rules/figures_gratings.smk"
 include: "workflow/rules/figures_preferred_stimulus.smk"
 include: "workflow/rules/figures_virtual_filters.smk"
+include: "workflow/rules/figures_compare.smk"
 
 
 # The stages by name; plain `snakemake` makes what the config switches on.
@@ -52,6 +54,7 @@ rule all:
         layer_files("gratings") if stage_on("gratings") else [],
         layer_files("preferred_stimulus") if stage_on("preferred_stimulus") else [],
         orientation_files() if stage_on("orientation") else [],
+        compare_files(),
         figure_files() if stage_on("figures") else [],
     localrule: True
 
@@ -132,6 +135,12 @@ rule channels:
 rule orientation:
     input:
         orientation_files(),
+    localrule: True
+
+
+rule compare:
+    input:
+        compare_files(),
     localrule: True
 
 

@@ -79,6 +79,10 @@ class Run:
             file.attrs["class_names"] = self.class_names
         description = {
             "run": self.name,
+            "factory": "net.py:make",
+            "weights": f"{self.name}.pth",
+            "parameters": 1000,
+            "gflops": 0.5,
             "input": {"resize": IMAGE, "crop": IMAGE},
             "n_classes": self.classes,
             "layers": [
@@ -137,6 +141,8 @@ class Run:
             group[name] = array
         group["mean"], group["var"] = value.mean((0, 2, 3)), value.var((0, 2, 3))
         group["max"], group["fraction_active"] = value.max((0, 2, 3)), (value > 0).mean((0, 2, 3))
+        group["image_mean"] = value.mean((2, 3)).astype(np.float32)
+        group["image_max"] = value.max((2, 3)).astype(np.float32)
         means = np.full((self.classes, layer.channels), np.nan)
         for index in set(self.labels[self.labels >= 0].tolist()):
             means[index] = value[self.labels == index].mean((0, 2, 3))

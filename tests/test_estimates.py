@@ -32,6 +32,9 @@ RATES = {
     "figures_gratings": 0.0,
     "figures_preferred_stimulus": 0.0,
     "figures_virtual_filters": 0.0,
+    "compare": 100.0,
+    "compare_pair": 1e12,
+    "figures_compare": 0.0,
     "forward_gpu": 1000.0,
     "fields_gpu": 500.0,
     "stimuli_gpu": 400.0,
@@ -82,7 +85,8 @@ def budget(count=1000, cores=4, gpu=False, mean_bytes=5e4, **sections):
     }
     images = preflight.Images(count, mean_bytes, 9, "digest")
     plan = preflight.Plan(filled, {"net": description}, {"photos": images})
-    return estimates.Budget(plan, {"a": ["near", "far"]}, cores, gpu, RATES)
+    layers = {run: ["near", "far"] for run in filled["runs"]}
+    return estimates.Budget(plan, layers, cores, gpu, RATES)
 
 
 def row(found, stage):
@@ -180,6 +184,19 @@ def test_preferred_stimuli_cost_a_crop_twice_for_every_step_of_every_ascent():
     )
     ascents = (near / 7 + far / 7 / 4) * 4
     assert some.jobs * some.seconds == pytest.approx(ascents / (5 * 4), rel=0.01)
+
+
+def test_groups_of_runs_cost_the_products_of_all_their_channels():
+    runs = {name: {"model": "net", "dataset": "photos"} for name in "ab"}
+    found = budget(runs=runs, compare={"groups": {"both": ["a", "b"], "again": ["b", "a"]}})
+    rows = [one for one in found.rows if one.stage == "compare"]
+    assert [one.name for one in rows] == ["again", "both"]
+    channels = 2 * (8 + 16)
+    assert rows[0].seconds == pytest.approx(2 * 2e-9 * 1000 * channels**2 / 100)
+    assert found.mem_mb("compare", "both") >= 600
+    drawn = [one.name for one in found.rows if one.stage == "figures_compare"]
+    assert drawn == ["again", "both"]
+    assert "compare" not in {one.stage for one in budget().rows}
 
 
 def test_memory_of_the_pass_grows_with_the_batch_alone():

@@ -189,7 +189,7 @@ def test_bad_settings_are_named(wrong, message):
         train_demo.Settings(**wrong)
 
 
-@pytest.fixture(scope="module", params=["resnet_demo"])
+@pytest.fixture(scope="module", params=train_demo.NETWORKS)
 def network(request):
     return request.param
 

@@ -30,6 +30,7 @@ TARGETS = [
     "preferred_stimulus",
     "channels",
     "orientation",
+    "compare",
     "figures",
 ]
 

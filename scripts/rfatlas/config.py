@@ -218,7 +218,7 @@ def document() -> str:
     sections: dict[str, list[str]] = {}
     for key, node in keys():
         section = key.split(".")[0] if "properties" in node or "." in key else "general"
-        if node.get("additionalProperties") not in (None, False):
+        if "." not in key and node.get("additionalProperties") not in (None, False):
             section = key
         unit = f" Unit: {node['x-unit']}." if "x-unit" in node else ""
         if "x-when" not in node:
@@ -456,6 +456,7 @@ def _related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tu
         yield from _related_dataset(("datasets", name), dataset, explicit, name in datasets)
     yield from _related_counts(config)
     yield from _related_stimuli(config)
+    yield from _related_groups(config)
 
 
 def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterator:
@@ -569,6 +570,23 @@ def _related_stimuli(config: dict[str, Any]) -> Iterator:
             "0 is not allowed without gradient_start and the stage receptive_fields; it must be at "
             "least 1",
         )
+
+
+def _related_groups(config: dict[str, Any]) -> Iterator:
+    runs = config["runs"]
+    for name, group in config["compare"]["groups"].items():
+        path = ("compare", "groups", name)
+        for run in group:
+            if run not in runs:
+                yield (
+                    path,
+                    f"{_shown(run)} is not defined{closest(run, runs)}; `runs:` defines "
+                    f"{', '.join(runs)}",
+                )
+        datasets = {run: runs[run]["dataset"] for run in group if run in runs}
+        if len(set(datasets.values())) > 1:
+            listed = ", ".join(f"{run} on {dataset}" for run, dataset in datasets.items())
+            yield path, f"{listed}: not comparable; the runs of a group must share a data set"
 
 
 def _near(file: Path) -> str:

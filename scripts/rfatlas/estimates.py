@@ -45,6 +45,7 @@ MEMORY_MB = {
     "figures_gratings": 1000,
     "figures_preferred_stimulus": 1000,
     "figures_virtual_filters": 1000,
+    "figures_compare": 1000,
 }
 
 #: What is done for every run, in the order of the work; each stage has a method of its name.
@@ -170,6 +171,10 @@ class Budget:
                 for stage in RUN_STAGES
                 if rfatlas_config.stage_on(self.config, stage)
             ]
+        for group in self.config["compare"]["groups"]:
+            rows.append(self._compare(group))
+            if rfatlas_config.stage_on(self.config, "figures"):
+                rows.append(self._figures_compare(group))
         return rows
 
     def table(self) -> str:
@@ -469,6 +474,27 @@ class Budget:
         """The row of a topic of figures that draws a sheet per layer."""
         seconds = self.rates["start_plain"] + len(self.layers[run]) * self.rates[stage]
         return Row(stage, run, 1, seconds, 1, self.mem_mb(stage), {})
+
+    def _compare(self, group: str) -> Row:
+        runs = self.config["compare"]["groups"][group]
+        widths = [layer["channels"] for run in runs for layer in self.layers[run]]
+        channels, pairs = sum(widths), len(widths) * (len(widths) + 1) / 2
+        # The products of all channels, with the same image and with another; then decompositions
+        # for every two layers, which take the cube of their widths.
+        gflop = 4e-9 * self._count(runs[0]) * channels**2
+        cubes = sum(width**1.5 for width in widths) ** 2 / 2
+        seconds = self.rates["start_plain"] + gflop / self.rates["compare"]
+        seconds += 1e-9 * cubes / self.rates["compare_pair"]
+        mem = 600 + round(4 * 8 * channels**2 / _MB)
+        files = {f"results/compare/{group}": 200.0 * (pairs + channels)}
+        return Row("compare", group, 1, seconds, 1, mem, files)
+
+    def _figures_compare(self, group: str) -> Row:
+        layers = sum(len(self.layers[run]) for run in self.config["compare"]["groups"][group])
+        seconds = self.rates["start_plain"] + layers * self.rates["figures_compare"]
+        files = {f"results/compare/{group}/figures": 40e3 * layers}
+        mem = self.mem_mb("figures_compare")
+        return Row("figures_compare", group, 1, seconds, 1, mem, files)
 
 
 def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:

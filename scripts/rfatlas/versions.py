@@ -81,6 +81,7 @@ MODULES = {
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),
     "opponency": ("opponency", "statistics"),
+    "compare": ("compare", "similarity", "statistics"),
     "figures": ("figures", "style", "statistics"),
     "atlas": ("atlas", "atlas_pictures", "style", "tuning"),
     "figures_orientation": ("figures_orientation", "style", "statistics"),
@@ -89,6 +90,7 @@ MODULES = {
     "figures_color": ("figures_color", "sheets", "style"),
     "figures_preferred_stimulus": ("figures_preferred_stimulus", "sheets", "style"),
     "figures_virtual_filters": ("figures_virtual_filters", "sheets", "style"),
+    "figures_compare": ("figures_compare", "style"),
 }
 
 

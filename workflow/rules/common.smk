@@ -218,7 +218,35 @@ def figure_files():
         for run in run_names()
         for name in orientation_figures()
     ]
+    files += [
+        f"results/compare/{group}/figures/{name}.png"
+        for group in compare_groups()
+        for name in compare_figures()
+    ]
     return files + (["results/figures/accuracy.png"] if len(run_names()) > 1 else [])
+
+
+def compare_groups():
+    """The groups of runs to compare: their runs by name, the reference first."""
+    return settings["compare"]["groups"]
+
+
+def compare_files():
+    """The tables of all groups of runs."""
+    names = ["runs", "fractions", "quantities", "matched", "matching", "similarity"]
+    return expand("results/compare/{group}/{name}.csv", group=compare_groups(), name=names)
+
+
+def compare_figures():
+    """The figures of a group of runs, with their titles."""
+    return {
+        "accuracy": "accuracy",
+        "fractions": "kinds of channels",
+        "quantities": "sizes and indices",
+        "matched": "matched channels",
+        "cka": "CKA of all layers",
+        "svcca": "SVCCA of all layers",
+    }
 
 
 def stage_on(name):
