@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from synthetic import opponency as invented
 
-from rfatlas import opponency, store
+from rfatlas import colorspace, opponency, store
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLDS = {
@@ -386,3 +387,37 @@ def test_every_column_is_documented(name):
     section = text.split(f"opponency/{name}.csv`")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
     assert re.findall(r"`(\w+)`", " ".join(rows)) == list(getattr(opponency, name.upper()))
+
+
+# ---- the page for vision scientists
+
+
+def page() -> str:
+    return (ROOT / "docs" / "color.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_cone_contrasts_of_the_code():
+    rows = re.findall(r"^\| \S+ \| (\S+) \| (\S+) \| (\S+) \|$", page(), flags=re.MULTILINE)
+    told = [[float(number.replace("−", "-")) for number in row] for row in rows]
+    np.testing.assert_allclose(told, colorspace.space().contrast, atol=5e-4)
+    assert f"{100 * colorspace.space().grey:.1f} % of the light" in page()
+
+
+def test_the_page_scores_a_grey_unit_as_the_stimuli_do():
+    """A kernel of equal weights, drifting gratings of small contrast, made as stimuli are."""
+    space = colorspace.space()
+    carrier = 0.01 * torch.sin(torch.arange(0, 2 * np.pi, 2 * np.pi / 64))
+    answer = []
+    for axis in space.axes:
+        pixels = colorspace.paint(carrier.reshape(1, 8, 8).double(), axis[None])
+        answer.append(np.ptp(pixels.sum(1).numpy()))
+    lm, s = answer[1] / answer[0], answer[2] / answer[0]
+    assert f"with {lm:.2f} of its answer" in page() and f"with {s:.2f} to S" in page()
+    contrast = np.abs(space.contrast[1])
+    mean, rms = contrast[:2].mean(), np.sqrt((contrast**2).mean())
+    for factor, score in ((1 / mean, lm / mean), (1 / rms, lm / rms)):
+        assert f"{factor:.1f}" in page() and f"{score:.2f}" in page()
+    assert lm / mean > opponency.KINDS["color_preferring"][0], "mislabelled"
+    assert "(0.23, −0.07, 0.00)" in page() and "3.4 times" in page()
+    np.testing.assert_allclose(space.code_per_axis[:, 1], [0.23, -0.07, 0.00], atol=0.005)
+    assert space.luminance[1] / space.luminance[0] == pytest.approx(3.4, abs=0.05)
