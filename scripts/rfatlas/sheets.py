@@ -17,7 +17,7 @@ from rfatlas import style
 #: Resolution of a sheet: its pixels are those of its pictures.
 DPI = 100
 #: A sheet is about so wide, in pixels, if it has enough rows.
-WIDTH = 1500
+WIDTH = 1540
 #: What the title needs.
 MIN_WIDTH = 860
 #: Blocks have at least so many rows, as far as there are.
