@@ -954,6 +954,24 @@ def _fold_batch_norm(cut: fx.GraphModule) -> fx.GraphModule:
     return cut
 
 
+def first_kernels(traced: "Graph | HookedGraph", layer: str) -> torch.Tensor:
+    """Return the kernels (C, 3, h, w), float64, of a layer that is one convolution of the image,
+    batch norms before and behind it folded in; raises NoPath for any other layer."""
+    path = traced.linear_path(layer)
+    convolutions = [step for step in path.steps if isinstance(step, nn.Conv2d)]
+    plain = all(isinstance(step, (nn.Conv2d, nn.BatchNorm2d)) for step in path.steps)
+    if path.sums or len(convolutions) != 1 or convolutions[0].groups != 1 or not plain:
+        raise NoPath("the layer is not a single convolution of the image")
+    kernels = convolutions[0].weight.detach().cpu().double()
+    behind = False
+    for step in path.steps:
+        if isinstance(step, nn.BatchNorm2d):
+            scale = batch_norm_scale(step).detach().cpu().double()
+            kernels = kernels * scale.view((-1, 1, 1, 1) if behind else (1, -1, 1, 1))
+        behind |= step is convolutions[0]
+    return kernels
+
+
 def batch_norm_scale(norm: nn.BatchNorm2d) -> torch.Tensor:
     """Return the factor (C,), float64, by which a batch norm multiplies each channel."""
     variance = norm.running_var.double()
