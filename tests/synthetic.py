@@ -279,9 +279,9 @@ def opponency(
     """Return an invented channels.csv with the columns of the stage `color` that go by channel.
 
     `layers` maps layers to channels. A share `colored` is opponent, about half of these low-pass;
-    the classes are those of the usual thresholds (0.5, 0.5, and 1 % for Harris' rule); the last
-    channel of each layer answers nothing, and one in the middle has no answer to luminance. Numbers
-    are plausible, not measured.
+    the second channel of each layer sees grey only, one in the middle has no answer to luminance,
+    and the last answers nothing. The classes are those of the usual thresholds (0.5, 0.5, and 1 %
+    for Harris' rule). Numbers are plausible, not measured.
     """
     layers = {"conv1": 24, "layer1.0": 32, "layer2.0": 48} if layers is None else layers
     random = np.random.default_rng(seed)
@@ -303,6 +303,7 @@ def opponency(
                 "color_ratio": ratio,
                 "color_ratio_s": np.where(chromatic, 0.6, 0.1)
                 * 2 ** random.normal(0, 0.8, channels),
+                "color_ratio_rgb": np.where(np.arange(channels) == 1, 0.001, ratio),
                 "color_lowpass": lowpass,
                 "harris_spatial_margin": margins["spatial"],
                 "harris_spectral_margin": margins["spectral"],
@@ -316,6 +317,7 @@ def opponency(
             }
         )
         opponent = (part["color_ratio"] >= 0.5) | (part["color_ratio_s"] >= 0.5)
+        opponent &= part["color_ratio_rgb"] >= 0.01
         kind = np.where(lowpass >= 0.5, "single_opponent", "double_opponent")
         part["color_class"] = np.where(opponent, kind, "non_opponent").astype(object)
         other = np.where(random.random(channels) < 0.8, part["color_class"], "single_opponent")

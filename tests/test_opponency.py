@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from synthetic import opponency as invented
 
-from rfatlas import colorspace, opponency, store
+from rfatlas import color, colorspace, opponency, store
 
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLDS = {
@@ -43,7 +43,8 @@ def loop_class(row: pd.Series, ratio=0.5, lowpass=0.5) -> str:
     """The cone rule for one channel, written down once more."""
     if row["color_class"] == "unresponsive":
         return "unresponsive"
-    if not (row["color_ratio"] >= ratio or row["color_ratio_s"] >= ratio):
+    colored = row["color_ratio"] >= ratio or row["color_ratio_s"] >= ratio
+    if not colored or row["color_ratio_rgb"] < 0.01:
         return "non_opponent"
     return "single_opponent" if row["color_lowpass"] >= lowpass else "double_opponent"
 
@@ -80,6 +81,15 @@ def test_a_table_that_was_written_and_read_has_the_same_classes(tmp_path):
     for rule in opponency.RULES:
         assert (opponency.classes(back, rule) == opponency.classes(table, rule)).all()
     assert (opponency.kinds(back) == opponency.kinds(table)).all()
+
+
+def test_what_sees_grey_only_is_never_opponent():
+    ratios = {"color_ratio": 3.0, "color_ratio_s": 3.0, "color_lowpass": 0.2}
+    table = planted(["non_opponent", "double_opponent"], **ratios)
+    table["color_ratio_rgb"] = [0.0099, 0.01]
+    expected = ["non_opponent", "double_opponent"]
+    assert opponency.classified(table, 0.5, 0.5).tolist() == expected
+    assert color.GREY_ONLY == opponency.GREY_ONLY
 
 
 def test_half_an_answer_is_no_class_of_harris():

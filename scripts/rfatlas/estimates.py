@@ -40,8 +40,10 @@ MEMORY_MB = {
     "preferred_stimulus": 3000,
     "channels": 1000,
     "orientation": 1000,
+    "opponency": 1000,
     "figures": 2000,
     "figures_orientation": 1000,
+    "figures_color": 1500,
     "figures_gratings": 1000,
     "figures_preferred_stimulus": 1000,
     "figures_virtual_filters": 1000,
@@ -60,8 +62,10 @@ RUN_STAGES = (
     "preferred_stimulus",
     "channels",
     "orientation",
+    "opponency",
     "figures",
     "figures_orientation",
+    "figures_color",
     "figures_gratings",
     "figures_preferred_stimulus",
     "figures_virtual_filters",
@@ -448,6 +452,13 @@ class Budget:
         files = {f"results/{run}/orientation": 30e3 * rows}
         return Row("orientation", run, 1, seconds, 1, self.mem_mb("orientation"), files)
 
+    def _opponency(self, run: str) -> Row:
+        rows = len(self.layers[run])
+        seconds = self.rates["start_plain"] + rows * self.rates["opponency"]
+        # A row per layer for each class at each threshold.
+        files = {f"results/{run}/opponency": 60e3 * rows}
+        return Row("opponency", run, 1, seconds, 1, self.mem_mb("opponency"), files)
+
     def _figures(self, run: str) -> Row:
         layers = len(self.layers[run])
         seconds = self.rates["start_plain"] + layers * self.rates["figures"]
@@ -460,6 +471,12 @@ class Budget:
         mem = self.mem_mb("figures_orientation")
         # Their disk is in that of the folder of figures.
         return Row("figures_orientation", run, 1, seconds, 1, mem, {})
+
+    def _figures_color(self, run: str) -> Row:
+        layers = len(self.layers[run])
+        seconds = self.rates["start_plain"] + layers * self.rates["figures_color"]
+        mem = self.mem_mb("figures_color")
+        return Row("figures_color", run, 1, seconds, 1, mem, {})
 
     def _figures_gratings(self, run: str) -> Row:
         return self._sheets("figures_gratings", run)

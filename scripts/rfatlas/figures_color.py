@@ -390,8 +390,8 @@ def tuning(
     _header(
         figure,
         f"{run} · frequency tuning to colour and luminance",
-        f"typical channels; opponent: a chromatic peak ≥ {color_ratio:g} of that of L+M; single-: "
-        f"answer at 0 ≥ {lowpass:g} of its peak",
+        f"typical channels; opponent: a chromatic peak ≥ {color_ratio:g} of L+M's; "
+        f"single-opponent: answer at 0 ≥ {lowpass:g} of its peak",
     )
     handles = [
         Line2D([], [], color=color, marker="o", ms=3, label=label)
@@ -679,7 +679,7 @@ def _matrix(axes: Axes, cells: pd.DataFrame, title: str) -> None:
     axes.set_yticks(range(len(first)), [LABELS[name] for name in first], fontsize=8)
     axes.tick_params(length=0)
     kappa = cells["kappa"].iloc[0]
-    known = f", κ = {kappa:.2f}" if np.isfinite(kappa) else ""
+    known = f", κ = {kappa:.2f}".replace("-", "−") if np.isfinite(kappa) else ""
     axes.set_title(title + known, fontsize=9)
 
 

@@ -41,6 +41,10 @@ EQUIVALENT = {
     "double": "double_opponent",
 }
 
+#: A channel whose `color_ratio_rgb` is below this sees grey only and is never opponent by the cone
+#: rule: the stage `color` says why.
+GREY_ONLY = 0.01
+
 #: What a threshold is varied of, with the rule that it belongs to.
 VARIED = {"color_ratio": "cone", "lowpass": "cone", "harris_tolerance": "harris"}
 
@@ -140,10 +144,12 @@ def classes(table: pd.DataFrame, rule: str) -> np.ndarray:
 def classified(table: pd.DataFrame, color_ratio: float, lowpass: float) -> np.ndarray:
     """Return the classes (C,) of the cone rule as they would be with other thresholds.
 
-    A channel is opponent where `color_ratio` or `color_ratio_s` is at least `color_ratio`, and then
-    single-opponent where `color_lowpass` is at least `lowpass`. One that is unresponsive stays so.
+    A channel is opponent where `color_ratio` or `color_ratio_s` is at least `color_ratio`, unless
+    it sees grey only (`GREY_ONLY`), and then single-opponent where `color_lowpass` is at least
+    `lowpass`. One that is unresponsive stays so.
     """
     opponent = (table["color_ratio"] >= color_ratio) | (table["color_ratio_s"] >= color_ratio)
+    opponent &= table["color_ratio_rgb"] >= GREY_ONLY
     single = table["color_lowpass"] >= lowpass
     found = np.where(single, "single_opponent", "double_opponent").astype(object)
     found = np.where(opponent, found, "non_opponent")
