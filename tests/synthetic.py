@@ -444,7 +444,7 @@ def color_file(path: Path, rows: pd.DataFrame, window: int = 15, seed: int = 0) 
     gabor = np.exp(-(x**2 + y**2) / (window / 2)) * np.cos(2 * np.pi * x / window)
     fields = np.zeros((count, 3, window, window), np.float32)
     fields[np.arange(count), opponent.astype(int)] = gabor
-    with store.create(path, store.provenance("gratings", {}) | {"stage": "color"}) as file:
+    with store.create(path, store.provenance("color", {})) as file:
         file["channel"] = np.arange(count, dtype=np.int32)
         file["orientation"], file["frequency"] = np.arange(0, 180, 45.0), frequency
         file["tuned"], file["tuned_flicker"] = tuned, flicker

@@ -670,6 +670,8 @@ def _datasets(
     found = {"channel": np.arange(len(place), dtype=np.int32), "place": place.astype(np.int16)}
     for key in ("orientation", "frequency", "phase", "direction", "hue"):
         found[key] = getattr(experiment, key)
+    # How the hues look, for whoever draws them.
+    found["hue_rgb"] = colorspace.uniform(colorspace.equiluminant(experiment.hue)).astype(np.float32)
     found["response"] = answers["grid"][0]
     if rectified:
         found["unrectified"] = answers["grid"][1]
