@@ -671,7 +671,8 @@ def _datasets(
     for key in ("orientation", "frequency", "phase", "direction", "hue"):
         found[key] = getattr(experiment, key)
     # How the hues look, for whoever draws them.
-    found["hue_rgb"] = colorspace.uniform(colorspace.equiluminant(experiment.hue)).astype(np.float32)
+    looks = colorspace.uniform(colorspace.equiluminant(experiment.hue))
+    found["hue_rgb"] = looks.astype(np.float32)
     found["response"] = answers["grid"][0]
     if rectified:
         found["unrectified"] = answers["grid"][1]
