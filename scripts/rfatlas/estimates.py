@@ -44,6 +44,7 @@ MEMORY_MB = {
     "figures": 2000,
     "figures_orientation": 1000,
     "figures_color": 1500,
+    "figures_gabor": 1000,
     "figures_gratings": 1000,
     "figures_preferred_stimulus": 1000,
     "figures_virtual_filters": 1000,
@@ -66,6 +67,7 @@ RUN_STAGES = (
     "figures",
     "figures_orientation",
     "figures_color",
+    "figures_gabor",
     "figures_gratings",
     "figures_preferred_stimulus",
     "figures_virtual_filters",
@@ -477,6 +479,9 @@ class Budget:
         seconds = self.rates["start_plain"] + layers * self.rates["figures_color"]
         mem = self.mem_mb("figures_color")
         return Row("figures_color", run, 1, seconds, 1, mem, {})
+
+    def _figures_gabor(self, run: str) -> Row:
+        return self._sheets("figures_gabor", run)
 
     def _figures_gratings(self, run: str) -> Row:
         return self._sheets("figures_gratings", run)

@@ -53,6 +53,8 @@ STEEP = 50
 SELECTIVE_OSI = 0.5
 
 _ITERATIONS = 150
+# Frequencies at which the selectivity of a Gabor is looked for.
+_FREQUENCIES = 40
 # The residual is orthogonal to every derivative, up to this cosine; or the sum of squares changes
 # by less than this share; or there is nothing left but rounding, as a share of the variance.
 _COSINE, _CHANGE, _ROUNDING = 1e-5, 1e-10, 1e-11
@@ -654,13 +656,12 @@ def fit(fields: np.ndarray) -> Fits:
             ).astype(float)
             # Neither very small nor very large numbers in the sums.
             unit = peak[rows]
-            _fit(cut / unit[:, None, None], rows, found)
+            _fit(cut / unit[:, None, None], rows, found, size)
             for array in (found.parameters, found.errors):
                 array[rows, 7:] *= unit[:, None]
             shift = (size - width) / 2
             found.parameters[rows, 0] += left[part] - shift
             found.parameters[rows, 1] -= top[part] - shift
-    found.osi[todo] = selectivity(found.parameters[todo], size)
     found.reason[(found.reason == "") & (found.r2 <= noise_r2(found.window))] = "noise"
     found.reason[(found.reason == "") & (found.osi < SELECTIVE_OSI)] = "blob"
     nothing = np.isin(found.reason, ("steep", "noise"))
@@ -669,8 +670,8 @@ def fit(fields: np.ndarray) -> Fits:
     return found
 
 
-def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits) -> None:
-    """Fit windows (m, S, S) and write the results to the given rows."""
+def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits, field: int) -> None:
+    """Fit windows (m, S, S) of fields of `field` pixels; write the results to the given rows."""
     m, size = cut.shape[:2]
     mean = cut.mean((1, 2))
     cut = cut - mean[:, None, None]
@@ -693,6 +694,11 @@ def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits) -> None:
     parameters[:, 6], parameters[:, 7] = np.degrees(np.angle(z)), np.abs(z)
     parameters[:, 8] = mean - (z * moments.plain[:, 0, 0]).real / size**2
     found.parameters[rows] = canonical(parameters)
+    # What lies around a window is not part of the fit, nor is the ground on which the Gabor stands.
+    alone = found.parameters[rows]
+    if size < field:
+        alone[:, 8] = 0
+    found.osi[rows] = selectivity(alone, size, 0.5 / field)
     found.errors[rows] = _errors(moments, shape, z, lowest, size)
 
 
@@ -748,25 +754,28 @@ def _errors(
     return errors
 
 
-def selectivity(parameters: np.ndarray, size: int) -> np.ndarray:
+def selectivity(parameters: np.ndarray, size: int, lowest: float) -> np.ndarray:
     """Return the orientation selectivity (n,) of linear units whose fields are Gabors (n, 9).
 
-    (P - O) / (P + O) of the amplitudes of their Fourier transform at the frequency between half a
-    cycle per field of `size` pixels and the Nyquist frequency where it is largest along theta, and
-    at that frequency across. As of gratings; 0 for a round blob.
+    (P - O) / (P + O) of the answers to gratings in a round aperture as wide as the field of `size`
+    pixels: P at the frequency between `lowest` and the Nyquist frequency where the answer along
+    theta is largest, O at that frequency across. As `osi` of the stage gratings; 0 for a round
+    blob.
     """
-    sx, sy = parameters[:, 2, None], parameters[:, 3, None]
-    f, phase = parameters[:, 5, None], np.exp(1j * np.radians(parameters[:, 6, None]))
-    u = np.geomspace(0.5 / size, 0.5, 200)
-
-    def amplitude(along: np.ndarray, across: np.ndarray) -> np.ndarray:
-        sides = [
-            np.exp(-2 * np.pi**2 * ((sx * (along - sign * f)) ** 2 + (sy * across) ** 2))
-            for sign in (1, -1)
-        ]
-        return np.abs(phase * sides[0] + phase.conj() * sides[1])
-
-    preferred, orthogonal = amplitude(u, 0 * u), amplitude(0 * u, u)
-    best = preferred.argmax(1)[:, None]
-    p, o = (np.take_along_axis(curve, best, 1)[:, 0] for curve in (preferred, orthogonal))
+    place = np.arange(size) - (size - 1) / 2
+    aperture = np.hypot(place, place[:, None]) <= size / 2
+    fields = gabor(size, parameters) * aperture
+    u = np.geomspace(lowest, 0.5, _FREQUENCIES)
+    curves = []
+    for turn in (0, np.pi / 2):
+        angle = np.radians(parameters[:, 4]) + turn
+        x, y = (
+            np.exp(-2j * np.pi * (part[:, None] * u)[..., None] * along)
+            for part, along in ((np.cos(angle), place), (np.sin(angle), -place))
+        )
+        inner = fields @ np.concatenate([x.real, x.imag], 1).swapaxes(1, 2)
+        inner = (inner[..., :_FREQUENCIES] + 1j * inner[..., _FREQUENCIES:]).swapaxes(1, 2)
+        curves.append(np.abs((inner * y).sum(2)))
+    best = curves[0].argmax(1)[:, None]
+    p, o = (np.take_along_axis(curve, best, 1)[:, 0] for curve in curves)
     return (p - o) / (p + o)

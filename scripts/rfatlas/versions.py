@@ -97,6 +97,7 @@ MODULES = {
     "atlas": ("atlas", "atlas_pictures", "style", "tuning"),
     "figures_orientation": ("figures_orientation", "style", "statistics"),
     "figures_ablation": ("figures_ablation", "style"),
+    "figures_gabor": ("figures_gabor", "sheets", "style", "gabor_fit"),
     "figures_gratings": ("figures_gratings", "sheets", "style", "tuning"),
     "figures_color": ("figures_color", "sheets", "style"),
     "figures_preferred_stimulus": ("figures_preferred_stimulus", "sheets", "style"),

@@ -203,7 +203,7 @@ def figure_files():
             for run in run_names()
             for layer in run_layers(run)
         ]
-    for topic in ("gratings", "preferred_stimulus", "virtual_filters"):
+    for topic in ("gabor", "gratings", "preferred_stimulus", "virtual_filters"):
         if stage_on(topic):
             files += [
                 f"results/{run}/figures/{topic}_{layer}.png"
