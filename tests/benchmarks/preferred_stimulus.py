@@ -65,7 +65,8 @@ def centre_values(
     kept = {}
     if layer == "maxpool":
         network.bn1.register_forward_hook(
-            lambda module, args, output: kept.update(value=F.max_pool2d(output, 3, 2, 1))
+            # The ReLU behind it works in place.
+            lambda module, args, output: kept.update(value=F.max_pool2d(output.clone(), 3, 2, 1))
         )
     else:
         # The block calls its ReLU twice; the last call is the one at its end.
