@@ -90,6 +90,7 @@ BAD = [
         "preferred_stimulus.noise_starts",
         ["at least 1"],
     ),
+    ("runs.a.without", ["gratings", "channels"], "runs.a.without[1]", ["receptive_fields", "list"]),
     ("compare.groups", {"g": ["a"]}, "compare.groups.g", ["at least two different runs"]),
     ("compare.groups", {"g": ["a", "a"]}, "compare.groups.g", ["at least two different runs"]),
     (
@@ -240,6 +241,20 @@ def test_stages_without_a_switch_follow_those_they_look_at(good):
     assert not config.stage_on(loaded, "figures_orientation")
     loaded["stages"]["gabor"] = False
     assert not config.stage_on(loaded, "orientation")
+
+
+def test_a_run_goes_without_stages(good):
+    good["runs"]["a"]["without"] = ["gratings", "gabor", "color"]
+    loaded = config.load(good)
+    assert config.stage_on(loaded, "gratings") and config.stage_on(loaded, "gratings", "b")
+    assert not config.stage_on(loaded, "gratings", "a")
+    assert config.stage_on(loaded, "receptive_fields", "a")
+    for follower in ("orientation", "figures_orientation", "opponency", "figures_gratings"):
+        assert config.stage_on(loaded, follower, "b") and not config.stage_on(loaded, follower, "a")
+    good["runs"]["a"]["without"] = ["figures"]
+    assert not config.stage_on(config.load(good), "figures_orientation", "a")
+    good["stages"] = {"gratings": False}
+    assert not config.stage_on(config.load(good), "gratings", "b")
 
 
 def test_the_random_twin_of_a_run_differs_from_it_in_its_weights_alone(good):

@@ -306,6 +306,21 @@ def test_a_change_of_one_run_leaves_the_other_alone(small):
     assert "images_pack" not in found
 
 
+def test_a_run_may_go_without_stages_that_others_have(small):
+    without = ["gratings", "gabor", "virtual_filters", "skip_residual", "preferred_stimulus"]
+    run = {"model": "two", "dataset": "scenes", "without": without}
+    models = yaml.safe_load((small[0] / "config.yaml").read_text())["models"]
+    models["two"]["weights"] = "random:5"
+    models["one"]["weights"] = "random:6"
+    found = jobs(again(small, runs={"two": run}, models=models))
+    others = {rule for rule in found if rule.startswith(("gratings", "gabor", "virtual", "skip"))}
+    assert others and all("_one" in rule for rule in others)
+    assert {"receptive_fields_one_0", "receptive_fields_two_0"} <= set(found)
+    assert "figures_of_two" in found and "figures_orientation_of_one" in found
+    assert "figures_orientation_of_two" not in found and "figures_gratings_of_two" not in found
+    assert found["channels_join"] == 2 and found["orientation_tables"] == 1
+
+
 def test_an_image_more_reruns_everything_that_looks_at_images_of_that_data_set(small):
     folder, _ = small
     added = folder / "photos" / "a" / "more.png"

@@ -132,17 +132,20 @@ def used(config: Mapping[str, Any], kind: str) -> list[str]:
     return sorted({run[kind] for run in config["runs"].values()})
 
 
-def stage_on(config: Mapping[str, Any], stage: str) -> bool:
+def stage_on(config: Mapping[str, Any], stage: str, run: str | None = None) -> bool:
     """Whether a stage is part of the plain `snakemake` call; one without a switch always is.
 
-    `figures_<stage>` is where both the figures and that stage are.
+    `figures_<stage>` is where both the figures and that stage are. With `run`: whether that run
+    takes part; it may go `without` stages that others have.
     """
-    switches = config["stages"]
     if stage.startswith("figures_"):
-        return switches["figures"] and stage_on(config, stage.removeprefix("figures_"))
+        topic = stage.removeprefix("figures_")
+        return stage_on(config, "figures", run) and stage_on(config, topic, run)
     if stage in FOLLOWS:
-        return any(switches[followed] for followed in FOLLOWS[stage])
-    return switches.get(stage, True)
+        return any(stage_on(config, followed, run) for followed in FOLLOWS[stage])
+    if run is not None and stage in config["runs"][run]["without"]:
+        return False
+    return config["stages"].get(stage, True)
 
 
 def twin(config: Mapping[str, Any], run: str) -> str | None:

@@ -175,7 +175,7 @@ class Budget:
             rows += [
                 getattr(self, f"_{stage}")(run)
                 for stage in RUN_STAGES
-                if rfatlas_config.stage_on(self.config, stage)
+                if rfatlas_config.stage_on(self.config, stage, run)
             ]
         for group in self.config["compare"]["groups"]:
             rows.append(self._compare(group))

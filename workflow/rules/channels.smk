@@ -26,7 +26,7 @@ rule channels_join:
         tables=lambda wildcards: expand(
             "results/{run}/{stage}/{layer}.csv",
             run=wildcards.run,
-            stage=CHANNEL_STAGES,
+            stage=[stage for stage in CHANNEL_STAGES if stage_on(stage, wildcards.run)],
             layer=run_layers(wildcards.run),
         ),
     output:

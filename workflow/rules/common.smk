@@ -144,23 +144,25 @@ def drawn_datasets():
 
 def layer_files(stage):
     """What a stage that works on layers makes of all runs, one file per layer."""
-    return [f"results/{run}/{stage}/{layer}.h5" for run in run_names() for layer in run_layers(run)]
+    return [
+        f"results/{run}/{stage}/{layer}.h5" for run in runs_with(stage) for layer in run_layers(run)
+    ]
 
 
 def virtual_files():
     """The virtual filters of all runs."""
-    return expand("results/{run}/virtual_filters.h5", run=run_names())
+    return expand("results/{run}/virtual_filters.h5", run=runs_with("virtual_filters"))
 
 
 def orientation_files():
     """What orientation and frequency are like over the layers of all runs, a folder per run."""
     names = ["agreement", "selective", "v1", "v1_medians", "frequency"]
-    return expand("results/{run}/orientation/{name}.csv", run=run_names(), name=names)
+    return expand("results/{run}/orientation/{name}.csv", run=runs_with("orientation"), name=names)
 
 
-def orientation_figures():
+def orientation_figures(run):
     """The figures about orientation and frequency that can be drawn of a run, with their titles."""
-    gabor, gratings = (stage in CHANNEL_STAGES for stage in ("gabor", "gratings"))
+    gabor, gratings = (stage_on(stage, run) for stage in ("gabor", "gratings"))
     titles = {
         "distribution": ("preferred orientation", gabor or gratings),
         "frequency": ("preferred frequency", gabor or gratings),
@@ -175,15 +177,16 @@ def orientation_figures():
 
 def virtual_layers(run):
     """The layers of a run whose virtual filters are drawn."""
-    return run_layers(run) if stage_on("virtual_filters") else []
+    return run_layers(run) if stage_on("virtual_filters", run) else []
 
 
-def virtual_figures():
-    """The figures about virtual filters and skip connections over all layers, with their titles."""
-    compared = stage_on("virtual_filters") and stage_on("receptive_fields")
+def virtual_figures(run):
+    """The figures of a run about virtual filters and skip connections over all layers, with their
+    titles."""
+    compared = stage_on("virtual_filters", run) and stage_on("receptive_fields", run)
     titles = {
         "virtual_correlation": ("agreement with the mean gradients", compared),
-        "skip_share": ("share of the skip connection", stage_on("skip_residual")),
+        "skip_share": ("share of the skip connection", stage_on("skip_residual", run)),
     }
     return {name: title for name, (title, possible) in titles.items() if possible}
 
@@ -195,28 +198,27 @@ def stimulus_samples(run, layers):
 
 def figure_files():
     """All figures: of each run, and where there are several runs, of all together."""
+    drawn = runs_with("figures")
     names = ["rf_size.png", "sparsity.png", "accuracy.png"]
-    files = [f"results/{run}/figures/{name}" for run in run_names() for name in names]
-    if stage_on("receptive_fields"):
+    files = [f"results/{run}/figures/{name}" for run in drawn for name in names]
+    for topic, stem in (
+        ("receptive_fields", "montage"),
+        ("gabor", "gabor"),
+        ("gratings", "gratings"),
+        ("preferred_stimulus", "preferred_stimulus"),
+        ("virtual_filters", "virtual_filters"),
+    ):
         files += [
-            f"results/{run}/figures/montage_{layer}.png"
-            for run in run_names()
+            f"results/{run}/figures/{stem}_{layer}.png"
+            for run in drawn
+            if stage_on(topic, run)
             for layer in run_layers(run)
         ]
-    for topic in ("gabor", "gratings", "preferred_stimulus", "virtual_filters"):
-        if stage_on(topic):
-            files += [
-                f"results/{run}/figures/{topic}_{layer}.png"
-                for run in run_names()
-                for layer in run_layers(run)
-            ]
-    files += [
-        f"results/{run}/figures/{name}.png" for run in run_names() for name in virtual_figures()
-    ]
+    files += [f"results/{run}/figures/{name}.png" for run in drawn for name in virtual_figures(run)]
     files += [
         f"results/{run}/figures/orientation_{name}.png"
-        for run in run_names()
-        for name in orientation_figures()
+        for run in drawn
+        for name in orientation_figures(run)
     ]
     files += [
         f"results/compare/{group}/figures/{name}.png"
@@ -249,14 +251,23 @@ def compare_figures():
     }
 
 
-def stage_on(name):
-    """Whether a stage is part of the plain `snakemake` call."""
-    return rfatlas_config.stage_on(settings, name)
+def stage_on(name, run=None):
+    """Whether a stage is part of the plain `snakemake` call, and that run takes part in it."""
+    return rfatlas_config.stage_on(settings, name, run)
 
 
-def twin(run):
-    """The run with random weights to compare a run with, or None."""
-    return rfatlas_config.twin(settings, run)
+def runs_with(stage):
+    """The runs that take part in a stage, sorted."""
+    return [run for run in run_names() if stage_on(stage, run)]
+
+
+def twin(run, stages=()):
+    """The run with random weights to compare a run with, or None; also where the twin goes without
+    one of these stages that the run takes part in."""
+    other = rfatlas_config.twin(settings, run)
+    if other and any(stage_on(stage, run) and not stage_on(stage, other) for stage in stages):
+        return None
+    return other
 
 
 def gpus():

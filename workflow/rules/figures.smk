@@ -7,7 +7,7 @@
 # The layers of a run are known only with its name, and an output cannot ask a function: so each run
 # has a rule of its own.
 for run in run_names():
-    montaged = run_layers(run) if stage_on("receptive_fields") else []
+    montaged = run_layers(run) if stage_on("receptive_fields", run) else []
 
     rule:
         name:

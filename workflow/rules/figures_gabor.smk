@@ -11,10 +11,7 @@ if stage_on("gabor"):
                 f"figures_gabor_of_{run}"
             input:
                 fits=[f"results/{run}/gabor/{layer}.h5" for layer in run_layers(run)],
-                fields=[
-                    f"results/{run}/receptive_fields/{layer}.h5"
-                    for layer in run_layers(run)
-                ],
+                fields=[f"results/{run}/receptive_fields/{layer}.h5" for layer in run_layers(run)],
             output:
                 [
                     report(

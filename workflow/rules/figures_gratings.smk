@@ -16,7 +16,7 @@ if stage_on("gratings"):
                 fields=[
                     f"results/{run}/receptive_fields/{layer}.h5"
                     for layer in run_layers(run)
-                    if stage_on("receptive_fields")
+                    if stage_on("receptive_fields", run)
                 ],
             output:
                 [

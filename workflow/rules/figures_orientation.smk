@@ -3,36 +3,43 @@
 #      resources/v1_reference.csv, resources/v1_nx_ny.csv
 # Out: results/<run>/figures/orientation_<figure>.{png,pdf}, as far as their stages are on
 
-if orientation_figures():
+# Which of them there are may differ from run to run, and an output cannot ask a function.
+for run in runs_with("orientation"):
 
-    rule figures_orientation:
+    rule:
+        name:
+            f"figures_orientation_of_{run}"
         input:
-            channels="results/{run}/channels.csv",
-            twin=lambda wildcards: [
-                f"results/{run}/channels.csv" for run in [twin(wildcards.run)] if run
+            channels=f"results/{run}/channels.csv",
+            twin=[
+                f"results/{other}/channels.csv"
+                for other in [twin(run, ["gabor", "gratings"])]
+                if other
             ],
-            tables=expand(
-                "results/{{run}}/orientation/{name}.csv", name=["selective", "v1", "v1_medians"]
-            ),
+            tables=[
+                f"results/{run}/orientation/{name}.csv"
+                for name in ["selective", "v1", "v1_medians"]
+            ],
             reference=Path(workflow.basedir) / "resources" / "v1_reference.csv",
             joint=Path(workflow.basedir) / "resources" / "v1_nx_ny.csv",
         output:
             png=[
                 report(
-                    f"results/{{run}}/figures/orientation_{name}.png",
+                    f"results/{run}/figures/orientation_{name}.png",
                     caption=f"../report/orientation_{name}.rst",
                     category="Orientation and frequency",
-                    labels={"run": "{run}", "figure": title},
+                    labels={"run": run, "figure": title},
                 )
-                for name, title in orientation_figures().items()
+                for name, title in orientation_figures(run).items()
             ],
             pdf=[
-                f"results/{{run}}/figures/orientation_{name}.pdf" for name in orientation_figures()
+                f"results/{run}/figures/orientation_{name}.pdf"
+                for name in orientation_figures(run)
             ],
         log:
-            "logs/figures_orientation/{run}.log",
+            f"logs/figures_orientation/{run}.log",
         benchmark:
-            "benchmarks/figures_orientation/{run}.tsv"
+            f"benchmarks/figures_orientation/{run}.tsv"
         conda:
             "../../environment.yaml"
         threads: 1
@@ -42,9 +49,9 @@ if orientation_figures():
             gpu=0,
         params:
             code=versions.digest("figures_orientation"),
-            run="{run}",
-            twin=lambda wildcards: twin(wildcards.run) or "",
-            figures=list(orientation_figures()),
+            run=run,
+            twin=twin(run, ["gabor", "gratings"]) or "",
+            figures=list(orientation_figures(run)),
             gabor_r2=settings["orientation"]["gabor_r2"],
             pixels_per_degree=settings["orientation"]["pixels_per_degree"],
         script:

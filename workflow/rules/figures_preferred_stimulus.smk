@@ -19,7 +19,7 @@ if stage_on("preferred_stimulus"):
                 fields=[
                     f"results/{run}/receptive_fields/{layer}.h5"
                     for layer in run_layers(run)
-                    if stage_on("receptive_fields")
+                    if stage_on("receptive_fields", run)
                 ],
             output:
                 [

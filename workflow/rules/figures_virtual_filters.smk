@@ -4,19 +4,23 @@
 # Out: results/<run>/figures/virtual_filters_<layer>.png and
 #      results/<run>/figures/{virtual_correlation,skip_share}.{png,pdf}, as far as their stages are on
 
-for run in run_names() if stage_on("virtual_filters") or stage_on("skip_residual") else []:
+for run in sorted({*runs_with("virtual_filters"), *runs_with("skip_residual")}):
 
     rule:
         name:
             f"figures_virtual_filters_of_{run}"
         input:
             channels=f"results/{run}/channels.csv",
-            twin=[f"results/{other}/channels.csv" for other in [twin(run)] if other],
+            twin=[
+                f"results/{other}/channels.csv"
+                for other in [twin(run, ["virtual_filters", "skip_residual"])]
+                if other
+            ],
             filters=[f"results/{run}/virtual_filters.h5" for _ in virtual_layers(run)[:1]],
             fields=[
                 f"results/{run}/receptive_fields/{layer}.h5"
                 for layer in virtual_layers(run)
-                if stage_on("receptive_fields")
+                if stage_on("receptive_fields", run)
             ],
         output:
             sheets=[
@@ -37,9 +41,9 @@ for run in run_names() if stage_on("virtual_filters") or stage_on("skip_residual
                     subcategory=run,
                     labels={"run": run, "figure": title},
                 )
-                for name, title in virtual_figures().items()
+                for name, title in virtual_figures(run).items()
             ],
-            pdf=[f"results/{run}/figures/{name}.pdf" for name in virtual_figures()],
+            pdf=[f"results/{run}/figures/{name}.pdf" for name in virtual_figures(run)],
         log:
             f"logs/figures_virtual_filters/{run}.log",
         benchmark:
@@ -54,9 +58,9 @@ for run in run_names() if stage_on("virtual_filters") or stage_on("skip_residual
         params:
             code=versions.digest("figures_virtual_filters"),
             run=run,
-            twin=twin(run) or "",
+            twin=twin(run, ["virtual_filters", "skip_residual"]) or "",
             layers=virtual_layers(run),
-            figures=list(virtual_figures()),
+            figures=list(virtual_figures(run)),
             channels=settings["figures"]["channels"],
         script:
             "../../scripts/figures_virtual_filters.py"

@@ -12,7 +12,9 @@ for run in run_names():
             input:
                 fields=[f"results/{run}/receptive_fields/{layer}.h5" for layer in layers],
                 weights=f"results/{run}/model.safetensors",
-                virtual=(f"results/{run}/virtual_filters.h5" if stage_on("virtual_filters") else []),
+                virtual=(
+                    f"results/{run}/virtual_filters.h5" if stage_on("virtual_filters", run) else []
+                ),
             output:
                 fits=[f"results/{run}/gabor/{layer}.h5" for layer in layers],
                 tables=[f"results/{run}/gabor/{layer}.csv" for layer in layers],

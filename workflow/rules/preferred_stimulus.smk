@@ -34,7 +34,7 @@ for run in run_names():
                 fields=[
                     f"results/{run}/receptive_fields/{layer}.h5"
                     for layer in layers
-                    if stage_on("receptive_fields")
+                    if stage_on("receptive_fields", run)
                 ],
             output:
                 stimuli=[f"results/{run}/preferred_stimulus/{layer}.h5" for layer in layers],

@@ -14,7 +14,7 @@ for run in run_names():
             fields=[
                 f"results/{run}/receptive_fields/{layer}.h5"
                 for layer in run_layers(run)
-                if stage_on("receptive_fields")
+                if stage_on("receptive_fields", run)
             ],
         output:
             filters=f"results/{run}/virtual_filters.h5",
