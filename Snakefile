@@ -28,6 +28,7 @@ include: "workflow/rules/virtual_filters.smk"
 include: "workflow/rules/skip_residual.smk"
 include: "workflow/rules/gabor.smk"
 include: "workflow/rules/gratings.smk"
+include: "workflow/rules/color.smk"
 include: "workflow/rules/preferred_stimulus.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
@@ -53,6 +54,7 @@ rule all:
         layer_files("skip_residual") if stage_on("skip_residual") else [],
         layer_files("gabor") if stage_on("gabor") else [],
         layer_files("gratings") if stage_on("gratings") else [],
+        layer_files("color") if stage_on("color") else [],
         layer_files("preferred_stimulus") if stage_on("preferred_stimulus") else [],
         orientation_files() if stage_on("orientation") else [],
         compare_files(),
@@ -118,6 +120,12 @@ rule gabor:
 rule gratings:
     input:
         layer_files("gratings"),
+    localrule: True
+
+
+rule color:
+    input:
+        layer_files("color"),
     localrule: True
 
 

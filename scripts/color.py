@@ -18,9 +18,8 @@ with (
     created_from = {
         name: store.identity(snakemake.input[name]) for name in ("images", "activations")
     }
-    virtual = None
-    if snakemake.input.virtual:
-        (path,) = snakemake.input.virtual
+    virtual = {}
+    for path in snakemake.input.virtual:
         created_from["virtual_filters"] = store.identity(path)
         virtual = stack.enter_context(store.open(path, "virtual_filters"))
     fields = {Path(path).stem: path for path in snakemake.input.fields}
@@ -42,7 +41,7 @@ with (
             images,
             top,
             field,
-            virtual[layer]["filter"][:] if virtual and "filter" in virtual[layer] else None,
+            virtual[layer]["filter"][:] if "filter" in virtual.get(layer, {}) else None,
             settings,
             Path(output),
             snakemake.resources.mem_mb,

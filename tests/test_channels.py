@@ -362,6 +362,7 @@ def test_numbers_have_nine_digits_and_nan_is_empty(tmp_path):
 
 def test_every_column_is_documented_and_no_other(table):
     from rfatlas import (
+        color,
         gabor,
         gratings,
         preferred_stimulus,
@@ -372,6 +373,14 @@ def test_every_column_is_documented_and_no_other(table):
 
     text = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
-    stages = (receptive_fields, virtual_filters, skip_residual, gabor, gratings, preferred_stimulus)
+    stages = (
+        receptive_fields,
+        virtual_filters,
+        skip_residual,
+        gabor,
+        gratings,
+        color,
+        preferred_stimulus,
+    )
     joined = [name for stage in stages for name in stage.COLUMNS if name not in channels.KEY]
     assert documented == [*channels.COLUMNS, *joined, *channels.DERIVED]

@@ -153,6 +153,25 @@ def test_gabors_cost_their_fields_and_the_pixels_of_the_gradients():
     assert alone.jobs * alone.seconds == pytest.approx(fields * 2 / 3 + pixels)
 
 
+def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():
+    settings = {
+        "orientations": 6, "frequencies": 5, "phases": 4, "directions": 3, "hues": 10, "top_k": 50,
+    }  # fmt: skip
+    found = row(budget(color=settings, receptive_fields={"channels": 4}), "color")
+    shown = 6 * (30 + 1) * 4 + 2 * 10 + 7
+    # Of 16 channels with 50 units each that see whole images, at most every image is shown.
+    images = budget().plan.images["photos"].count
+    near, far = shown + 8 * 12 + 8 * 50, shown + 16 * 12 + min(16 * 50, images)
+    work = (near * (10 / 100) ** 2 * 1.0 + far * 2.0) / (10 * 4)
+    start = 2 * budget().rates["start_torch"]
+    assert found.jobs == 2 and found.jobs * (found.seconds - start) == pytest.approx(work)
+    # Each answer with and without the last ReLU, the mean responses, the maps.
+    answers = 6 * 30 * 4 + 6 * 30 + 2 * (2 * 10 + 7 + 6 * 4)
+    assert found.files["results/a/color/near.h5"] == 4 * 8 * answers + 4 * 4 * 3 * 9**2
+    answers += 6 * 30 * 4
+    assert found.files["results/a/color/far.h5"] == 4 * 16 * answers + 4 * 4 * 3 * 100**2
+
+
 def test_gratings_cost_the_crop_for_every_stimulus():
     settings = {"orientations": 24, "frequencies": 10, "phases": 8, "f1_phases": 30}
     found = row(budget(gratings=settings), "gratings")
@@ -235,6 +254,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "skip_residual",
         "gabor",
         "gratings",
+        "color",
         "preferred_stimulus",
         "channels",
         "orientation",

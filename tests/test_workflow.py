@@ -27,6 +27,7 @@ TARGETS = [
     "skip_residual",
     "gabor",
     "gratings",
+    "color",
     "preferred_stimulus",
     "channels",
     "orientation",

@@ -90,7 +90,7 @@ def cone_weights(cones: np.ndarray) -> np.ndarray:
     zeros.
 
     The singular vector also finds the weights of a field whose lobes cancel in a plain sum over
-    pixels (after Johnson, Hawken & Shapley 2004, Vis. Neurosci. 21:65).
+    pixels (after Johnson, Hawken & Shapley 2004, J. Neurophysiol. 91:2501).
     """
     flat = cones.reshape(*cones.shape[:2], -1)
     vector = np.linalg.eigh(flat @ flat.swapaxes(1, 2))[1][..., -1]

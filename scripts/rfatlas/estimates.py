@@ -37,6 +37,7 @@ MEMORY_MB = {
     "skip_residual": 3000,
     "gabor": 1500,
     "gratings": 3000,
+    "color": 3000,
     "preferred_stimulus": 3000,
     "channels": 1000,
     "orientation": 1000,
@@ -60,6 +61,7 @@ RUN_STAGES = (
     "skip_residual",
     "gabor",
     "gratings",
+    "color",
     "preferred_stimulus",
     "channels",
     "orientation",
@@ -72,6 +74,9 @@ RUN_STAGES = (
     "figures_preferred_stimulus",
     "figures_virtual_filters",
 )
+
+# Axes of the stage color's gratings.
+_AXES = 6
 
 _MB = 1e6
 
@@ -417,6 +422,36 @@ class Budget:
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("gratings")
         return Row("gratings", run, jobs, each, self._parallel, mem, files)
+
+    def _color(self, run: str) -> Row:
+        settings, fields = self.config["color"], self.config["receptive_fields"]
+        crop, images = self._description(run)["input"]["crop"], self._count(run)
+        units = settings["top_k"] or fields["top_k"] or self.config["activations"]["top_k"]
+        grid, phases = settings["orientations"] * settings["frequencies"], settings["phases"]
+        gratings, uniform = _AXES * (grid + 1) * phases, 2 * settings["hues"] + 7
+        seconds, files = [], {}
+        for layer in self.layers[run]:
+            channels, size = layer["channels"], min(layer["size"] or crop, crop)
+            # At worst every channel likes another grating best; top units share whole images.
+            best = min(channels, grid) * settings["directions"] * phases
+            grey = channels * units if size < crop else min(channels * units, images)
+            stimuli = gratings + uniform + best + grey
+            work = self._network_s(stimuli * gflop_per_unit(layer, crop) / 2, "forward")
+            work += (
+                channels * _AXES * grid * (1 + layer["rectified"]) * self.rates["gratings_index"]
+            )
+            seconds.append(work)
+            # Before and behind the layer's last ReLU; the mean responses; maps along three axes.
+            kept = (1 + layer["rectified"]) * _AXES * grid * phases + _AXES * grid
+            kept += 2 * (uniform + _AXES * phases)
+            total = 4.0 * channels * kept
+            if self.config["stages"]["receptive_fields"]:
+                total += 4.0 * min(channels, fields["channels"] or channels) * 3 * size**2
+            files[f"results/{run}/color/{layer['name']}.h5"] = total
+        jobs = math.ceil(len(seconds) / settings["layers_per_job"])
+        # Its library of colour conversions takes as long to import as torch.
+        each = 2 * self.rates["start_torch"] + sum(seconds) / jobs
+        return Row("color", run, jobs, each, self._parallel, self.mem_mb("color"), files)
 
     def _preferred_stimulus(self, run: str) -> Row:
         settings, description = self.config["preferred_stimulus"], self._description(run)

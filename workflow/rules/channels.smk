@@ -12,6 +12,7 @@ CHANNEL_STAGES = [
         "skip_residual",
         "gabor",
         "gratings",
+        "color",
         "preferred_stimulus",
     ]
     if stage_on(stage)
