@@ -30,6 +30,7 @@ include: "workflow/rules/gabor.smk"
 include: "workflow/rules/gratings.smk"
 include: "workflow/rules/color.smk"
 include: "workflow/rules/preferred_stimulus.smk"
+include: "workflow/rules/ablation.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
 include: "workflow/rules/compare.smk"
@@ -56,6 +57,7 @@ rule all:
         layer_files("gratings") if stage_on("gratings") else [],
         layer_files("color") if stage_on("color") else [],
         layer_files("preferred_stimulus") if stage_on("preferred_stimulus") else [],
+        ablation_files(),
         orientation_files() if stage_on("orientation") else [],
         compare_files(),
         figure_files() if stage_on("figures") else [],
@@ -132,6 +134,12 @@ rule color:
 rule preferred_stimulus:
     input:
         layer_files("preferred_stimulus"),
+    localrule: True
+
+
+rule ablation:
+    input:
+        ablation_files(),
     localrule: True
 
 

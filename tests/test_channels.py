@@ -218,6 +218,17 @@ def test_a_stage_may_look_at_the_first_channels_only(written, tmp_path):
         build(run, folder, tables=tables)
 
 
+def test_a_stage_may_look_at_some_layers_only(written, tmp_path):
+    run, folder = written
+    path = tmp_path / "ablation" / "conv1.csv"
+    path.parent.mkdir()
+    rows = pd.DataFrame({"layer": "conv1", "channel": range(run.layers[0].channels), "zero_p": 0.5})
+    rows.to_csv(path, index=False)
+    table = build(run, folder, tables=[path])
+    assert table.loc[table["layer"] == "conv1", "zero_p"].eq(0.5).all()
+    assert table.loc[table["layer"] != "conv1", "zero_p"].isna().all()
+
+
 BREAK = {
     "missing channel": (lambda t: t.drop(3), r"no row for layer 'conv1' channel 3"),
     "unknown channel": (
@@ -384,3 +395,12 @@ def test_every_column_is_documented_and_no_other(table):
     )
     joined = [name for stage in stages for name in stage.COLUMNS if name not in channels.KEY]
     assert documented == [*channels.COLUMNS, *joined, *channels.DERIVED]
+
+
+def test_every_column_of_ablation_is_documented_and_no_other():
+    from rfatlas import ablation
+
+    text = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`<mode>_[^|]*) \|", text, flags=re.MULTILINE)
+    documented = [name for cell in cells for name in re.findall(r"`<mode>_(\w+)`", cell)]
+    assert sorted(documented) == sorted(ablation.COLUMNS)

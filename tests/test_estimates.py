@@ -25,6 +25,8 @@ RATES = {
     "gratings_index": 0.0,
     "stimuli_cpu": 5.0,
     "stimuli_image": 0.0,
+    "ablation_cpu": 5.0,
+    "ablation_pair": 0.0,
     "channels": 0.0,
     "orientation": 0.0,
     "opponency": 0.0,
@@ -39,6 +41,7 @@ RATES = {
     "compare_pair": 1e12,
     "figures_compare": 0.0,
     "forward_gpu": 1000.0,
+    "ablation_gpu": 300.0,
     "fields_gpu": 500.0,
     "stimuli_gpu": 400.0,
 }
@@ -221,6 +224,34 @@ def test_groups_of_runs_cost_the_products_of_all_their_channels():
     assert "compare" not in {one.stage for one in budget().rows}
 
 
+def test_ablation_costs_what_lies_behind_a_layer_for_every_channel_and_mode():
+    found = row(budget(count=1000), "ablation")
+    # Behind `near` lies one of two GFLOP; `far` is the last. One job per layer shares the look.
+    gflop = (2 + 8 * 3 * (2 - 1)) * 1000
+    assert found.jobs == 2
+    assert found.jobs * found.seconds == pytest.approx(gflop / (5 * 4), rel=0.01)
+    assert found.files == {
+        "results/a/ablation/near.h5": 8 * 3 * (7 * 1000 + 4 * 10),
+        "results/a/ablation/far.h5": 16 * 3 * (7 * 1000 + 4 * 10),
+    }
+    settings = {"layers": ["near"], "channels": 2, "images": 500, "modes": ["zero"]}
+    few = row(budget(count=1000, ablation={**settings, "range_size": 200}), "ablation")
+    assert few.jobs == 3 and few.files == {"results/a/ablation/near.h5": 2 * (7 * 500 + 4 * 10)}
+    assert few.seconds == pytest.approx((2 + 2) * 200 / (5 * 4), rel=0.01)
+    # Every mode for some layers; one range where channels may stop early.
+    settings |= {"all_modes_layers": ["near"], "precision": {"delta_top1": 0.01}}
+    more = row(budget(count=1000, ablation={**settings, "range_size": 200}), "ablation")
+    assert more.jobs == 1 and more.seconds == pytest.approx((2 + 6) * 500 / (5 * 4), rel=0.01)
+
+
+def test_a_run_without_anything_to_lose_costs_no_ablation():
+    found = budget()
+    assert row(found, "ablation").name == "a"
+    found.plan.descriptions["net"]["n_classes"] = None
+    again = estimates.Budget(found.plan, {"a": ["near", "far"]}, 4, False, RATES)
+    assert "ablation" not in {row.stage for row in again.rows}
+
+
 def test_memory_of_the_pass_grows_with_the_batch_alone():
     def memory(count, batch):
         return budget(count, activations={"batch_size": batch}).mem_mb("activations", "a")
@@ -256,6 +287,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "gratings",
         "color",
         "preferred_stimulus",
+        "ablation",
         "channels",
         "orientation",
         "opponency",

@@ -161,6 +161,29 @@ def test_labels_that_the_network_has_no_output_for_are_refused(raw, known):
     assert "labels from 0 to 0" in message
 
 
+def test_a_run_without_a_classifier_or_labels_is_left_out_of_ablation(raw, known):
+    plan = prepare(raw, known)
+    assert preflight.no_ablation(plan, "a") == "its model 'net' has no classifier"
+    Path("net.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))\n"
+    )
+    raw["models"]["net"]["layers"] = ["0"]
+    assert preflight.no_ablation(prepare(raw, known), "a") == ""
+    Path("list.csv").write_text("file\n" + "".join(f"photos/a/{i}.png\n" for i in (0, 2)))
+    raw["datasets"]["photos"] = {"source": "list", "path": "list.csv"}
+    raw |= {"activations": {"top_k": 2}, "receptive_fields": {"keep": 2}, "figures": {"patches": 2}}
+    plan = prepare(raw, known)
+    assert "data set 'photos' have no labels" in preflight.no_ablation(plan, "a")
+
+
+def test_ablation_of_what_is_not_there_is_refused(raw, known):
+    raw["ablation"] = {"layers": ["0", "conv1"], "all_modes_layers": ["3"]}
+    message = refused(raw, known)
+    assert "ablation.layers[1]: 'conv1' is analysed in no run" in message
+    assert "ablation.all_modes_layers[0]: '3' is analysed in no run" in message
+
+
 def test_problems_of_models_and_images_come_together(raw):
     raw["models"]["net"]["layers"] = ["7"]
     raw["models"]["other"] = {"factory": "net.py:mak", "weights": "random:1", "input": INPUT}

@@ -29,6 +29,7 @@ TARGETS = [
     "gratings",
     "color",
     "preferred_stimulus",
+    "ablation",
     "channels",
     "orientation",
     "compare",
@@ -236,6 +237,7 @@ def small(tmp_path_factory):
         "receptive_fields": {"keep": 3, "layers_per_job": 3},
         "gabor": {"layers_per_job": 3},
         "preferred_stimulus": {"steps": 3, "noise_starts": 1, "layers_per_job": 3},
+        "ablation": {"layers_per_job": 2, "images": 6, "range_size": 4, "modes": ["zero"]},
         "figures": {"channels": 4, "patches": 3},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -260,6 +262,7 @@ def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
         for layer in ("conv1", "layer1.0", "layer1.1"):
             assert (results / "receptive_fields" / f"{layer}.h5").is_file()
             assert (results / "preferred_stimulus" / f"{layer}.h5").is_file()
+            assert (results / "ablation" / f"{layer}.h5").is_file()
             assert (results / "figures" / f"montage_{layer}.png").is_file()
     assert not list(folder.rglob("*.partial")), "progress is removed with the last step"
     assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in \d\d jobs", output)

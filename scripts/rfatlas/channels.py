@@ -285,7 +285,7 @@ def join(
     """Return `table` with the columns of a stage's per-layer tables `<stage>/<layer>.csv`.
 
     With `first` the stage looked at channels below that number only, and its columns stay empty in
-    the other rows.
+    the other rows, as in those of layers without a file.
 
     Raises
     ------
@@ -311,7 +311,8 @@ def join(
                 f"{paths[0]}: column {column!r} is already in the table; stage {stage!r} "
                 "needs a name of its own"
             )
-    expected = table if first is None else table[table["channel"] < first]
+    expected = table[table["layer"].isin([path.stem for path in paths])]
+    expected = expected if first is None else expected[expected["channel"] < first]
     mine, theirs = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(added[KEY])
     for missing in mine.difference(theirs, sort=False)[:1]:
         raise RfatlasError(f"stage {stage!r}: no row for layer {missing[0]!r} channel {missing[1]}")

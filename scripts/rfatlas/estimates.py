@@ -19,7 +19,7 @@ from typing import Any
 
 from rfatlas import config as rfatlas_config
 from rfatlas.errors import RfatlasError
-from rfatlas.preflight import Plan
+from rfatlas.preflight import Plan, no_ablation
 
 RATES = rfatlas_config.ROOT / "resources" / "rates.csv"
 
@@ -39,6 +39,7 @@ MEMORY_MB = {
     "gratings": 3000,
     "color": 3000,
     "preferred_stimulus": 3000,
+    "ablation": 4000,
     "channels": 1000,
     "orientation": 1000,
     "opponency": 1000,
@@ -63,6 +64,7 @@ RUN_STAGES = (
     "gratings",
     "color",
     "preferred_stimulus",
+    "ablation",
     "channels",
     "orientation",
     "opponency",
@@ -186,7 +188,8 @@ class Budget:
             rows.append(self._compare(group))
             if rfatlas_config.stage_on(self.config, "figures"):
                 rows.append(self._figures_compare(group))
-        return rows
+        # A stage may leave a run out.
+        return [row for row in rows if row is not None]
 
     def table(self) -> str:
         """The estimates as a table for the terminal."""
@@ -475,6 +478,37 @@ class Budget:
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("preferred_stimulus")
         return Row("preferred_stimulus", run, jobs, each, self._parallel, mem, files)
+
+    def _ablation(self, run: str) -> Row | None:
+        if no_ablation(self.plan, run):
+            return None
+        settings, description = self.config["ablation"], self._description(run)
+        images = min(self._count(run), settings["images"] or self._count(run))
+        one_range = settings["precision"] is not None
+        size = images if one_range else min(images, settings["range_size"])
+        layers = [
+            layer
+            for layer in self.layers[run]
+            if layer["name"] in (settings["layers"] or [layer["name"]])
+        ]
+        # One look at each image, and what lies behind a layer once per channel and mode.
+        gflop, pairs, files = description["gflops"], 0, {}
+        for layer in layers:
+            every = layer["name"] in settings["all_modes_layers"]
+            modes = 3 if every else len(settings["modes"])
+            channels = min(layer["channels"], settings["channels"] or layer["channels"])
+            gflop += channels * modes * (description["gflops"] - layer["gflops"])
+            pairs += channels * modes
+            # A class, whether among five, a loss; the change of each class.
+            bytes_ = channels * modes * (7.0 * images + 4.0 * description["n_classes"])
+            files[f"results/{run}/ablation/{layer['name']}.h5"] = bytes_
+        groups = math.ceil(len(layers) / settings["layers_per_job"])
+        ranges = math.ceil(images / size)
+        work = self._network_s(size * gflop / groups, "ablation")
+        work += size * pairs / groups * self.rates["ablation_pair"]
+        each = self.rates["start_torch"] + work
+        mem = self.mem_mb("ablation")
+        return Row("ablation", run, groups * ranges, each, self._parallel, mem, files)
 
     def _channels(self, run: str) -> Row:
         rows = sum(layer["channels"] for layer in self.layers[run])

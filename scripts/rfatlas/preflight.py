@@ -83,6 +83,19 @@ def prepare(config: dict[str, Any], cache: Path = CACHE) -> Plan:
     return Plan(config, descriptions, images)
 
 
+def no_ablation(plan: Plan, run: str) -> str:
+    """Return why a run has no predictions to lose, which the stage ablation then leaves out; ""
+    where it has."""
+    model, dataset = (plan.config["runs"][run][key] for key in ("model", "dataset"))
+    if not plan.descriptions[model]["n_classes"]:
+        return f"its model {model!r} has no classifier"
+    # Scenes always have labels, but they are not drawn yet.
+    drawn = plan.config["datasets"][dataset]["source"] == "scenes"
+    if not drawn and plan.images[dataset].top_label < 0:
+        return f"the images of its data set {dataset!r} have no labels"
+    return ""
+
+
 def describe(
     models: Mapping[str, dict[str, Any]], cache: Path = CACHE
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -205,6 +218,17 @@ def _unfitting(
                 f"{rfatlas_config.closest(layer, analysed)}; the layers are "
                 f"{', '.join(sorted(analysed))}"
             )
+    ablation = config["ablation"]
+    for key in ("layers", "all_modes_layers"):
+        for i, layer in enumerate(ablation[key] or []):
+            if len(descriptions) == len(rfatlas_config.used(config, "model")) and (
+                layer not in analysed
+            ):
+                problems.append(
+                    f"ablation.{key}[{i}]: {layer!r} is analysed in no run"
+                    f"{rfatlas_config.closest(layer, analysed)}; the layers are "
+                    f"{', '.join(sorted(analysed))}"
+                )
     channels = config["preferred_stimulus"]["channels"]
     last = channels and channels["all_up_to"]
     known = {layer["name"] for one in descriptions.values() for layer in one["layers"]}

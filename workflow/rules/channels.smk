@@ -14,6 +14,7 @@ CHANNEL_STAGES = [
         "gratings",
         "color",
         "preferred_stimulus",
+        "ablation",
     ]
     if stage_on(stage)
 ]
@@ -24,12 +25,12 @@ rule channels_join:
         activations="results/{run}/activations.h5",
         description="results/{run}/model.json",
         images=lambda wildcards: run_images(wildcards.run),
-        tables=lambda wildcards: expand(
-            "results/{run}/{stage}/{layer}.csv",
-            run=wildcards.run,
-            stage=[stage for stage in CHANNEL_STAGES if stage_on(stage, wildcards.run)],
-            layer=run_layers(wildcards.run),
-        ),
+        tables=lambda wildcards: [
+            f"results/{wildcards.run}/{stage}/{layer}.csv"
+            for stage in CHANNEL_STAGES
+            if stage_on(stage, wildcards.run)
+            for layer in stage_layers(wildcards.run, stage)
+        ],
     output:
         report(
             "results/{run}/channels.csv",

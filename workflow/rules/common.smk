@@ -191,6 +191,41 @@ def virtual_figures(run):
     return {name: title for name, (title, possible) in titles.items() if possible}
 
 
+def ablation_runs():
+    """The runs whose channels are taken out: they have a classifier and labels."""
+    return [run for run in runs_with("ablation") if not preflight.no_ablation(plan, run)]
+
+
+def ablation_layers(run):
+    """The layers of a run whose channels are taken out."""
+    if run not in ablation_runs():
+        return []
+    return [
+        layer for layer in run_layers(run) if layer in (settings["ablation"]["layers"] or [layer])
+    ]
+
+
+def ablation_modes(run):
+    """The modes that some layer of a run is ablated in, in the order of the columns."""
+    every = any(layer in settings["ablation"]["all_modes_layers"] for layer in ablation_layers(run))
+    modes = ["zero", "mean", "shuffle"]
+    return [mode for mode in modes if every or mode in settings["ablation"]["modes"]]
+
+
+def ablation_files():
+    """What is known of every channel taken out, one file per run and layer."""
+    return [
+        f"results/{run}/ablation/{layer}.h5"
+        for run in ablation_runs()
+        for layer in ablation_layers(run)
+    ]
+
+
+def stage_layers(run, stage):
+    """The layers of a run that a stage has a table of."""
+    return ablation_layers(run) if stage == "ablation" else run_layers(run)
+
+
 def stimulus_samples(run, layers):
     """How many channels of each of these layers get a preferred stimulus; None for all."""
     return [rfatlas_config.stimulus_sample(settings, description(run), layer) for layer in layers]
@@ -301,6 +336,9 @@ budget = estimates.Budget(
 
 if workflow.is_main_process and not any(OTHER_TASKS.fullmatch(word) for word in sys.argv):
     print(budget.table(), file=sys.stderr)
+    for run in runs_with("ablation"):
+        if reason := preflight.no_ablation(plan, run):
+            print(f"rfatlas: no ablation of run {run}: {reason}", file=sys.stderr)
     try:
         budget.check_disk(Path.cwd())
     except RfatlasError as error:
