@@ -170,7 +170,7 @@ def test_a_run_without_a_classifier_or_labels_is_left_out_of_ablation(raw, known
     )
     raw["models"]["net"]["layers"] = ["0"]
     assert preflight.no_ablation(prepare(raw, known), "a") == ""
-    Path("list.csv").write_text("file\n" + "".join(f"photos/a/{i}.png\n" for i in (0, 2)))
+    Path("list.csv").write_text("file,label\nphotos/a/0.png,-1\nphotos/a/2.png,-1\n")
     raw["datasets"]["photos"] = {"source": "list", "path": "list.csv"}
     raw |= {"activations": {"top_k": 2}, "receptive_fields": {"keep": 2}, "figures": {"patches": 2}}
     plan = prepare(raw, known)
