@@ -41,6 +41,7 @@ include: "workflow/rules/figures_gratings.smk"
 include: "workflow/rules/figures_preferred_stimulus.smk"
 include: "workflow/rules/figures_virtual_filters.smk"
 include: "workflow/rules/figures_compare.smk"
+include: "workflow/rules/atlas.smk"
 
 
 # The stages by name; plain `snakemake` makes what the config switches on.
@@ -61,6 +62,7 @@ rule all:
         orientation_files() if stage_on("orientation") else [],
         compare_files(),
         figure_files() if stage_on("figures") else [],
+        atlas_files() if stage_on("atlas") else [],
     localrule: True
 
 
@@ -164,6 +166,12 @@ rule compare:
 rule figures:
     input:
         figure_files(),
+    localrule: True
+
+
+rule atlas:
+    input:
+        atlas_files(),
     localrule: True
 
 

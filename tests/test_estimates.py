@@ -40,6 +40,7 @@ RATES = {
     "compare": 100.0,
     "compare_pair": 1e12,
     "figures_compare": 0.0,
+    "atlas": 0.5,
     "forward_gpu": 1000.0,
     "ablation_gpu": 300.0,
     "fields_gpu": 500.0,
@@ -298,6 +299,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "figures_gratings",
         "figures_preferred_stimulus",
         "figures_virtual_filters",
+        "atlas",
         "total",
     ]
     assert "30.1 MB" in lines[2] and "photos_120_100" in lines[2]
@@ -317,6 +319,13 @@ def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(tmp_path, monke
     packed.parent.mkdir(parents=True)
     packed.write_bytes(bytes(200_000))
     found.check_disk(tmp_path)
+
+
+def test_an_atlas_grows_with_the_channels():
+    row = next(row for row in budget().rows if row.stage == "atlas")
+    channels = sum(layer["channels"] for layer in LAYERS)
+    assert row.seconds == pytest.approx(channels * RATES["atlas"])
+    assert row.disk == pytest.approx(5e6 + 25e3 * channels)
 
 
 def test_every_shipped_rate_has_a_value_a_unit_and_a_source():

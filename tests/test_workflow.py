@@ -34,6 +34,7 @@ TARGETS = [
     "orientation",
     "compare",
     "figures",
+    "atlas",
 ]
 
 pytestmark = pytest.mark.workflow
@@ -264,6 +265,7 @@ def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
             assert (results / "preferred_stimulus" / f"{layer}.h5").is_file()
             assert (results / "ablation" / f"{layer}.h5").is_file()
             assert (results / "figures" / f"montage_{layer}.png").is_file()
+        assert (results / "atlas" / "index.html").is_file()
     assert not list(folder.rglob("*.partial")), "progress is removed with the last step"
     assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in \d\d jobs", output)
 
@@ -284,15 +286,16 @@ def test_the_report_builds_as_one_file(small):
     ("changes", "rerun"),
     [
         ({"figures": {"channels": 3}}, {"figures"}),
-        ({"channels": {"inactive_norm": 0.2}}, {"channels", "figures"}),
-        ({"receptive_fields": {"keep": 4}}, {"receptive_fields", "channels", "figures"}),
+        ({"channels": {"inactive_norm": 0.2}}, {"channels", "figures", "atlas"}),
+        ({"receptive_fields": {"keep": 4}}, {"receptive_fields", "channels", "figures", "atlas"}),
         (
             {"activations": {"top_k": 5}},
-            {"activations", "receptive_fields", "channels", "figures"},
+            {"activations", "receptive_fields", "channels", "figures", "atlas"},
         ),
         ({"stages": {"figures": False}}, set()),
-        ({"stages": {"receptive_fields": False}}, {"channels", "figures"}),
-        ({"stages": {"receptive_fields": False, "figures": False}}, {"channels"}),
+        ({"stages": {"atlas": False}}, set()),
+        ({"stages": {"receptive_fields": False}}, {"channels", "figures", "atlas"}),
+        ({"stages": {"receptive_fields": False, "figures": False}}, {"channels", "atlas"}),
     ],
     ids=str,
 )

@@ -51,6 +51,7 @@ MEMORY_MB = {
     "figures_preferred_stimulus": 1000,
     "figures_virtual_filters": 1000,
     "figures_compare": 1000,
+    "atlas": 1500,
 }
 
 #: What is done for every run, in the order of the work; each stage has a method of its name.
@@ -75,6 +76,7 @@ RUN_STAGES = (
     "figures_gratings",
     "figures_preferred_stimulus",
     "figures_virtual_filters",
+    "atlas",
 )
 
 # Axes of the stage color's gratings.
@@ -586,6 +588,13 @@ class Budget:
         files = {f"results/compare/{group}/figures": 40e3 * layers}
         mem = self.mem_mb("figures_compare")
         return Row("figures_compare", group, 1, seconds, 1, mem, files)
+
+    def _atlas(self, run: str) -> Row:
+        channels = sum(layer["channels"] for layer in self.layers[run])
+        seconds = self.rates["start_plain"] + channels * self.rates["atlas"]
+        # The plotting library; thumbnails and pictures of each channel.
+        files = {f"results/{run}/atlas": 5e6 + 25e3 * channels}
+        return Row("atlas", run, 1, seconds, self.cores, self.mem_mb("atlas"), files)
 
 
 def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:

@@ -286,6 +286,11 @@ def compare_figures():
     }
 
 
+def atlas_files():
+    """The site of each run, a folder."""
+    return expand("results/{run}/atlas", run=runs_with("atlas"))
+
+
 def stage_on(name, run=None):
     """Whether a stage is part of the plain `snakemake` call, and that run takes part in it."""
     return rfatlas_config.stage_on(settings, name, run)

@@ -1,0 +1,29 @@
+"""Make the site that shows the channels of a run."""
+
+from pathlib import Path
+
+from rfatlas import atlas, jobs
+
+with jobs.job(snakemake) as log:
+    files, params = snakemake.input, snakemake.params
+    fields = iter(map(Path, files.fields))
+    virtual = [Path(path) for path in files.virtual_filters]
+    atlas.build(
+        atlas.Sources(
+            run=params.run,
+            description=Path(files.description),
+            activations=Path(files.activations),
+            images=Path(files.images),
+            channels=Path(files.channels),
+            stages={
+                stage: {layer: next(fields) for layer in params.layers} for stage in params.stages
+            },
+            virtual_filters=virtual[0] if virtual else None,
+            columns=Path(files.columns),
+            assets=Path(files.assets[0]).parent,
+        ),
+        params.source,
+        Path(snakemake.output[0]),
+        log.info,
+    )
+    log.info("open %s in a browser", Path(snakemake.output[0]).resolve() / "index.html")
