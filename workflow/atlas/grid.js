@@ -57,6 +57,7 @@ rfatlas.grid = (() => {
     inner.style.height = `${lines * LINE}px`;
     element.setAttribute("aria-rowcount", lines);
     element.setAttribute("aria-colcount", columns);
+    inner.style.setProperty("--cell", `${100 / columns}%`);
     render();
   }
 
@@ -123,9 +124,11 @@ rfatlas.grid = (() => {
 
   function scrollTo(place) {
     const top = Math.floor(place / columns) * LINE;
+    // The frame of the grid is a few pixels wide.
+    const bottom = top + LINE + 8;
     if (top < element.scrollTop) element.scrollTop = top;
-    else if (top + LINE > element.scrollTop + element.clientHeight) {
-      element.scrollTop = top + LINE - element.clientHeight;
+    else if (bottom > element.scrollTop + element.clientHeight) {
+      element.scrollTop = bottom - element.clientHeight;
     }
   }
 

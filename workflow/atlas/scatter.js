@@ -142,6 +142,7 @@ rfatlas.scatter = (() => {
   async function start() {
     await rfatlas.script("plotly.min.js");
     draw();
+    performance.mark("scatter");
   }
 
   function change(values) {
