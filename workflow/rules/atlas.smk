@@ -54,9 +54,7 @@ rule atlas_site:
         code=versions.digest("atlas"),
         run="{run}",
         layers=lambda wildcards: run_layers(wildcards.run),
-        stages=lambda wildcards: [
-            stage for stage in ATLAS_STAGES if stage_on(stage, wildcards.run)
-        ],
+        stages=lambda wildcards: [stage for stage in ATLAS_STAGES if stage_on(stage, wildcards.run)],
         source=settings["receptive_fields"]["source"],
     script:
         "../../scripts/atlas.py"
