@@ -10,9 +10,13 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 from scipy import optimize
-from test_gratings import apart
+from test_gratings import EXTENT, SETTINGS, apart, colour, network_of
+from test_gratings import measure as show_gratings
+from test_receptive_fields import STD as NETWORK_STD
+from test_receptive_fields import measure as measure_fields
+from test_receptive_fields import photographs, top_tables
 
-from rfatlas import gabor, gabor_fit, store
+from rfatlas import channels, gabor, gabor_fit, orientation, store
 
 
 def drawn(size, x, y, sigma_x, sigma_y, theta, frequency, phase, amplitude, offset) -> np.ndarray:
@@ -211,8 +215,9 @@ def test_blobs_noise_and_dead_fields_are_not_called_oriented():
         assert (found.osi < 0.3).all() and np.isfinite(found.parameters).all()
     random = np.random.default_rng(0)
     noise = gabor_fit.fit(random.normal(size=(300, 11, 11)))
-    assert (noise.reason == "noise").mean() >= 0.97
-    assert np.isnan(noise.parameters[noise.reason == "noise"]).all()
+    nothing = np.isin(noise.reason, ("noise", "steep"))
+    assert nothing.mean() >= 0.97 and (noise.reason == "noise").mean() >= 0.96
+    assert np.isnan(noise.parameters[nothing]).all()
     blank = gabor_fit.fit(np.stack([np.zeros((11, 11)), np.full((11, 11), 0.3)]))
     assert blank.reason.tolist() == ["blank"] * 2
     assert np.isnan(blank.parameters).all() and np.isnan(blank.r2).all()
@@ -225,7 +230,7 @@ def test_a_hundredth_of_white_noise_passes_as_a_gabor(edge):
     random = np.random.default_rng(edge)
     count = 600 if edge < 15 else 150
     found = gabor_fit.fit(random.normal(size=(count, edge, edge)))
-    passed = (found.reason != "noise").mean()
+    passed = np.isin(found.reason, ("", "blob")).mean()
     assert passed <= 0.03
     assert np.quantile(found.r2, 0.99) == pytest.approx(
         gabor_fit.noise_r2(np.array([edge]))[0], rel=0.12
@@ -473,3 +478,68 @@ def test_a_finished_layer_waits_beside_its_output_and_is_not_fitted_again(layer,
     measured(given)
     with h5py.File(given["output"]) as file:
         assert file.attrs["complete"]
+
+
+# ---- a network
+
+
+def planted_network(noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters (60, 9) of Gabors, in units of the gradient, and kernels (64, 3, 7, 7): Gabors in
+    random colours with noise, a blob, white noise, a dead filter and one of zeros."""
+    random = np.random.default_rng(11)
+    true = planted(60, 7, 13)
+    true[:, 8] = 0
+    colours = np.array([colour(random) for _ in true])
+    kernels = colours[:, :, None, None] * gabor_fit.gabor(7, true)[:, None]
+    size = np.sqrt(np.square(kernels).mean((1, 2, 3), keepdims=True))
+    kernels += noise * size * random.normal(size=kernels.shape)
+    # Fields are fitted along the side of their colour that adds up to more than 0.
+    gradients = colours / NETWORK_STD
+    true[gradients.sum(1) < 0, 6] += 180
+    place = np.arange(7) - 3
+    blob = np.exp(-(place[None] ** 2 + place[:, None] ** 2) / 5)
+    others = [
+        colour(random)[:, None, None] * blob,
+        random.normal(size=(3, 7, 7)),
+        1e-6 * kernels[0],
+        np.zeros((3, 7, 7)),
+    ]
+    return true, np.concatenate([kernels, others])
+
+
+@pytest.mark.parametrize("noise", [0, 0.05])
+def test_kernels_gradients_and_gratings_of_a_planted_network_agree(noise, tmp_path):
+    """The stages receptive_fields, gabor, gratings and the columns that compare them."""
+    true, kernels = planted_network(noise)
+    network = network_of(kernels, bias=0.1)
+    images = photographs(6, EXTENT)
+    top = top_tables(network, "conv1", images, 4, len(kernels))
+    measure_fields(network, "conv1", images, top, tmp_path / "fields.h5")
+    header = {"input": {"std": list(NETWORK_STD)}}
+    weights = {"conv1.weight": network.module.conv1.weight.detach().contiguous().numpy()}
+    save_file(weights, tmp_path / "model.safetensors", {"rfatlas": json.dumps(header)})
+    output = tmp_path / "conv1.h5"
+    with store.open(tmp_path / "fields.h5") as fields:
+        attrs = store.provenance("gabor", {})
+        model = tmp_path / "model.safetensors"
+        gabor.measure("conv1", len(kernels), fields, model, None, output, {"test": 1}, attrs)
+    store.publish(output)
+    table = store.read_table(output.with_suffix(".csv"))
+    share = 1 if noise == 0 else 0.95
+    for prefix in ("gabor", "gabor_kernel"):
+        found = table[[f"{prefix}_{name}" for name in gabor_fit.PARAMETERS]].to_numpy(float)[:60]
+        assert right(found, true).mean() >= share
+        assert table[f"{prefix}_reason"].isna()[:60].all()
+        assert table[f"{prefix}_reason"][60:].tolist() == ["blob", "noise", "weak", "blank"]
+        assert table[f"{prefix}_theta_deg"][60:].isna().all()
+    shown = show_gratings(network, "conv1", tmp_path / "gratings.h5", SETTINGS)
+    table = table.merge(shown, on=["layer", "channel"]).copy()
+    table = pd.concat([table.assign(depth=0), channels.derived(table, 0.5)], axis=1)
+    for name in ("kernel_gradient", "kernel_gratings", "gradient_gratings"):
+        distance = table[f"orientation_{name}_deg"][:60]
+        assert (distance < 2).mean() >= 0.95, name
+    found = orientation.agreement(table)
+    every = found[found["channels"] == "selective"].set_index(["first", "second"])
+    assert len(every) == 3 and (every["n"] >= 58).all()
+    assert (every["median_deg"] < 0.6).all() and (every["share_within_10_deg"] > 0.97).all()
+    assert not table["orientation_selective"].fillna(False)[[60, 62, 63]].any()

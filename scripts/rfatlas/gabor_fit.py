@@ -55,9 +55,22 @@ SELECTIVE_OSI = 0.5
 _ITERATIONS = 150
 # Frequencies at which the selectivity of a Gabor is looked for.
 _FREQUENCIES = 40
-# The residual is orthogonal to every derivative, up to this cosine; or the sum of squares changes
-# by less than this share; or there is nothing left but rounding, as a share of the variance.
-_COSINE, _CHANGE, _ROUNDING = 1e-5, 1e-10, 1e-11
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """When an iteration has come to rest: the residual is orthogonal to every derivative, up to a
+    `cosine`; or the sum of squares changes by less than the share `change`; or no more is left of
+    the variance than the share `left`."""
+
+    cosine: float
+    change: float
+    left: float
+
+
+# All starts go far enough to tell how good they end, the best goes on to the end.
+_ROUGH = _Rest(1e-2, 1e-6, 1e-6)
+_FINE = _Rest(1e-5, 1e-10, 1e-11)
 # Of two linear columns that are nearly the same, as a share of their squares.
 _RIDGE = 1e-12
 # Pixels that are worked on at a time: a few arrays of them fit a cache.
@@ -398,7 +411,7 @@ def _solve(
 
 
 def refine(
-    fields: np.ndarray, owner: np.ndarray, shape: np.ndarray
+    fields: np.ndarray, owner: np.ndarray, shape: np.ndarray, rest: _Rest = _FINE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fit Gabors from the given starts, each until it has converged.
 
@@ -410,6 +423,8 @@ def refine(
         (n,) the field of each start.
     shape
         (n, 6) x, y, log sigma_x, log sigma_y, theta in radians, frequency.
+    rest
+        When to stop.
 
     Returns
     -------
@@ -426,7 +441,7 @@ def refine(
     active, damping = np.arange(len(shape)), np.full(len(shape), 1e-2)
     for _ in range(_ITERATIONS):
         trial, promised, cosine = _step(state, damping, low, high, size)
-        done = (cosine < _COSINE) | (state.rss <= _ROUNDING * total[owner[active]])
+        done = (cosine < rest.cosine) | (state.rss <= rest.left * total[owner[active]])
         converged[active[done]] = True
         left = ~done
         active, state, damping = active[left], state.take(left), damping[left]
@@ -434,7 +449,7 @@ def refine(
             break
         new = _State.at(grid, fields, owner[active], total, trial[left])
         better = new.rss < state.rss
-        small = _CHANGE * state.rss
+        small = rest.change * state.rss
         done = (damping <= 1) & (promised[left] < small) & (np.abs(new.rss - state.rss) < small)
         state.put(better, new.take(better))
         final.put(active, state)
@@ -662,7 +677,7 @@ def fit(fields: np.ndarray) -> Fits:
             shift = (size - width) / 2
             found.parameters[rows, 0] += left[part] - shift
             found.parameters[rows, 1] -= top[part] - shift
-    found.reason[(found.reason == "") & (found.r2 <= noise_r2(found.window))] = "noise"
+    found.reason[varied & (found.r2 <= noise_r2(found.window))] = "noise"
     found.reason[(found.reason == "") & (found.osi < SELECTIVE_OSI)] = "blob"
     nothing = np.isin(found.reason, ("steep", "noise"))
     for array in (found.parameters, found.errors, found.osi):
@@ -676,18 +691,18 @@ def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits, field: int) -> None:
     mean = cut.mean((1, 2))
     cut = cut - mean[:, None, None]
     owner = np.repeat(np.arange(m), STARTS)
-    shape, z, rss, converged = refine(cut, owner, starts(cut).reshape(-1, 6))
+    shape, z, rss, _ = refine(cut, owner, starts(cut).reshape(-1, 6), _ROUGH)
     total = np.square(cut).sum((1, 2))
-    every = np.where(np.abs(z) > STEEP, np.inf, rss).reshape(m, STARTS)
+    # Those on their way to become steep had better not be followed.
+    every = np.where(np.abs(z) > STEEP / 2, np.inf, rss).reshape(m, STARTS)
     best = every.argmin(1) + STARTS * np.arange(m)
     lowest = every.min(1)
-    found.reason[rows[np.isinf(lowest)]] = "steep"
-    lowest = rss[best]
-    found.r2[rows] = 1 - lowest / total
     found.agreeing[rows] = (every <= lowest[:, None] + AGREEING * total[:, None]).sum(1)
-    found.converged[rows] = converged[best]
-    shape, z = shape[best], z[best]
-    moments = _Grid(size).moments(cut, np.arange(m), shape)
+    each = np.arange(m)
+    shape, z, lowest, found.converged[rows] = refine(cut, each, shape[best])
+    found.reason[rows[np.abs(z) > STEEP]] = "steep"
+    found.r2[rows] = 1 - lowest / total
+    moments = _Grid(size).moments(cut, each, shape)
     parameters = np.empty((m, 9))
     parameters[:, :2], parameters[:, 2:4] = shape[:, :2], np.exp(shape[:, 2:4])
     parameters[:, 4], parameters[:, 5] = np.degrees(shape[:, 4]), shape[:, 5]
