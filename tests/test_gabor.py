@@ -218,6 +218,13 @@ def test_blobs_noise_and_dead_fields_are_not_called_oriented():
     nothing = np.isin(noise.reason, ("noise", "steep"))
     assert nothing.mean() >= 0.97 and (noise.reason == "noise").mean() >= 0.96
     assert np.isnan(noise.parameters[nothing]).all()
+    # Eighteen gratings at once: no noise, but no Gabor either.
+    place = np.arange(31)
+    waves = [np.cos(2 * np.pi * f * place) for f in (0.1, 0.23, 0.4)]
+    woven = sum(np.outer(a, b) for a in waves for b in waves)
+    poor = gabor_fit.fit(woven[None])
+    assert poor.reason.tolist() == ["poor"] and 0.04 < poor.r2[0] < 0.1
+    assert np.isnan(poor.parameters).all()
     blank = gabor_fit.fit(np.stack([np.zeros((11, 11)), np.full((11, 11), 0.3)]))
     assert blank.reason.tolist() == ["blank"] * 2
     assert np.isnan(blank.parameters).all() and np.isnan(blank.r2).all()

@@ -49,6 +49,9 @@ AGREEING = 1e-3
 #: carrier is near zero at every pixel (near the Nyquist frequency).
 STEEP = 50
 
+#: A Gabor that explains less than this share of a field's variance says nothing of it.
+POOR = 0.1
+
 #: A Gabor is oriented from this orientation selectivity on, as a response to gratings is.
 SELECTIVE_OSI = 0.5
 
@@ -583,8 +586,8 @@ class Fits:
     from the middle of the whole field; `r2` share of the window's variance that they explain;
     `osi` see `selectivity`; `converged`; `agreeing` starts of `STARTS` that ended as well; `window`
     edge of what was fitted; `reason` "" for an oriented field, else why there is no orientation
-    ("blob") or no fit at all ("blank", "small", "steep", "noise"; all that describes the Gabor is
-    NaN then).
+    ("blob") or no fit at all ("blank", "small", "steep", "noise", "poor"; all that describes the
+    Gabor is NaN then).
     """
 
     parameters: np.ndarray
@@ -678,8 +681,9 @@ def fit(fields: np.ndarray) -> Fits:
             found.parameters[rows, 0] += left[part] - shift
             found.parameters[rows, 1] -= top[part] - shift
     found.reason[varied & (found.r2 <= noise_r2(found.window))] = "noise"
+    found.reason[(found.reason == "") & (found.r2 < POOR)] = "poor"
     found.reason[(found.reason == "") & (found.osi < SELECTIVE_OSI)] = "blob"
-    nothing = np.isin(found.reason, ("steep", "noise"))
+    nothing = np.isin(found.reason, ("steep", "noise", "poor"))
     for array in (found.parameters, found.errors, found.osi):
         array[nothing] = np.nan
     return found
