@@ -33,9 +33,11 @@ include: "workflow/rules/preferred_stimulus.smk"
 include: "workflow/rules/ablation.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
+include: "workflow/rules/opponency.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/figures_orientation.smk"
+include: "workflow/rules/figures_color.smk"
 include: "workflow/rules/figures_gabor.smk"
 include: "workflow/rules/figures_gratings.smk"
 include: "workflow/rules/figures_preferred_stimulus.smk"
@@ -60,6 +62,7 @@ rule all:
         layer_files("preferred_stimulus") if stage_on("preferred_stimulus") else [],
         ablation_files(),
         orientation_files() if stage_on("orientation") else [],
+        opponency_files() if stage_on("opponency") else [],
         compare_files(),
         figure_files() if stage_on("figures") else [],
         atlas_files() if stage_on("atlas") else [],
@@ -160,6 +163,12 @@ rule orientation:
 rule compare:
     input:
         compare_files(),
+    localrule: True
+
+
+rule opponency:
+    input:
+        opponency_files() if stage_on("opponency") else [],
     localrule: True
 
 

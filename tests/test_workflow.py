@@ -32,6 +32,7 @@ TARGETS = [
     "ablation",
     "channels",
     "orientation",
+    "opponency",
     "compare",
     "figures",
     "atlas",

@@ -226,6 +226,28 @@ def stage_layers(run, stage):
     return ablation_layers(run) if stage == "ablation" else run_layers(run)
 
 
+def opponency_files():
+    """What is counted of colour opponency over the layers of all runs, a folder per run."""
+    names = ["confusion", "stability", "counts", "macaque", "orientation"]
+    return expand("results/{run}/opponency/{name}.csv", run=runs_with("opponency"), name=names)
+
+
+def opponency_lines():
+    """The thresholds by which the stage color classifies, under the names of section opponency."""
+    return {name: settings["color"][name] for name in settings["opponency"]}
+
+
+# The figures of colour over all layers, with their titles.
+COLOR_FIGURES = {
+    "classes": "opponent channels",
+    "stability": "classes by threshold",
+    "confusion": "agreement of the rules",
+    "orientation": "orientation for colour",
+    "tuning": "frequency tuning to colour and luminance",
+    "hue": "tuning to hue",
+}
+
+
 def stimulus_samples(run, layers):
     """How many channels of each of these layers get a preferred stimulus; None for all."""
     return [rfatlas_config.stimulus_sample(settings, description(run), layer) for layer in layers]
@@ -241,6 +263,7 @@ def figure_files():
         ("gabor", "gabor"),
         ("gratings", "gratings"),
         ("preferred_stimulus", "preferred_stimulus"),
+        ("color", "color"),
         ("virtual_filters", "virtual_filters"),
     ):
         files += [
@@ -254,6 +277,12 @@ def figure_files():
         f"results/{run}/figures/orientation_{name}.png"
         for run in drawn
         for name in orientation_figures(run)
+    ]
+    files += [
+        f"results/{run}/figures/opponency_{name}.png"
+        for run in drawn
+        if stage_on("opponency", run)
+        for name in COLOR_FIGURES
     ]
     files += [
         f"results/compare/{group}/figures/{name}.png"

@@ -3,58 +3,57 @@
 # In:  results/<run>/channels.csv, that of the run's twin, resources/v1_color.csv
 # Out: results/<run>/opponency/{confusion,stability,counts,macaque,orientation}.csv
 
-if stage_on("opponency"):
 
-    rule opponency_tables:
-        input:
-            channels="results/{run}/channels.csv",
-            twin=lambda wildcards: [
-                f"results/{run}/channels.csv" for run in [twin(wildcards.run)] if run
-            ],
-            reference=Path(workflow.basedir) / "resources" / "v1_color.csv",
-        output:
-            confusion=report(
-                "results/{run}/opponency/confusion.csv",
-                caption="../report/opponency_confusion.rst",
-                category="Colour",
-                labels={"run": "{run}", "table": "agreement of the rules"},
-            ),
-            stability="results/{run}/opponency/stability.csv",
-            counts=report(
-                "results/{run}/opponency/counts.csv",
-                caption="../report/opponency_counts.rst",
-                category="Colour",
-                labels={"run": "{run}", "table": "opponent channels"},
-            ),
-            macaque=report(
-                "results/{run}/opponency/macaque.csv",
-                caption="../report/opponency_macaque.rst",
-                category="Colour",
-                labels={"run": "{run}", "table": "shares beside macaque V1"},
-            ),
-            orientation=report(
-                "results/{run}/opponency/orientation.csv",
-                caption="../report/opponency_orientation.rst",
-                category="Colour",
-                labels={"run": "{run}", "table": "orientation for colour"},
-            ),
-        log:
-            "logs/opponency/{run}.log",
-        benchmark:
-            "benchmarks/opponency/{run}.tsv"
-        conda:
-            "../../environment.yaml"
-        threads: 1
-        resources:
-            mem_mb=budget.mem_mb("opponency"),
-            runtime=10,
-            gpu=0,
-        params:
-            code=versions.digest("opponency"),
-            thresholds=settings["opponency"],
-            # The lines that the classes of the stage color go by.
-            rules=opponency_lines(),
-            orientation_osi=settings["channels"]["orientation_osi"],
-            twin=lambda wildcards: twin(wildcards.run) or "",
-        script:
-            "../../scripts/opponency.py"
+rule opponency_tables:
+    input:
+        channels="results/{run}/channels.csv",
+        twin=lambda wildcards: [
+            f"results/{run}/channels.csv" for run in [twin(wildcards.run, ["color"])] if run
+        ],
+        reference=Path(workflow.basedir) / "resources" / "v1_color.csv",
+    output:
+        confusion=report(
+            "results/{run}/opponency/confusion.csv",
+            caption="../report/opponency_confusion.rst",
+            category="Colour",
+            labels={"run": "{run}", "table": "agreement of the rules"},
+        ),
+        stability="results/{run}/opponency/stability.csv",
+        counts=report(
+            "results/{run}/opponency/counts.csv",
+            caption="../report/opponency_counts.rst",
+            category="Colour",
+            labels={"run": "{run}", "table": "opponent channels"},
+        ),
+        macaque=report(
+            "results/{run}/opponency/macaque.csv",
+            caption="../report/opponency_macaque.rst",
+            category="Colour",
+            labels={"run": "{run}", "table": "shares beside macaque V1"},
+        ),
+        orientation=report(
+            "results/{run}/opponency/orientation.csv",
+            caption="../report/opponency_orientation.rst",
+            category="Colour",
+            labels={"run": "{run}", "table": "orientation for colour"},
+        ),
+    log:
+        "logs/opponency/{run}.log",
+    benchmark:
+        "benchmarks/opponency/{run}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=budget.mem_mb("opponency"),
+        runtime=10,
+        gpu=0,
+    params:
+        code=versions.digest("opponency"),
+        thresholds=settings["opponency"],
+        # The lines that the classes of the stage color go by.
+        rules=opponency_lines(),
+        orientation_osi=settings["channels"]["orientation_osi"],
+        twin=lambda wildcards: twin(wildcards.run, ["color"]) or "",
+    script:
+        "../../scripts/opponency.py"
