@@ -42,6 +42,7 @@ with (
             output,
             {key: str(value) for key, value in attrs.items()},
             {**attrs, "filters": filters},
+            ablation_groups.PREDICTIONS[device.type],
         )
         log.info("%s: %d sets of channels, %d images", layer, len(plan.sets), len(order))
     for output in outputs:

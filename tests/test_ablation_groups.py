@@ -283,11 +283,10 @@ class Case:
             return module.fc(module.conv2(value).mean((2, 3))).numpy()
 
 
-def measure(case: Case, bar=None) -> None:
+def measure(case: Case, **extra) -> None:
     ablator = ablate.Ablator(case.network, [LAYER], {LAYER: case.mean})
     filters = ablator.has_filters(LAYER)
     plan = stage.plan(case.rows, LAYER, SETTINGS, filters, 0)
-    extra = {} if bar is None else {"bar": bar}
     attrs = store.provenance("ablation_groups", {}) | {"filters": filters}
     images, labels, order = case.images, case.labels, case.order
     stage.measure(
@@ -444,8 +443,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_job_goes_on_with_the_next_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "_IMAGES", 16)
+def test_a_killed_job_goes_on_with_the_next_images(tmp_path):
     case, whole = planted(tmp_path / "one"), planted(tmp_path / "other")
     starts = []
 
@@ -468,9 +466,9 @@ def test_a_killed_job_goes_on_with_the_next_images(tmp_path, monkeypatch):
                 raise Killed
 
     with pytest.raises(Killed):
-        measure(case, Bar)
+        measure(case, predictions=16 * 98, bar=Bar)
     # Two of five batches were done.
-    measure(case, Bar)
+    measure(case, predictions=16 * 98, bar=Bar)
     assert starts[1] == pytest.approx(32 / 66 * whole_pairs(case))
     measure(whole)
     for made in (case, whole):

@@ -83,8 +83,8 @@ INACTIVE_COLUMNS = (
 
 _JUDGED = ("prediction", "in_top5", "loss")
 
-# Images seen at a time: what a killed job does again.
-_IMAGES = 32
+#: Predictions between two saved states, about: what a killed job does again.
+PREDICTIONS = {"cpu": 2**11, "cuda": 2**16}
 
 
 @dataclass(frozen=True)
@@ -367,6 +367,7 @@ def measure(
     output: Path,
     fingerprint: Mapping[str, Any],
     attrs: Mapping[str, Any],
+    predictions: int = PREDICTIONS["cpu"],
     bar: Callable[..., Any] = jobs.progress,
 ) -> None:
     """Make `<layer>.h5`, the predictions without each set, and its table, ready for
@@ -385,24 +386,27 @@ def measure(
     output, fingerprint, attrs
         Of the file; killed, the work resumes from `<output>.partial` where the fingerprint is the
         same.
+    predictions
+        Made between two saved states, about; at least those of one image.
     bar
         Makes the progress bar.
     """
     sets = [list(channels) for channels in plan.sets]
     digest = hashlib.sha256(repr((plan.sets, plan.uses.to_csv())).encode()).hexdigest()
-    partial = store.Partial(output, {**fingerprint, "plan": digest})
+    partial = store.Partial(output, {**fingerprint, "plan": digest, "predictions": predictions})
     if (partial.folder / store.TABLE).exists():
         return
     modes = {mode: plan.of(mode) for mode in plan.uses["mode"].unique()}
     pairs = sum(map(len, modes.values()))
-    done = len(partial.names()) * _IMAGES
+    size = max(1, predictions // max(pairs, 1))
+    done = min(len(partial.names()) * size, len(order))
     with bar(
         total=len(order) * pairs,
-        initial=min(done, len(order)) * pairs,
+        initial=done * pairs,
         desc=layer,
         unit="prediction",
     ) as shown:
-        for rows, seen in ablator.batches(images, order, done, len(order), _IMAGES):
+        for rows, seen in ablator.batches(images, order, done, len(order), size):
             record = {}
             judged = {"intact": ablator.intact(seen, labels[rows])}
             for mode, numbers in modes.items():
