@@ -34,11 +34,13 @@ include: "workflow/rules/ablation.smk"
 include: "workflow/rules/channels.smk"
 include: "workflow/rules/orientation.smk"
 include: "workflow/rules/opponency.smk"
+include: "workflow/rules/ablation_groups.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/figures_orientation.smk"
 include: "workflow/rules/figures_color.smk"
 include: "workflow/rules/figures_gabor.smk"
+include: "workflow/rules/figures_ablation.smk"
 include: "workflow/rules/figures_gratings.smk"
 include: "workflow/rules/figures_preferred_stimulus.smk"
 include: "workflow/rules/figures_virtual_filters.smk"
@@ -64,6 +66,7 @@ rule all:
         orientation_files() if stage_on("orientation") else [],
         opponency_files() if stage_on("opponency") else [],
         compare_files(),
+        ablation_group_files(),
         figure_files() if stage_on("figures") else [],
         atlas_files() if stage_on("atlas") else [],
     localrule: True
@@ -169,6 +172,12 @@ rule compare:
 rule opponency:
     input:
         opponency_files() if stage_on("opponency") else [],
+    localrule: True
+
+
+rule ablation_groups:
+    input:
+        ablation_group_files(),
     localrule: True
 
 

@@ -283,10 +283,10 @@ class Case:
             return module.fc(module.conv2(value).mean((2, 3))).numpy()
 
 
-def measure(case: Case, **extra) -> None:
+def measure(case: Case, settings=None, **extra) -> None:
     ablator = ablate.Ablator(case.network, [LAYER], {LAYER: case.mean})
     filters = ablator.has_filters(LAYER)
-    plan = stage.plan(case.rows, LAYER, SETTINGS, filters, 0)
+    plan = stage.plan(case.rows, LAYER, settings or SETTINGS, filters, 0)
     attrs = store.provenance("ablation_groups", {}) | {"filters": filters}
     images, labels, order = case.images, case.labels, case.order
     stage.measure(
@@ -530,6 +530,22 @@ def test_a_first_layer_without_inactive_channels_says_so(tmp_path):
     assert len(found) == 1 and found["n_inactive"].item() == 0
     assert found["conclusion"].item() == "no channel is inactive"
     assert found["sentence"].item() == "No channel of relu is inactive."
+
+
+def test_a_layer_without_groups_and_curves_has_no_rows(tmp_path):
+    case = planted(tmp_path, ())
+    nothing = SETTINGS | {"groups": {}, "cumulative": SETTINGS["cumulative"] | {"orders": []}}
+    measure(case, settings=nothing)
+    store.publish(case.path)
+    groups, curves, inactive = stage.tables([case.path], case.rows, 0)
+    assert len(groups) == len(curves) == 0 and len(inactive) == 1
+    for table, columns in (
+        (groups, stage.GROUP_COLUMNS),
+        (curves, stage.CUMULATIVE_COLUMNS),
+        (inactive, stage.INACTIVE_COLUMNS),
+    ):
+        assert tuple(table.columns) == columns
+    assert all(len(table) == 0 for table in stage.tables([], case.rows, 0))
 
 
 def test_without_the_modes_that_tell_the_conclusion_is_unknown():

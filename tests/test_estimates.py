@@ -41,6 +41,7 @@ RATES = {
     "compare_pair": 1e12,
     "figures_compare": 0.0,
     "atlas": 0.5,
+    "figures_ablation": 0.0,
     "forward_gpu": 1000.0,
     "ablation_gpu": 300.0,
     "fields_gpu": 500.0,
@@ -250,7 +251,31 @@ def test_a_run_without_anything_to_lose_costs_no_ablation():
     assert row(found, "ablation").name == "a"
     found.plan.descriptions["net"]["n_classes"] = None
     again = estimates.Budget(found.plan, {"a": ["near", "far"]}, 4, False, RATES)
-    assert "ablation" not in {row.stage for row in again.rows}
+    assert not {"ablation", "ablation_groups", "figures_ablation"} & {
+        row.stage for row in again.rows
+    }
+
+
+def test_groups_cost_what_lies_behind_the_layer_for_every_set_and_image():
+    settings = {
+        "groups": {"mine": {"near": [0, 1]}},
+        "modes": ["zero", "weight"],
+        "controls": 4,
+        "cumulative": {"orders": ["osi", "random"], "steps": 3, "random": 2},
+        "layers_per_job": 2,
+    }
+    found = row(budget(1000, ablation={"images": 100}, ablation_groups=settings), "ablation_groups")
+    # Five sets of each group in two modes (the three of the table and the own one), both ways by
+    # osi and two random orders at three counts.
+    near, far = 2 * 4 * 5 + 4 * 3, 2 * 3 * 5 + 4 * 3
+    # Behind the last layer there is next to nothing.
+    work = 100 * near * (2.0 - 1.0)
+    assert found.jobs == 1
+    assert found.seconds == pytest.approx(work / (5 * 4), rel=0.01)
+    assert found.files == {
+        "results/a/ablation_groups/near.h5": 7 * near * 100,
+        "results/a/ablation_groups/far.h5": 7 * far * 100,
+    }
 
 
 def test_memory_of_the_pass_grows_with_the_batch_alone():
@@ -292,6 +317,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "channels",
         "orientation",
         "opponency",
+        "ablation_groups",
         "figures",
         "figures_orientation",
         "figures_color",
@@ -300,6 +326,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "figures_preferred_stimulus",
         "figures_virtual_filters",
         "atlas",
+        "figures_ablation",
         "total",
     ]
     assert "30.1 MB" in lines[2] and "photos_120_100" in lines[2]

@@ -47,6 +47,14 @@ def test_every_text_can_be_read(layers, modes, classes):
         assert overlaps(figure) == [] and cut_off(figure) == [], name
 
 
+def test_where_there_is_nothing_to_draw_the_figure_says_why():
+    table, groups, curves = (each.iloc[:0] for each in ablation())
+    for name, figure in figures((table, groups, curves)).items():
+        texts = [text.get_text() for text in figure.texts]
+        assert len(texts) == 2 and "no " in texts[1], name
+        figure.canvas.draw()
+
+
 def test_effects_are_sorted_with_their_intervals_and_significant_ones_marked():
     table, _, _ = ablation()
     axes = drawn.effects(table, "demo", "mean").axes[1]

@@ -145,6 +145,13 @@ def test_maps_of_a_layer_that_is_not_analysed_are_refused(raw, known):
     assert "activations.keep_maps[1]: '3'" in message and "the layers are 0, 2" in message
 
 
+def test_groups_of_layers_and_channels_that_there_are_not_are_refused(raw, known):
+    raw["ablation_groups"] = {"layers": ["0", "1"], "groups": {"mine": {"2": [0, 99]}}}
+    message = refused(raw, known)
+    assert "ablation_groups.layers[1]: '1' is analysed in no run; the layers are 0, 2" in message
+    assert "ablation_groups.groups.mine.2: no channel 99; the layer has" in message
+
+
 def test_more_units_than_images_are_refused(raw, known):
     raw["activations"]["top_k"] = 5
     assert "activations.top_k: 5 is not allowed; it must be at most 4" in refused(raw, known)

@@ -34,6 +34,7 @@ TARGETS = [
     "orientation",
     "opponency",
     "compare",
+    "ablation_groups",
     "figures",
     "atlas",
 ]
@@ -240,6 +241,11 @@ def small(tmp_path_factory):
         "gabor": {"layers_per_job": 3},
         "preferred_stimulus": {"steps": 3, "noise_starts": 1, "layers_per_job": 3},
         "ablation": {"layers_per_job": 2, "images": 6, "range_size": 4, "modes": ["zero"]},
+        "ablation_groups": {
+            "controls": 2,
+            "cumulative": {"steps": 2, "random": 1},
+            "layers_per_job": 3,
+        },
         "figures": {"channels": 4, "patches": 3},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -265,6 +271,9 @@ def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
             assert (results / "receptive_fields" / f"{layer}.h5").is_file()
             assert (results / "preferred_stimulus" / f"{layer}.h5").is_file()
             assert (results / "ablation" / f"{layer}.h5").is_file()
+            assert (results / "ablation_groups" / f"{layer}.h5").is_file()
+        for name in ("ablation_groups", "ablation_cumulative", "inactive_first_layer"):
+            assert (results / f"{name}.csv").is_file()
             assert (results / "figures" / f"montage_{layer}.png").is_file()
         assert (results / "atlas" / "index.html").is_file()
     assert not list(folder.rglob("*.partial")), "progress is removed with the last step"

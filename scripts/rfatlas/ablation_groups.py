@@ -500,7 +500,13 @@ def tables(
             curves.append(measured[measured["kind"] == "curve"])
             if file.attrs["filters"] or rows["depth"].iloc[0] == 0:
                 inactive.append(_inactive(file, of_groups, rows, seed))
-    groups = pd.concat(groups).rename(columns={"name": "group", "kind": "role"})
+    if not groups:
+        return tuple(
+            pd.DataFrame(columns=list(columns))
+            for columns in (GROUP_COLUMNS, CUMULATIVE_COLUMNS, INACTIVE_COLUMNS)
+        )
+    groups = pd.concat(groups, ignore_index=True)
+    groups = groups.rename(columns={"name": "group", "kind": "role"})
     groups["q"] = np.nan
     for _, rows in groups[groups["role"] == "group"].groupby("mode"):
         groups.loc[rows.index, "q"] = benjamini_hochberg(rows["p"].to_numpy(float))

@@ -47,6 +47,9 @@ FOLLOWS = {
     "ablation_groups": ("ablation",),
 }
 
+#: Groups of channels that the columns of channels.csv define.
+PROPERTY_GROUPS = ("inactive", "double_opponent", "orientation_selective")
+
 # YAML 1.1 reads 1e-3 (no dot) as text, and Snakemake hands all of a nested `--config` value over
 # as text; people mean the number.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -460,6 +463,11 @@ def _related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tu
     yield from _related_counts(config)
     yield from _related_stimuli(config)
     yield from _related_groups(config)
+    for name in sorted(set(config["ablation_groups"]["groups"]) & set(PROPERTY_GROUPS)):
+        yield (
+            ("ablation_groups", "groups", name),
+            "this name is taken by the group that channels.csv defines; choose another",
+        )
 
 
 def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterator:

@@ -41,12 +41,15 @@ MEMORY_MB = {
     "preferred_stimulus": 3000,
     "ablation": 4000,
     "channels": 1000,
+    "ablation_groups": 3000,
+    "ablation_groups_tables": 3000,
     "orientation": 1000,
     "opponency": 1000,
     "figures": 2000,
     "figures_orientation": 1000,
     "figures_color": 1500,
     "figures_gabor": 1000,
+    "figures_ablation": 1000,
     "figures_gratings": 1000,
     "figures_preferred_stimulus": 1000,
     "figures_virtual_filters": 1000,
@@ -69,6 +72,7 @@ RUN_STAGES = (
     "channels",
     "orientation",
     "opponency",
+    "ablation_groups",
     "figures",
     "figures_orientation",
     "figures_color",
@@ -77,6 +81,7 @@ RUN_STAGES = (
     "figures_preferred_stimulus",
     "figures_virtual_filters",
     "atlas",
+    "figures_ablation",
 )
 
 # Axes of the stage color's gratings.
@@ -532,11 +537,54 @@ class Budget:
         files = {f"results/{run}/opponency": 60e3 * rows}
         return Row("opponency", run, 1, seconds, 1, self.mem_mb("opponency"), files)
 
+    def _ablation_groups(self, run: str) -> Row | None:
+        if no_ablation(self.plan, run):
+            return None
+        settings, description = self.config["ablation_groups"], self._description(run)
+        images = min(self._count(run), self.config["ablation"]["images"] or self._count(run))
+        asked = [self.config["ablation"]["layers"], settings["layers"]]
+        layers = [
+            layer
+            for layer in self.layers[run]
+            if all(names is None or layer["name"] in names for names in asked)
+        ]
+        curves = settings["cumulative"]
+        orders = 2 * len(set(curves["orders"]) - {"random"})
+        orders += curves["random"] * ("random" in curves["orders"])
+        seconds, files = [], {}
+        first = [layer["name"] for layer in self.layers[run][:2]]
+        for layer in layers:
+            own = sum(layer["name"] in members for members in settings["groups"].values())
+            groups = own + len(rfatlas_config.PROPERTY_GROUPS)
+            # Filters can be set to 0 where the first convolution alone feeds the layer: conv1 and
+            # maxpool of a ResNet.
+            filters = layer["name"] in first
+            modes = [mode for mode in settings["modes"] if mode != "weight" or filters]
+            sets = len(modes) * groups * (1 + settings["controls"])
+            sets += len(curves["modes"]) * orders * min(curves["steps"], layer["channels"])
+            behind = description["gflops"] - layer["gflops"]
+            seconds.append(self._network_s(sets * images * behind, "ablation"))
+            seconds[-1] += sets * images * self.rates["ablation_pair"]
+            files[f"results/{run}/ablation_groups/{layer['name']}.h5"] = 7.0 * sets * images
+        group = settings["layers_per_job"]
+        jobs = max(1, math.ceil(len(seconds) / group))
+        each = self.rates["start_torch"] + sum(seconds) / jobs
+        mem = self.mem_mb("ablation_groups")
+        return Row("ablation_groups", run, jobs, each, self._parallel, mem, files)
+
     def _figures(self, run: str) -> Row:
         layers = len(self.layers[run])
         seconds = self.rates["start_plain"] + layers * self.rates["figures"]
         files = {f"results/{run}/figures": 2e6 * layers}
         return Row("figures", run, 1, seconds, 1, self.mem_mb("figures"), files)
+
+    def _figures_ablation(self, run: str) -> Row | None:
+        if no_ablation(self.plan, run):
+            return None
+        layers = len(self.layers[run])
+        seconds = self.rates["start_plain"] + layers * self.rates["figures_ablation"]
+        mem = self.mem_mb("figures_ablation")
+        return Row("figures_ablation", run, 1, seconds, 1, mem, {})
 
     def _figures_orientation(self, run: str) -> Row:
         layers = len(self.layers[run])

@@ -84,9 +84,12 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
     Bands are 95 % paired intervals; dots are channels whose effect is significant within the layer.
     """
     layers = list(by_layer(swept(table, mode)))
+    title = f"{run} · accuracy without one channel"
+    if not layers:
+        return _empty(title, f"no channel was {MODES[mode]}")
     figure, panels = style.panel_grid(
         len(layers),
-        f"{run} · accuracy without one channel",
+        title,
         f"each channel {MODES[mode]}; change of top-1 accuracy in percentage points, sorted; "
         "95 % intervals",
         (1.9, 1.7),
@@ -144,6 +147,9 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
     """
     rows = swept(table, mode)
     every = list(by_layer(rows))
+    title = f"{run} · which channels matter"
+    if not every:
+        return _empty(title, f"no channel was {MODES[mode]}")
     layers = [every[index] for index in style.evenly(len(every), LAYERS)]
     columns = [name for name in PROPERTIES if name in rows and rows[name].notna().any()]
     width, height = max(7.2, 1.9 * len(columns) + 0.9), 1.5 * len(layers) + 1.05
@@ -168,7 +174,7 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
     which = "" if len(layers) == len(every) else f"; {len(layers)} of {len(every)} layers"
     _head(
         figure,
-        f"{run} · which channels matter",
+        title,
         f"change of the loss without a channel ({MODES[mode]}); a dot per channel, ρ Spearman's "
         f"rank correlation{which}",
     )
@@ -207,11 +213,14 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
     smallest; the grey band spans the random orders.
     """
     rows = curves[curves["mode"] == mode]
+    title = f"{run} · accuracy without more and more channels"
+    if not len(rows):
+        return _empty(title, "no layer has an order of its channels")
     intact = float((rows["top1"] - rows["delta_top1"]).iloc[0])
     layers = list(by_layer(rows))
     figure, panels = style.panel_grid(
         len(layers),
-        f"{run} · accuracy without more and more channels",
+        title,
         f"top-1 accuracy against the number of channels {MODES[mode]}, in several orders",
         (2.1, 1.9),
         footer=0.8,
@@ -279,6 +288,9 @@ def groups(table: pd.DataFrame, run: str) -> Figure:
     `table` is ablation_groups.csv. A line per layer and group, a column per mode; dots are the
     controls, a bar their median, the diamond the group with its 95 % paired interval.
     """
+    title = f"{run} · groups of channels beside other sets of the same size"
+    if not len(table):
+        return _empty(title, "no layer has a channel of any group")
     modes = [mode for mode in MODES if mode in set(table["mode"])]
     names = table.loc[table["role"] == "group", ["depth", "layer", "group"]].drop_duplicates()
     lines = [tuple(line) for line in names.sort_values("depth", kind="stable").to_numpy()]
@@ -307,7 +319,7 @@ def groups(table: pd.DataFrame, run: str) -> Figure:
     panels[0].set_yticks(range(len(lines)), labels, fontsize=8.5)
     _head(
         figure,
-        f"{run} · groups of channels beside other sets of the same size",
+        title,
         "change of top-1 accuracy; at the right p, the share of sets, the group among them, that "
         "lose as much",
     )
@@ -389,6 +401,9 @@ def classes(
     `class_delta` maps (layer, channel) to (n_classes,) changes, NaN for classes without images. Of
     many classes those that change most over these channels are drawn, in their own order.
     """
+    title = f"{run} · which classes need which channel"
+    if not class_delta:
+        return _empty(title, f"no channel was {MODES[mode]}")
     values = np.array(list(class_delta.values()))
     seen = np.flatnonzero(np.isfinite(values).any(axis=0))
     moved = np.nan_to_num(np.abs(values[:, seen])).sum(axis=0)
@@ -420,9 +435,16 @@ def classes(
     which += "" if len(columns) == len(seen) else f"{len(seen)}) that change most"
     _head(
         figure,
-        f"{run} · which classes need which channel",
+        title,
         f"accuracy of each class without the channel ({MODES[mode]}); strongest channels, {which}",
     )
+    return figure
+
+
+def _empty(title: str, reason: str) -> Figure:
+    """Return a figure that says why there is nothing to draw."""
+    figure = style.figure(7.2, 1.6)
+    _head(figure, title, reason)
     return figure
 
 

@@ -229,6 +229,8 @@ def _unfitting(
                     f"{rfatlas_config.closest(layer, analysed)}; the layers are "
                     f"{', '.join(sorted(analysed))}"
                 )
+    if len(descriptions) == len(rfatlas_config.used(config, "model")):
+        problems += _unfitting_groups(config["ablation_groups"], descriptions, analysed)
     channels = config["preferred_stimulus"]["channels"]
     last = channels and channels["all_up_to"]
     known = {layer["name"] for one in descriptions.values() for layer in one["layers"]}
@@ -241,6 +243,37 @@ def _unfitting(
             f"preferred_stimulus.channels.all_up_to: {last!r} is a layer of no model"
             f"{rfatlas_config.closest(last, known)}; analysed are {', '.join(sorted(analysed))}"
         )
+    return problems
+
+
+def _unfitting_groups(
+    settings: dict[str, Any], descriptions: dict[str, dict[str, Any]], analysed: set[str]
+) -> list[str]:
+    """Problems of the section `ablation_groups`: layers of no run, channels that a layer lacks."""
+    named = [(f"layers[{i}]", layer, ()) for i, layer in enumerate(settings["layers"] or ())]
+    named += [
+        (f"groups.{name}.{layer}", layer, channels)
+        for name, layers in settings["groups"].items()
+        for layer, channels in layers.items()
+    ]
+    sizes: dict[str, int] = {}
+    for description in descriptions.values():
+        for layer in description["layers"]:
+            size = sizes.setdefault(layer["name"], layer["channels"])
+            sizes[layer["name"]] = min(size, layer["channels"])
+    problems = []
+    for key, layer, channels in named:
+        if layer not in analysed:
+            problems.append(
+                f"ablation_groups.{key}: {layer!r} is analysed in no run"
+                f"{rfatlas_config.closest(layer, analysed)}; the layers are "
+                f"{', '.join(sorted(analysed))}"
+            )
+        elif channels and layer in sizes and max(channels) >= sizes[layer]:
+            problems.append(
+                f"ablation_groups.{key}: no channel {max(channels)}; the layer has "
+                f"{sizes[layer]} channels, 0 to {sizes[layer] - 1}"
+            )
     return problems
 
 

@@ -10,8 +10,10 @@ ABLATION_GROUPS_SETTINGS = {
     for key in ("controls", "cumulative", "groups", "modes", "norm_tolerance")
 }
 
-for run in run_names():
-    for number, layers in enumerate(layer_groups(run, "ablation_groups")):
+for run in ablation_runs():
+    for number, layers in enumerate(
+        layer_groups(run, "ablation_groups", ablation_group_layers(run))
+    ):
 
         rule:
             name:

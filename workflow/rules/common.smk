@@ -88,9 +88,11 @@ def run_ranges(run):
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def layer_groups(run, stage):
-    """The layers of a run in groups of `layers_per_job` of a stage, one group per job."""
-    layers, size = run_layers(run), settings[stage]["layers_per_job"]
+def layer_groups(run, stage, layers=None):
+    """The layers of a run (all, or these) in groups of `layers_per_job` of a stage, one group per
+    job."""
+    layers = run_layers(run) if layers is None else layers
+    size = settings[stage]["layers_per_job"]
     return [layers[i : i + size] for i in range(0, len(layers), size)]
 
 
@@ -248,6 +250,29 @@ COLOR_FIGURES = {
 }
 
 
+def ablation_group_layers(run):
+    """The layers of a run of which groups of channels are taken out."""
+    asked = settings["ablation_groups"]["layers"]
+    return [layer for layer in ablation_layers(run) if asked is None or layer in asked]
+
+
+def ablation_group_files():
+    """What is lost without groups of channels, of all runs."""
+    names = ["ablation_groups", "ablation_cumulative", "inactive_first_layer"]
+    return expand("results/{run}/{name}.csv", run=ablation_runs(), name=names)
+
+
+def ablation_figures(run):
+    """The figures about ablations of a run, with their titles."""
+    titles = {f"effects_{mode}": f"each channel: {mode}" for mode in ablation_modes(run)}
+    titles |= {"properties": "which channels matter", "classes": "which classes need them"}
+    titles["groups"] = "groups of channels"
+    curves = settings["ablation_groups"]["cumulative"]
+    if curves["orders"]:
+        titles |= {f"cumulative_{mode}": f"more and more: {mode}" for mode in curves["modes"]}
+    return titles
+
+
 def stimulus_samples(run, layers):
     """How many channels of each of these layers get a preferred stimulus; None for all."""
     return [rfatlas_config.stimulus_sample(settings, description(run), layer) for layer in layers]
@@ -288,6 +313,12 @@ def figure_files():
         f"results/compare/{group}/figures/{name}.png"
         for group in compare_groups()
         for name in compare_figures()
+    ]
+    files += [
+        f"results/{run}/figures/ablation_{name}.png"
+        for run in drawn
+        if run in ablation_runs()
+        for name in ablation_figures(run)
     ]
     return files + (["results/figures/accuracy.png"] if len(run_names()) > 1 else [])
 
