@@ -296,16 +296,36 @@ def test_the_report_builds_as_one_file(small):
     ("changes", "rerun"),
     [
         ({"figures": {"channels": 3}}, {"figures"}),
-        ({"channels": {"inactive_norm": 0.2}}, {"channels", "figures", "atlas"}),
-        ({"receptive_fields": {"keep": 4}}, {"receptive_fields", "channels", "figures", "atlas"}),
+        (
+            {"channels": {"inactive_norm": 0.2}},
+            {"channels", "ablation_groups", "figures", "atlas"},
+        ),
+        ({"ablation_groups": {"controls": 3}}, {"ablation_groups", "figures"}),
+        (
+            {"receptive_fields": {"keep": 4}},
+            {"receptive_fields", "channels", "ablation_groups", "figures", "atlas"},
+        ),
         (
             {"activations": {"top_k": 5}},
-            {"activations", "receptive_fields", "channels", "figures", "atlas"},
+            {
+                "activations",
+                "receptive_fields",
+                "channels",
+                "ablation_groups",
+                "figures",
+                "atlas",
+            },
         ),
         ({"stages": {"figures": False}}, set()),
         ({"stages": {"atlas": False}}, set()),
-        ({"stages": {"receptive_fields": False}}, {"channels", "figures", "atlas"}),
-        ({"stages": {"receptive_fields": False, "figures": False}}, {"channels", "atlas"}),
+        (
+            {"stages": {"receptive_fields": False}},
+            {"channels", "ablation_groups", "figures", "atlas"},
+        ),
+        (
+            {"stages": {"receptive_fields": False, "figures": False}},
+            {"channels", "ablation_groups", "atlas"},
+        ),
     ],
     ids=str,
 )
