@@ -243,6 +243,21 @@ def test_a_grey_kernel_scores_a_quarter_and_nothing_in_code_space(plant):
     assert grey["color_ratio_s"].max() < 0.5
 
 
+def test_pooling_over_places_makes_no_blob_double_opponent(tmp_path):
+    """A grating of any phase drives a pooled unit all the time, a uniform field half of it."""
+    kernels, classes, kinds = planted(4)
+    network = network_of(kernels, relu=True).module
+    network.add_module("maxpool", nn.MaxPool2d(5, 1, 2))
+    table = measure(loaded(network, EXTENT), "maxpool", tmp_path / "x.h5")
+    # A rectified unit and one that sees grey, pooled: of the grey ones nothing changes either.
+    assert table["color_class"].tolist() == classes
+    with h5py.File(tmp_path / "x.h5") as file:
+        blobs = np.flatnonzero([kind.endswith("_blob") and kind[0] != "g" for kind in kinds])
+        tuned, flicker = file["tuned"][:][blobs], file["tuned_flicker"][:][blobs]
+    share = flicker[:, 1:3].max(1) / tuned[:, 1:3].max((1, 2, 3))
+    assert (share < 0.5).any(), "by mean responses some would be band-pass"
+
+
 def test_a_grey_network_has_no_opponent_channel_by_any_rule(tmp_path):
     """Random filters of a network that sees R + G + B only, up to its third layer."""
     torch.manual_seed(0)

@@ -216,3 +216,20 @@ def test_grid_tuning_reads_each_axis_at_the_best_point():
     assert found["orientation_deg"] == pytest.approx([35, 120], abs=0.1)
     assert found["bandwidth_deg"] == pytest.approx([20, 20], abs=0.2)
     assert found["sf_cpp"] == pytest.approx([0.08, 0.16], rel=0.03)
+
+
+def test_peaks_over_phases_are_those_of_the_curve_between_the_samples():
+    """Amplitude and threshold of cosines, whose own phase lies between the eight that are shown."""
+    phase = np.radians(tuning.phases(8))
+    amplitude, own, bias = (
+        np.array([2.0, 3, 1]),
+        np.radians([22.5, 70, 5]),
+        np.array([0, -2.5, 0.5]),
+    )
+    response = bias[:, None] + amplitude[:, None] * np.cos(phase + own[:, None])
+    linear = tuning.peak_above(response, bias)
+    np.testing.assert_allclose(linear, amplitude, rtol=2e-3)
+    # The blank gives max(bias, 0), and nothing is below 0.
+    behind = tuning.peak_above(response, bias.clip(0), rectified=True)
+    np.testing.assert_allclose(behind, [2, 0.5, 1], rtol=2e-2)
+    assert (tuning.mean_above(response, bias) < linear / 3).all()

@@ -182,23 +182,39 @@ def ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.divide(one, divisor, out=np.zeros(len(one)), where=one > 0)
 
 
+def read(
+    grid: np.ndarray, flicker: np.ndarray, blank: np.ndarray, rectified: bool
+) -> dict[str, np.ndarray]:
+    """Return responses above the blank (C,) to gratings `grid` (C, axis, orientation, frequency,
+    phase) and `flicker` (C, axis, phase), those of frequency zero.
+
+    `tuned` and `flicker` are means over phases, `crest` (C, 2) and `crest_flicker` the largest of
+    the two chromatic axes; see `tuning.mean_above`, also for `rectified`.
+    """
+    chromatic = slice(1, 3)
+    return {
+        "tuned": tuning.mean_above(grid, blank, rectified),
+        "flicker": tuning.mean_above(flicker, blank, rectified),
+        "crest": tuning.peak_above(grid[:, chromatic], blank, rectified).max((2, 3)),
+        "crest_flicker": tuning.peak_above(flicker[:, chromatic], blank, rectified),
+    }
+
+
 def cone_rule(
-    tuned: np.ndarray, flicker: np.ndarray, blank: np.ndarray, rules: Mapping[str, float]
+    answers: Mapping[str, np.ndarray], blank: np.ndarray, rules: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
     """Return ratios and classes by the cone rule.
 
     Opponent if the peak response to L-M, or to S-(L+M), is at least `color_ratio` of that to L+M;
-    then single if the response of the more effective of the two axes to frequency zero is at least
-    `lowpass` of its peak (after Johnson, Hawken & Shapley 2001 and 2008). Peaks are over all
-    orientations and frequencies: a channel is read at its own orientation. One that sees grey only
-    (`GREY_ONLY`) is not opponent.
+    then single if the largest response to frequency zero of the more effective of the two axes is
+    at least `lowpass` of the largest to any of its gratings (after Johnson, Hawken & Shapley 2001
+    and 2008). Peaks are over all orientations and frequencies: a channel is read at its own
+    orientation. One that sees grey only (`GREY_ONLY`) is not opponent.
 
     Parameters
     ----------
-    tuned
-        (C, axis, orientation, frequency) mean responses above the blank.
-    flicker
-        (C, axis) the same to frequency zero.
+    answers
+        What `read` returns.
     blank
         (C,) response to mid grey.
     rules
@@ -211,14 +227,15 @@ def cone_rule(
         `chromatic`, the peak along it; `color_ratio`, `color_ratio_s`, `color_ratio_rgb`,
         `color_lowpass` (NaN without any response along the axis) and `color_class`.
     """
+    tuned, flicker = answers["tuned"], answers["flicker"]
     row = np.arange(len(tuned))
     peak = np.maximum(tuned.max((2, 3)), flicker)
     reason = tuning.driven(np.concatenate([tuned.reshape(len(tuned), -1), flicker], 1), blank)
     axis = 1 + (peak[:, 2] > peak[:, 1])
     chromatic = peak[row, axis]
-    lowpass = np.divide(
-        flicker[row, axis], chromatic, out=np.full(len(row), np.nan), where=chromatic > 0
-    )
+    crest = answers["crest_flicker"][row, axis - 1]
+    largest = np.maximum(crest, answers["crest"][row, axis - 1])
+    lowpass = np.divide(crest, largest, out=np.full(len(row), np.nan), where=largest > 0)
     ratios = [ratio(peak[:, one], peak[:, 0]) for one in (1, 2)]
     code_ratio = ratio(peak[:, 4:].max(1), peak[:, 3])
     opponent = (np.maximum(*ratios) >= rules["color_ratio"]) & (code_ratio >= GREY_ONLY)
@@ -440,16 +457,16 @@ def measured(
     answers
         What `Experiment` returns, by name: `blank`, `hue`, `code_hue`, `flash`, `flicker`, `grid`.
     after, before
-        `tuned` (C, axis, orientation, frequency) and `flicker` (C, axis), mean responses above the
-        blank behind and before the layer's last ReLU; in `after` also `direction` (C, direction).
+        What `read` returns, behind and before the layer's last ReLU; in `after` also `direction`
+        (C, direction), mean responses.
     axes
         `frequency`, `direction`, `hue`.
     rules
         `color_ratio`, `lowpass`, `harris_tolerance`.
     """
     blank, raw_blank = answers["blank"]
-    found = cone_rule(after["tuned"], after["flicker"], blank, rules)
-    raw = cone_rule(before["tuned"], before["flicker"], raw_blank, rules)
+    found = cone_rule(after, blank, rules)
+    raw = cone_rule(before, raw_blank, rules)
     responsive, raw_responsive = found["reason"] == "", raw["reason"] == ""
     channels = len(blank)
     row = np.arange(channels)
@@ -590,16 +607,10 @@ def measure(
     rectified = bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
     smooth = int(rectified)
     blank, raw_blank = answers["blank"]
-    names = {"tuned": "grid", "flicker": "flicker"}
-    after = {
-        key: tuning.mean_above(answers[name][smooth], blank, rectified)
-        for key, name in names.items()
-    }
+    after = read(answers["grid"][smooth], answers["flicker"][smooth], blank, rectified)
     before = after
     if (unrectified != response).any():
-        before = {
-            key: tuning.mean_above(answers[name][1], raw_blank) for key, name in names.items()
-        }
+        before = read(unrectified, answers["flicker"][1], raw_blank, False)
     place = _places(after, blank, settings)
     directions = experiment.directions(place)[smooth]
     after["direction"] = tuning.mean_above(directions, blank, rectified)
@@ -699,7 +710,7 @@ def _places(
 ) -> np.ndarray:
     """Return the indices (C, 2) of the orientation and frequency where each channel likes its more
     effective chromatic axis best, -1 for channels that nothing drives."""
-    found = cone_rule(after["tuned"], after["flicker"], blank, settings)
+    found = cone_rule(after, blank, settings)
     best = np.stack(tuning.best(after["tuned"][np.arange(len(blank)), found["axis"]]), 1)
     best[found["reason"] != ""] = -1
     return best

@@ -5,6 +5,7 @@ their sources stand in docs/columns.md.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -87,14 +88,30 @@ def mean_above(response: np.ndarray, blank: np.ndarray, rectified: bool = False)
     rectified
         Whether a = max(response, 0); else a = response.
     """
-    means = np.empty(response.shape[:-1])
+    return _above(response, blank, rectified, lambda fine: fine.mean(-1))
+
+
+def peak_above(response: np.ndarray, blank: np.ndarray, rectified: bool = False) -> np.ndarray:
+    """Return the largest over all phases where `mean_above` returns the mean.
+
+    The mean of a unit that is driven half of the time is a third of its largest response; of one
+    that pools over places a grating's is the largest, while that to a uniform field that changes
+    remains a third.
+    """
+    return _above(response, blank, rectified, lambda fine: fine.max(-1))
+
+
+def _above(
+    response: np.ndarray, blank: np.ndarray, rectified: bool, reduce: Callable
+) -> np.ndarray:
+    found = np.empty(response.shape[:-1])
     # Channel by channel: the interpolated responses are many times larger than the others.
     for channel, level in enumerate(np.asarray(blank, float)):
         fine = resample(response[channel].astype(float), _FINE_PHASES, axis=-1)
         if rectified:
             fine = fine.clip(0)
-        means[channel] = (fine - level).clip(0).mean(-1)
-    return means
+        found[channel] = reduce((fine - level).clip(0))
+    return found
 
 
 def f1_f0(response: np.ndarray) -> np.ndarray:

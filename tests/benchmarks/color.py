@@ -1,0 +1,97 @@
+"""Tuning to hue of torchvision's ResNet-34 at 224 px: ours against the method of ecs-vlc/opponency,
+on the CPU.
+
+Both show 360 uniform fields of equiluminant hues, and end with the answers of every channel's
+centre unit in one layer. The peer's way: one batch-of-one forward pass of the whole network per hue
+and a hook on the layer. Ours, `color.Experiment`'s: batches of the centre unit's crop, through the
+network up to the layer. The last line is one JSON object of ratios: the peer's time over ours.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from rfatlas import colorspace, graph, model
+from rfatlas.probe import Probe
+from rfatlas.torchvision_ops import torchvision
+
+LAYERS = ("maxpool", "layer1.2", "layer2.0", "layer3.0", "layer4.2")
+EXTENT = 224
+HUES = 360
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", nargs="+", default=LAYERS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    # The peer gets the network as torchvision makes it; ours is a copy of its own.
+    peer = torchvision().models.resnet34().eval()
+    network = torchvision().models.resnet34().eval()
+    network.load_state_dict(peer.state_dict())
+    traced = graph.trace(network, torch.zeros(1, 3, EXTENT, EXTENT))
+    network.to(memory_format=torch.channels_last)
+    description = {"input": {"resize": 256, "crop": EXTENT, "mean": MEAN, "std": STD}}
+    ours = model.LoadedModel(network, traced, description, "", torch.device("cpu"))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    # Both need the colours; making them imports a large library once.
+    colours = colorspace.uniform(colorspace.equiluminant(np.arange(HUES)))
+    ratios = {}
+    for layer in arguments.layers:
+        module = peer.get_submodule(layer)
+
+        def run_ours(layer=layer):
+            probe = Probe(ours, layer)
+            return probe.respond(probe.uniform(colours))[0]
+
+        @torch.no_grad()
+        def run_peer(module=module):
+            found = []
+            handle = module.register_forward_hook(
+                lambda child, args, output: found.append(
+                    output[0, :, output.shape[2] // 2, output.shape[3] // 2].numpy().copy()
+                )
+            )
+            for colour in colours.astype(np.float32):
+                field = torch.from_numpy(colour).view(1, 3, 1, 1).expand(1, 3, EXTENT, EXTENT)
+                peer((field - mean) / std)
+            handle.remove()
+            return np.array(found)
+
+        expected, found = run_peer(), run_ours()
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        assert error < 1e-4, f"{layer}: ours differs from the peer's answers by {error:.2g}"
+        times = {"peer": [], "ours": []}
+        for _ in range(arguments.repeats):
+            times["ours"].append(seconds(run_ours))
+            times["peer"].append(seconds(run_peer))
+        median = {name: float(np.median(values)) for name, values in times.items()}
+        ratios[layer] = round(median["peer"] / median["ours"], 2)
+        print(
+            f"{layer}: crop {Probe(ours, layer).crop} px, per hue "
+            + ", ".join(f"{name} {1e3 * value / HUES:.3f} ms" for name, value in median.items()),
+            flush=True,
+        )
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()
