@@ -95,9 +95,12 @@ def test_properties_show_every_known_channel_and_its_rank_correlation():
 
 
 def test_properties_without_a_column_are_left_out():
-    table, _, _ = ablation()
+    table, _, _ = ablation(network(8), ("shuffle",))
     table = table.drop(columns=["osi", "color_class"])
-    assert len(drawn.properties(table, "demo", "zero").axes) == 3 * 2
+    figure = drawn.properties(table, "demo", "shuffle")
+    assert len(figure.axes) == 6 * 2
+    figure.set_dpi(style.DPI)
+    assert cut_off(figure) == []
 
 
 def test_curves_run_over_their_counts_and_random_ones_make_a_band():

@@ -175,8 +175,7 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
     _head(
         figure,
         title,
-        f"change of the loss without a channel ({MODES[mode]}); a dot per channel, ρ Spearman's "
-        f"rank correlation{which}",
+        f"change of the loss without each channel ({MODES[mode]}); ρ is Spearman's{which}",
     )
     return figure
 
