@@ -59,7 +59,7 @@ def write(folder: Path, with_fields: bool = True) -> pd.DataFrame:
             "osi": np.where(silent, np.nan, [0.99] * 4 + [0.0] * 2),
             "bandwidth_deg": [14.0] * 4 + [np.nan] * 2,
             "orientation_deg": np.where(silent, np.nan, PREFERRED),
-            "f1_f0": np.where(silent, np.nan, 1.57),
+            "f1_f0": [1.57] * 4 + [np.nan] * 2,
             "orientation_selective": [True] * 4 + [False, np.nan],
             "grating_reason": np.where(silent, "no_response", None),
         }
@@ -159,6 +159,7 @@ def test_the_sheet_draws_each_channel_in_its_row(tmp_path, with_fields):
         assert len(circles.get_offsets()) == 5, "none for the silent channel"
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts.count("no response") == 1 and texts.count("OSI 0.99") == 4
+    assert texts.count("F1/F0 1.57") == 4 and not any("nan" in text for text in texts)
     # Nyquist of stride 2: 0.25 cycles per pixel, in every map that is drawn.
     dashes = collections(figure, LineCollection)[1].get_segments()
     corner = place.corner(0, columns - 1)

@@ -109,6 +109,8 @@ def test_one_orientation_only_and_none_at_all():
     assert found["circular_variance"][0] == pytest.approx(0)
     assert found["orientation_deg"][0] == pytest.approx(35)
     assert found["osi"][0] == pytest.approx(1)
+    # As docs/columns.md says: the width of the interpolating kernel, 0.44 of the spacing.
+    assert found["bandwidth_deg"][0] == pytest.approx(0.4425 * 5, rel=0.01)
     assert all(np.isnan(values[1]) for values in found.values())
 
 

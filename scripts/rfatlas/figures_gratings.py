@@ -186,7 +186,8 @@ def _label(facts: pd.Series, selective: bool) -> tuple[list[sheets.Line], str]:
     lines = [(f"OSI {facts['osi']:.2f}", style.INK if selective else style.GREY)]
     if np.isfinite(facts["bandwidth_deg"]):
         lines.append((f"± {facts['bandwidth_deg']:.0f}°", style.GREY))
-    lines.append((f"F1/F0 {facts['f1_f0']:.2f}", style.GREY))
+    if np.isfinite(facts["f1_f0"]):
+        lines.append((f"F1/F0 {facts['f1_f0']:.2f}", style.GREY))
     return lines, style.INK
 
 
