@@ -216,6 +216,8 @@ def test_a_silent_channel_is_hatched_and_has_no_units(built):
         np.testing.assert_array_equal(shown, style.hatch(entry["strip"]["side"]))
     _, layer = handed_over(folder / "atlas" / "data" / "layer-01.js")
     assert layer["top"]["units"][2] == []
+    assert layer["missing"][2] == [tile["name"] for tile in entry["strip"]["tiles"]]
+    assert layer["missing"][3] == []
     assert layer["classes"][2] == []
 
 
@@ -285,7 +287,8 @@ def test_tuning_curves_pass_through_the_best_grating(tmp_path):
 
 def test_curves_of_color_and_its_maps(tmp_path):
     random = np.random.default_rng(0)
-    axis_rgb = np.array([[1, 1, 1], [1, -0.5, 0], [0, -0.2, 1]])
+    axes = np.array([[1, 1, 1], [1, -0.5, 0], [0, -0.2, 1]])
+    looks = random.uniform(0, 1, (360, 3))
     fields = random.normal(0, 1, (3, 3, 7, 7)).astype(np.float32)
     hues = np.arange(360)
     with store.create(tmp_path / "conv1.h5", {"stage": "color"}) as file:
@@ -297,7 +300,7 @@ def test_curves_of_color_and_its_maps(tmp_path):
         tuned = random.uniform(0, 1, (3, 6, 2, 3))
         file["tuned"], file["place"] = tuned, np.array([[1, 0], [0, 2], [-1, -1]])
         file["field_dkl"] = fields
-        file.attrs["axis_rgb"] = axis_rgb
+        file.attrs["axis_change"], file["hue_rgb"] = axes, looks
     with store.open(tmp_path / "conv1.h5", "color") as file:
         found = atlas.curves({"color": file}, 3)
         tiles = atlas_pictures.tiles({"color": file}, None, {}, 32, "top_per_image")
@@ -309,13 +312,13 @@ def test_curves_of_color_and_its_maps(tmp_path):
         pytest.approx(list(values), rel=1e-3) for values in tuned[0, :3, 1]
     ]
     assert found["axes"]["values"][2] is None
-    # Red along L-M, blue along S: the circle shows the axes themselves.
-    first, quarter = found["hue"]["colours"][0], found["hue"]["colours"][9]
-    assert int(first[1:3], 16) > 200 > int(first[5:7], 16)
-    assert int(quarter[5:7], 16) > 200 > int(quarter[3:5], 16)
+    assert len(found["hue"]["colours"]) == 36
+    quarter = found["hue"]["colours"][9]
+    shown = [int(quarter[at : at + 2], 16) for at in (1, 3, 5)]
+    assert shown == pytest.approx((255 * looks[90]).tolist(), abs=0.51)
     limit = style.display_range(fields[1])
     for axis, picture in enumerate(pictures):
-        wanted = 0.5 + 0.5 * fields[1, axis][..., None] / limit * axis_rgb[axis]
+        wanted = 0.5 + 0.5 * fields[1, axis][..., None] / limit * axes[axis]
         np.testing.assert_allclose(picture, wanted.clip(0, 1), atol=1e-6)
 
 

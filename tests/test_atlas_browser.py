@@ -392,7 +392,7 @@ def test_a_passport_shows_what_is_known(page, site):
     outline = page.one("#passport .outline")
     assert outline.get_attribute("aria-label").startswith("Gabor fit: ")
     pictures = page.all("#passport .tile")
-    assert len(pictures) == 12
+    assert len(pictures) == 13
     assert all(picture.get_attribute("aria-label") for picture in pictures)
 
 

@@ -192,20 +192,9 @@ def color_curves(file: h5py.File, channels: int) -> dict[str, Any]:
         tuned[row, :3, place[row, 0]] if place[row, 0] >= 0 else None for row in range(len(rows))
     ]
     hue = _curve(file["hue"][::step], [h if h.any() else None for h in hues], rows, channels)
-    hue["colours"] = hue_colours(np.asarray(file.attrs["axis_rgb"], float))
+    looks = (255 * file["hue_rgb"][:: 2 * step].clip(0, 1)).round().astype(int)
+    hue["colours"] = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in looks]
     return {"hue": hue, "axes": _curve(file["frequency"][:], axes, rows, channels)}
-
-
-def hue_colours(axis_rgb: np.ndarray, count: int = HUES // 2) -> list[str]:
-    """Return the colours of a circle in the equiluminant plane as #rrggbb, from hue 0 on.
-
-    `axis_rgb` (3, 3): linear RGB of the axes L+M, L-M, S-(L+M) at their gamut maxima around mid
-    grey, of which the last two span the plane.
-    """
-    angle = np.radians(np.arange(count) * 360 / count)[:, None]
-    offset = np.cos(angle) * axis_rgb[1] + np.sin(angle) * axis_rgb[2]
-    colour = (0.5 + 0.5 * offset / np.abs(offset).max()).clip(0, 1)
-    return ["#" + "".join(f"{round(255 * c):02x}" for c in row) for row in colour]
 
 
 def _curve(
@@ -323,8 +312,8 @@ def build(sources: Sources, source: str, folder: Path, log=lambda text: None) ->
                 tiles = atlas_pictures.tiles(
                     files, top, layer, description["input"]["crop"], source
                 )
-                found = atlas_pictures.write(tiles, len(rows), folder, number)
-                data = curves(files, len(rows))
+                found, missing = atlas_pictures.write(tiles, len(rows), folder, number)
+                data = {"missing": missing, **curves(files, len(rows))}
             data["top"] = top_units(top, source, names, labels, atlas_pictures.PATCHES)
             data["classes"] = class_bars(top["class_mean"][:]) if "class_mean" in top else None
             write_script(folder / "data" / f"layer-{number:02d}.js", "layer", number, data)

@@ -195,7 +195,7 @@ def _opponency(file: h5py.File) -> list[Tile]:
         return []
     rows = _rows(file, "field_channel")
     fields = store.array(file["field_dkl"])
-    colours = np.asarray(file.attrs["axis_rgb"], float)
+    colours = np.asarray(file.attrs["axis_change"], float)
     colours = colours / np.abs(colours).max(axis=1, keepdims=True)
     found = []
     for axis, (name, title) in enumerate(
@@ -306,11 +306,11 @@ def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return whole
 
 
-def draw(tile: Tile, channel: int, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Draw a tile of one channel at several sides; hatched all over where there is none."""
+def draw(tile: Tile, channel: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
+    """Draw a tile of one channel at several sides; None where there is no picture."""
     found = tile.draw(channel)
     if found is None:
-        return [style.hatch(size) for size in sizes]
+        return None
     picture, blank = found
     if picture.dtype != np.uint8:
         picture = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
@@ -341,7 +341,9 @@ def save(pixels: np.ndarray, path: Path, lossless: bool) -> None:
     Image.fromarray(pixels).save(path, "WEBP", method=2, **options)
 
 
-def write(tiles: Sequence[Tile], channels: int, folder: Path, layer: int) -> dict:
+def write(
+    tiles: Sequence[Tile], channels: int, folder: Path, layer: int
+) -> tuple[dict, list[list[str]]]:
     """Write the sprite sheets and strips of a layer, and return how the pages find their way.
 
     `sprites/<tile>-<layer>.webp` has one thumbnail of each of `channels` channels;
@@ -349,22 +351,28 @@ def write(tiles: Sequence[Tile], channels: int, folder: Path, layer: int) -> dic
 
     Returns
     -------
-    `strip`: `side`, `columns` and the `tiles` (name, title, note) in the order of the strip;
-    `sprites`: by kind `side`, `columns`.
+    `strip`: `side`, `columns`, `rows` and its `tiles` (name, title, note) in their order;
+    `sprites`: by kind `side`, `columns`, `rows`; and by channel the names of the tiles that it has
+    no picture for (hatched all over).
     """
     if not tiles:
-        return {"strip": None, "sprites": {}}
+        return {"strip": None, "sprites": {}}, [[] for _ in range(channels)]
     sizes = {tile.size for tile in tiles}
     # Small pictures of several sizes would not all be whole multiples of their pixels.
     strip_side = side(sizes.pop(), PICTURE) if len(sizes) == 1 else PICTURE
     kinds = [tile.name for tile in tiles if tile.name in THUMBNAILS]
     sides = {tile.name: side(tile.size, THUMBNAIL) for tile in tiles}
     thumbnails: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    missing: list[list[str]] = []
     for channel in range(channels):
         strip = []
+        missing.append([])
         for tile in tiles:
             wanted = [strip_side, sides[tile.name]] if tile.name in kinds else [strip_side]
             drawn = draw(tile, channel, wanted)
+            if drawn is None:
+                drawn = [style.hatch(size) for size in wanted]
+                missing[-1].append(tile.name)
             strip.append(drawn[0])
             if tile.name in kinds:
                 thumbnails[tile.name].append(drawn[1])
@@ -373,7 +381,7 @@ def write(tiles: Sequence[Tile], channels: int, folder: Path, layer: int) -> dic
     for kind, pictures in thumbnails.items():
         path = folder / "sprites" / f"{kind}-{layer:02d}.webp"
         save(sheet(pictures, SHEET_COLUMNS), path, sides[kind] <= style.PIXELATED)
-    return {
+    layout = {
         "strip": {
             "side": strip_side,
             "columns": min(STRIP_COLUMNS, len(tiles)),
@@ -391,3 +399,4 @@ def write(tiles: Sequence[Tile], channels: int, folder: Path, layer: int) -> dic
             for kind in kinds
         },
     }
+    return layout, missing

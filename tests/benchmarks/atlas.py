@@ -64,7 +64,7 @@ def write(folder: Path) -> Run:
     both = pd.concat([tuning(sizes), opponency(sizes)], axis=1)
     both = both.loc[:, ~both.columns.duplicated()].copy()
     both["preferred_class"] = [f"class {i % 1000}" for i in range(len(both))]
-    more = random.normal(0, 1, (len(both), 150 - both.shape[1]))
+    more = random.normal(0, 1, (len(both), 320 - both.shape[1]))
     both = pd.concat([both, pd.DataFrame(more).add_prefix("measure_")], axis=1)
     store.write_table(both, folder / "channels.csv")
     return run

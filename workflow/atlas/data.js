@@ -13,8 +13,9 @@ const rfatlas = (() => {
     overview = given;
     for (const column of overview.columns) {
       if (column.kind === "number") {
-        column.values = column.values.map((v) =>
-          typeof v === "string" ? (v === "inf" ? Infinity : -Infinity) : v);
+        // NaN is what is missing; texts are infinities, which JSON does not have.
+        column.values = Float64Array.from(column.values, (v) =>
+          (v === null ? NaN : typeof v === "string" ? (v === "inf" ? Infinity : -Infinity) : v));
       }
     }
     byName = new Map(overview.columns.map((column) => [column.name, column]));
@@ -53,14 +54,15 @@ const rfatlas = (() => {
     return loading.get(number);
   }
 
+  const missing = (v) => v === null || v === "" || Number.isNaN(v);
   const column = (name) => byName.get(name);
   const value = (name, row) => {
     const found = byName.get(name);
-    return found === undefined ? null : found.values[row];
+    return found === undefined || missing(found.values[row]) ? null : found.values[row];
   };
 
   function text(v) {
-    if (v === null || v === undefined || v === "") return "–";
+    if (v === undefined || missing(v)) return "–";
     if (typeof v === "boolean") return v ? "yes" : "no";
     if (typeof v !== "number") return v;
     if (!Number.isFinite(v)) return v > 0 ? "∞" : "−∞";
@@ -84,7 +86,7 @@ const rfatlas = (() => {
   }
 
   return {
-    table, layer, script, loadLayer, column, value, text, channelOf, label, find,
+    table, layer, script, loadLayer, column, value, missing, text, channelOf, label, find,
     get overview() { return overview; },
     get total() { return layerOf.length; },
     layerOf: (row) => layerOf[row],

@@ -197,7 +197,7 @@
 
   function downloads() {
     const cell = (v) => {
-      if (v === null || v === undefined) return "";
+      if (rfatlas.missing(v)) return "";
       if (typeof v === "boolean") return v ? "True" : "False";
       if (v === Infinity || v === -Infinity) return v > 0 ? "inf" : "-inf";
       const text = String(v);
@@ -216,13 +216,13 @@
   function scatter() {
     const numbers = rfatlas.overview.columns.filter((c) => c.kind === "number"
       && c.name !== "channel");
-    const known = numbers.filter((c) => c.values.some((v) => v !== null));
-    const share = (c) => c.values.reduce((sum, v) => sum + (v !== null), 0) / rfatlas.total;
+    const known = numbers.filter((c) => c.values.some((v) => !rfatlas.missing(v)));
+    const share = (c) => c.values.reduce((sum, v) => sum + !rfatlas.missing(v), 0) / rfatlas.total;
     const first = (...names) => names.find((name) =>
       known.some((c) => c.name === name && share(c) > 0.8));
     for (const [axis, name] of [
       ["x", first("osi", "erf_sigma", "filter_norm") ?? known[0]?.name],
-      ["y", first("color_ratio", "circular_variance", "class_selectivity", "activation_var") ?? known[0]?.name]]) {
+      ["y", first("color_selectivity", "f1_f0", "class_selectivity", "activation_var") ?? known[0]?.name]]) {
       const select = $(`scatter-${axis}`);
       select.append(...columnOptions(known));
       select.value = name;

@@ -7,7 +7,9 @@ rfatlas.passport = (() => {
   // Numbers of a section beyond these are folded away.
   const FIRST = 14;
   const MODES = ["zero", "mean", "shuffle"];
-  const HERO = ["mean_image", "mean_gradient", "effective", "stimulus", "off_stimulus"];
+  const HERO = ["mean_image", "mean_gradient", "gabor", "effective", "stimulus", "off_stimulus"];
+  // These sections come first, the others in the order of the columns.
+  const ORDER = ["gratings", "color", "ablation", "gabor", "receptive_fields"];
   // Which pictures and curves belong to the columns of which stage.
   const PICTURES = {
     color: ["dkl_lum", "dkl_lm", "dkl_s"],
@@ -78,7 +80,7 @@ rfatlas.passport = (() => {
       heading(row, layer, channel),
       problem === null ? "" : html("p", { class: "nothing" }, problem),
       data ? units(layer, n, channel, data) : "",
-      pictures(HERO, row, layer, n, channel, "What it prefers"),
+      pictures(HERO, row, layer, n, channel, data, "What it prefers"),
       html("div", { class: "cards" }, sections(row, layer, n, channel, data)));
     document.title = `${rfatlas.label(row)} · ${rfatlas.overview.run} · rfatlas`;
     if (!dialog.open) dialog.showModal();
@@ -106,7 +108,7 @@ rfatlas.passport = (() => {
         button("close", "×", "Close (Esc)", () => dialog.close())));
   }
 
-  function picture(name, row, layer, n, channel, label) {
+  function picture(name, layer, n, channel, label) {
     const index = layer.strip ? layer.strip.tiles.findIndex((one) => one.name === name) : -1;
     if (index < 0) return null;
     return tile(`passports/${String(n).padStart(2, "0")}/${channel}.webp`, index, layer.strip,
@@ -121,7 +123,7 @@ rfatlas.passport = (() => {
     }
     const figures = found.map(([file, label, value], rank) => {
       const name = label >= 0 ? names[label] || `class ${label}` : "";
-      const image = picture(`patch_${rank}`, null, layer, n, channel,
+      const image = picture(`patch_${rank}`, layer, n, channel,
         `Patch of rank ${rank + 1}${name ? `, ${name}` : ""}`);
       return image && html("figure", { class: "shot", title: data.top.files[file] }, image,
         html("figcaption", {}, html("span", { class: "clip" }, name || data.top.files[file]),
@@ -131,30 +133,37 @@ rfatlas.passport = (() => {
       html("div", { class: "shots" }, figures));
   }
 
-  function pictures(wanted, row, layer, n, channel, title = null) {
+  function pictures(wanted, row, layer, n, channel, data, title = null) {
     const shots = wanted.map((name) => {
-      const about = layer.strip?.tiles.find((one) => one.name === name);
-      if (!about) return null;
-      const image = picture(name, row, layer, n, channel, `${about.title} of ${rfatlas.label(row)}`);
-      if (name === "mean_gradient") image.append(outline(row, layer));
-      return html("figure", { class: "shot", title: about.note }, image,
-        html("figcaption", {}, html("span", {}, about.title)));
+      const shown = name === "gabor" ? "mean_gradient" : name;
+      const about = layer.strip?.tiles.find((one) => one.name === shown);
+      const drawing = name === "gabor" ? outline(row, layer) : null;
+      if (!about || data?.missing[channel].includes(shown) || (name === "gabor" && !drawing)) {
+        return null;
+      }
+      const image = picture(shown, layer, n, channel, `${about.title} of ${rfatlas.label(row)}`);
+      if (drawing) image.append(drawing);
+      return html("figure", { class: "shot", title: drawing ? GABOR : about.note }, image,
+        html("figcaption", {}, html("span", {}, drawing ? "its Gabor" : about.title)));
     }).filter(Boolean);
     if (!shots.length) return "";
     return html("section", {}, title ? html("h3", {}, title) : "",
       html("div", { class: "shots" }, shots));
   }
 
+  const GABOR = "The Gabor fitted to the mean gradient: its envelope at one sigma, "
+    + "and a line along its bars.";
+
   // The Gabor fitted to the mean gradient: its envelope at one sigma, and the line of its bars.
   function outline(row, layer) {
     const [x, y, sx, sy, theta, r2] = ["x", "y", "sigma_x", "sigma_y", "theta_deg", "r2"]
       .map((name) => rfatlas.value(`gabor_${name}`, row));
-    if ([x, y, sx, sy, theta].some((v) => v === null)) return "";
+    if ([x, y, sx, sy, theta].some((v) => v === null)) return null;
     const size = layer.window;
     const [cx, cy] = [size / 2 + x, size / 2 - y];
     const drawing = svg("svg", { viewBox: `0 0 ${size} ${size}`, class: "outline", role: "img",
       "aria-label": `Gabor fit: ${rfatlas.text(theta)}°, r² ${rfatlas.text(r2)}` });
-    for (const [colour, width] of [["#000", 3], ["#fff", 1.5]]) {
+    for (const [colour, width] of [["#000", 2.5], ["#fff", 1.2]]) {
       drawing.append(svg("g", { transform: `rotate(${-theta} ${cx} ${cy})`, fill: "none",
         stroke: colour, "stroke-width": width },
       svg("ellipse", { cx, cy, rx: sx, ry: sy, "vector-effect": "non-scaling-stroke" }),
@@ -162,6 +171,8 @@ rfatlas.passport = (() => {
     }
     return drawing;
   }
+
+  const stagesOf = (columns) => columns[0].stages.split(/, */);
 
   function sections(row, layer, n, channel, data) {
     const bySection = new Map();
@@ -171,11 +182,16 @@ rfatlas.passport = (() => {
       if (!bySection.has(title)) bySection.set(title, []);
       bySection.get(title).push(column);
     }
-    return [...bySection].map(([title, columns]) => {
-      const stages = columns[0].stages.split(/, */);
+    const rank = (columns) => {
+      const found = ORDER.findIndex((stage) => stagesOf(columns).includes(stage));
+      return found < 0 ? ORDER.length : found;
+    };
+    const ordered = [...bySection].sort(([, a], [, b]) => rank(a) - rank(b));
+    return ordered.map(([title, columns]) => {
+      const stages = stagesOf(columns);
       const shown = [
         ...stages.flatMap((stage) => (PICTURES[stage]
-          ? [pictures(PICTURES[stage], row, layer, n, channel)] : [])),
+          ? [pictures(PICTURES[stage], row, layer, n, channel, data)] : [])),
         html("div", { class: "charts" }, stages.flatMap((stage) => charts(stage, row, channel, data))),
         title === "Classes" && data?.classes ? classBars(data.classes[channel]) : "",
       ];
@@ -248,7 +264,7 @@ rfatlas.passport = (() => {
       if (hue) {
         add(polar({ degrees: data.hue.axis, values: hue, mark: rfatlas.value("hue_deg", row),
           axes: [[0, "+L−M"], [90, "+S"], [180, "−L+M"], [270, "−S"]], rim: data.hue.colours,
-          title: `Hue tuning of ${rfatlas.label(row)} in the DKL plane` }), "Hue, DKL plane", "hue");
+          title: `Hue tuning of ${rfatlas.label(row)} in the DKL plane` }), "Hue, DKL plane (line: hue_deg)", "hue");
       }
       const axes = curve("axes");
       if (axes) {

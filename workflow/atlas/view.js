@@ -16,7 +16,7 @@ rfatlas.view = (() => {
   let rows = [];
   let haystack = null;
 
-  const missing = (v) => v === null || v === undefined || v === "";
+  const { missing } = rfatlas;
 
   function passes(filter, row) {
     const v = rfatlas.value(filter.column, row);
