@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,51 @@ class Column:
 
 
 def read_columns(text: str) -> list[Column]:
-    """Return the documented columns of docs/columns.md, in order."""
-    columns, section, stages = [], "", ""
-    for line in text.splitlines():
-        heading = re.fullmatch(r"## (.*?)(?: \(stages? (.*)\))?", line)
-        if heading:
-            section, stages = _plain(heading[1]), _plain(heading[2] or "")
-        row = re.match(r"\| `([\w<>]+)` \|", line)
-        if row:
-            cells = [_plain(cell) for cell in re.split(r"(?<!\\)\|", line)[2:-1]]
-            cells += [""] * (4 - len(cells))
-            pattern = re.sub(r"<\w+>", "[a-z]+", row[1])
-            columns.append(Column(pattern, section, stages, *cells[:4]))
+    """Return the documented columns of docs/columns.md, in order.
+
+    A row of a table may name several columns. A section may say in a list that its columns exist
+    with other prefixes, too: `* `<prefix>`: <of what>`, the prefix of the table's names first; each
+    of those is a column of its own here.
+    """
+    columns: list[Column] = []
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        heading, _, body = part.partition("\n")
+        title, stages = re.fullmatch(r"(.*?)(?: \(stages? (.*)\))?", heading).groups()
+        rows = [
+            Column(re.sub(r"<\w+>", "[a-z]+", name), _plain(title), _plain(stages or ""), *cells)
+            for names, *cells in _rows(body)
+            for name in re.findall(r"`([\w<>]+)`", names)
+        ]
+        base, *others = _prefixes(body) or [("", "")]
+        columns += rows
+        columns += [
+            replace(
+                row,
+                pattern=prefix + row.pattern.removeprefix(base[0]),
+                meaning=f"{row.meaning} [{what}]",
+            )
+            for prefix, what in others
+            for row in rows
+        ]
     return columns
+
+
+def _rows(body: str) -> Iterable[list[str]]:
+    """Yield the five cells of each table row that names columns, the first one as it stands."""
+    for line in body.splitlines():
+        if re.match(r"\| `[\w<>]+`", line):
+            names, *cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            yield [names, *([_plain(cell) for cell in cells] + [""] * 4)[:4]]
+
+
+def _prefixes(body: str) -> list[tuple[str, str]]:
+    """Return the prefixes that a section lists, with what each stands for."""
+    found = re.findall(r"^\* ((?:`\w+_`,? ?)+): (.*(?:\n  .*)*)", body, re.MULTILINE)
+    return [
+        (prefix, re.split("[;(]", _plain(re.sub(r"\s+", " ", what)))[0].strip())
+        for prefixes, what in found
+        for prefix in re.findall(r"`(\w+_)`", prefixes)
+    ]
 
 
 def read_references(text: str) -> list[str]:
