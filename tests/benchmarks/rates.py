@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import activations, estimates, images, model, receptive_fields, scenes
+from rfatlas import ablate, activations, estimates, images, model, receptive_fields, scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "tests/benchmarks/rates.py"
@@ -101,6 +101,7 @@ def networks() -> dict[str, float]:
         description = model.describe(network, INPUT)
         found |= forward(loaded, description)
         found |= fields(loaded, description, Path(folder))
+        found |= ablation(loaded, description)
     return found
 
 
@@ -154,6 +155,26 @@ def fields(loaded: model.LoadedModel, description: dict, folder: Path) -> dict[s
         work.append(estimates.gflop_per_unit(layer, 224))
     slope, offset = np.polyfit(work, seconds, 1, w=1 / np.array(seconds))
     return {"fields_unit": max(offset, 1e-4), "fields_cpu": 1 / slope}
+
+
+def ablation(loaded: model.LoadedModel, description: dict) -> dict[str, float]:
+    """Seconds per pair of image and channel, and GFLOP per second behind the layer: the line
+    through layers of long and short suffixes."""
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
+    gflops = {layer["name"]: layer["gflops"] for layer in description["layers"]}
+    work, seconds = [], []
+    for name, channels in (("layer1.1", 2), ("layer2.1", 4), ("layer3.1", 8)):
+        ablator = ablate.Ablator(loaded, [name])
+        seen, sets = ablator.see(pictures), np.arange(channels)[:, None]
+
+        def run(name=name, ablator=ablator, seen=seen, sets=sets) -> None:
+            ablator.ablate(name, seen, sets, "zero", np.zeros(4, int))
+
+        seconds.append(best(run) / (4 * channels))
+        work.append(description["gflops"] - gflops[name])
+    slope, offset = np.polyfit(work, seconds, 1, w=1 / np.array(seconds))
+    return {"ablation_pair": max(offset, 1e-5), "ablation_cpu": 1 / slope}
 
 
 def main() -> None:
