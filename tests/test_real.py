@@ -129,6 +129,11 @@ def test_resnet20_gets_its_915_images_right(resnet20):
             "bird",
         ]
     assert right.sum() == 915
+    # The last layer's ablation is a closed form on cached logits.
+    for layer in ("conv1", "layer2.1", "layer3.2"):
+        with store.open(resnet20 / "resnet20" / "ablation" / f"{layer}.h5", "ablation") as file:
+            known = file["intact/prediction"][:] == file["label"][:]
+            assert (known == right[file["image"][:]]).all() and len(known) == 100, layer
     table = pd.read_csv(resnet20 / "resnet20" / "channels.csv")
     assert len(table["layer"].unique()) == 1 + 9, "the stem and nine blocks; there is no maxpool"
     assert (table["certificate_max"].dropna() < 1e-4).all()
