@@ -391,7 +391,7 @@ def tuning(
         figure,
         f"{run} · frequency tuning to colour and luminance",
         f"typical channels; opponent: a chromatic peak ≥ {color_ratio:g} of L+M's; "
-        f"single-opponent: answer at 0 ≥ {lowpass:g} of its peak",
+        f"single-opponent: color_lowpass ≥ {lowpass:g}",
     )
     handles = [
         Line2D([], [], color=color, marker="o", ms=3, label=label)
