@@ -20,6 +20,7 @@ RUN := $(BIN)/snakemake --configfile $(CONFIG) --directory $(DIRECTORY)
 .PHONY: demo report test lint dry-run install
 
 demo: report
+	@ls $(abspath $(DIRECTORY))/results/*/atlas/index.html 2>/dev/null | sed "s/^/An atlas:   /"
 	@echo "The report: $(abspath $(REPORT))"
 
 # Snakemake's report takes a while to build, so only if a result or a caption is newer than it.

@@ -70,7 +70,7 @@ const rfatlas = (() => {
     const short = Number.isInteger(v) && size < 1e6 ? String(v)
       : size !== 0 && (size < 1e-3 || size >= 1e6) ? v.toExponential(2)
         : String(Number(v.toPrecision(4)));
-    return short.replace("-", "−");
+    return short.replaceAll("-", "−");
   }
 
   const channelOf = (row) => row - overview.layers[layerOf[row]].first;

@@ -75,7 +75,9 @@ rfatlas.draw = (() => {
   // Lines over a common axis. `series`: [{values, colour, name, dash}]; `log`: logarithmic x;
   // `mark`: an x to point at, `xTicks` its own ticks.
   function lines({ x, series, xLabel, yLabel, log = false, mark = null, xTicks = null, title }) {
-    const [W, H, left, right, top, bottom] = [300, 190, 46, 10, 10, 38];
+    const [W, H, left, right, bottom] = [300, 190, 46, 10, 38];
+    // Several lines have a legend above them.
+    const top = series.length > 1 ? 24 : 10;
     const scale = log ? Math.log : (v) => v;
     const [lo, hi] = [scale(x[0]), scale(x[x.length - 1])];
     const px = (v) => left + ((scale(v) - lo) / (hi - lo || 1)) * (W - left - right);
@@ -116,9 +118,9 @@ rfatlas.draw = (() => {
       }
       if (series.length > 1) {
         parts.push(
-          svg("line", { x1: W - 74, x2: W - 60, y1: top + 6 + 13 * i, y2: top + 6 + 13 * i,
-            stroke: colour, "stroke-width": 2 }),
-          svg("text", { x: W - 56, y: top + 9.5 + 13 * i }, s.name));
+          svg("line", { x1: left + 76 * i, x2: left + 76 * i + 16, y1: 8, y2: 8, stroke: colour,
+            "stroke-width": 2 }),
+          svg("text", { x: left + 76 * i + 20, y: 11.5 }, s.name));
       }
     });
     return svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title,
@@ -179,7 +181,6 @@ rfatlas.draw = (() => {
     items.forEach((item, i) => {
       const y = top + row * (i + 0.5);
       parts.push(svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, item.name));
-      if (item.value === null) return;
       if (item.low !== null && item.high !== null) {
         parts.push(svg("line", { x1: px(item.low), x2: px(item.high), y1: y, y2: y,
           stroke: COLOURS[0], "stroke-width": 2 }));

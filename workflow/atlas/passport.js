@@ -196,11 +196,13 @@ rfatlas.passport = (() => {
         title === "Classes" && data?.classes ? classBars(data.classes[channel]) : "",
       ];
       const list = (some) => html("dl", {}, some.flatMap((column) => number(column, row)));
-      return html("section", { class: "card" }, html("h3", {}, title), shown,
-        list(columns.slice(0, FIRST)),
-        columns.length > FIRST
-          ? html("details", {}, html("summary", {}, `${columns.length - FIRST} more`),
-            list(columns.slice(FIRST)))
+      // Of many numbers those that are not known are folded away first.
+      const known = columns.filter((column) => !rfatlas.missing(column.values[row]));
+      const first = columns.length > FIRST ? known.slice(0, FIRST) : columns;
+      const rest = columns.filter((column) => !first.includes(column));
+      return html("section", { class: "card" }, html("h3", {}, title), shown, list(first),
+        rest.length
+          ? html("details", {}, html("summary", {}, `${rest.length} more`), list(rest))
           : "");
     });
   }
@@ -284,8 +286,8 @@ rfatlas.passport = (() => {
           value: rfatlas.value(`${mode}_${column}`, row),
           low: rfatlas.value(`${mode}_${column}_lo`, row),
           high: rfatlas.value(`${mode}_${column}_hi`, row),
-        }));
-        if (items.some((item) => item.value !== null)) {
+        })).filter((item) => item.value !== null);
+        if (items.length) {
           add(intervals({ items, xLabel: `${unit}, 95 % interval`,
             title: `${caption}: ${items.map((i) => `${i.name} ${rfatlas.text(i.value)}`).join(", ")}` }),
           caption, column);

@@ -41,8 +41,10 @@ rfatlas.scatter = (() => {
       if (!byValue.has(v)) byValue.set(v, []);
       byValue.get(v).push(row);
     }
-    let names = [...byValue.keys()];
-    if (settings.colour !== "layer") names.sort((a, b) => (a === "–") - (b === "–") || a.localeCompare(b));
+    // Layers in the order of the network; what is missing last.
+    const names = settings.colour === "layer"
+      ? rfatlas.overview.layers.map((layer) => layer.name).filter((name) => byValue.has(name))
+      : [...byValue.keys()].sort((a, b) => (a === "–") - (b === "–") || a.localeCompare(b));
     if (names.length > MOST_TRACES) {
       return [{ name: "", rows, colour: rfatlas.draw.COLOURS[0] }];
     }
@@ -109,11 +111,12 @@ rfatlas.scatter = (() => {
       // A box that was drawn does not stay: the marked points say what is selected.
       selections: [],
     };
-    const config = { displaylogo: false, responsive: true, showLink: false, plotlyServerURL: "",
+    const config = { displaylogo: false, showLink: false, plotlyServerURL: "",
       modeBarButtonsToRemove: ["sendDataToCloud", "toImage", "autoScale2d"] };
     window.Plotly.react(element, data, layout, config);
     if (!plotted) {
       plotted = true;
+      new ResizeObserver(() => window.Plotly.Plots.resize(element)).observe(element);
       element.on("plotly_selected", picked);
       element.on("plotly_doubleclick", () => view.select([]));
       element.on("plotly_click", (event) => {
@@ -135,7 +138,8 @@ rfatlas.scatter = (() => {
     // Drawing from inside Plotly's own event would confuse it.
     setTimeout(() => {
       view.select(chosen);
-      if (chosen.length) rfatlas.grid.reveal(Math.min(...chosen), false);
+      const first = view.rows.find((row) => view.state.selection.has(row));
+      if (first !== undefined) rfatlas.grid.reveal(first, false);
     });
   }
 
