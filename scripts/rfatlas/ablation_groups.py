@@ -567,7 +567,8 @@ def among(group: Mapping[str, float], controls: Mapping[str, np.ndarray]) -> dic
     found = {"n_controls": len(controls["top1"])}
     for name, loses in (("top1", -1), ("loss", 1)):
         own, others = loses * group[name], loses * controls[name]
-        found[f"control_{name}"] = loses * np.median(others) if len(others) else np.nan
+        # Without a negative zero.
+        found[f"control_{name}"] = loses * np.median(others) + 0.0 if len(others) else np.nan
         for word, as_far in (("more", others >= own), ("less", others <= own)):
             share = (1 + as_far.sum()) / (1 + len(others)) if len(others) else np.nan
             found[f"p_{word}_{name}"] = share

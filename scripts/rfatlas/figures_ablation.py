@@ -426,7 +426,7 @@ def classes(
     labels = [f"{layer} · {channel}" for layer, channel in class_delta]
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    axes.spines[:].set(visible=True, color=style.PALE)
     bar = figure.colorbar(picture, ax=axes, pad=0.015, format=POINTS, shrink=0.9)
     bar.set_label("change of accuracy (points)", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
