@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from rfatlas import style
 
@@ -135,7 +136,7 @@ def fractions(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
         axes.set_ylabel(PROPERTIES[name])
     subtitle = "fraction of the channels of a layer, with 95 % Wilson intervals"
     style.titles(figure, panels[0], f"{group} · kinds of channels", subtitle)
-    figure.legend(handles=_handles(runs), loc="outside lower center", ncols=3)
+    figure.legend(handles=_handles(runs), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -163,15 +164,17 @@ def quantities(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
             )
         if name in LOGARITHMIC:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
             axes.yaxis.set_major_formatter("{x:.4g}")
-            axes.yaxis.set_minor_formatter("")
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(QUANTITIES[name])
     handles.append(
         Line2D([], [], color=style.GREY, linestyle="--", lw=1, label="theoretical field: side")
     )
     subtitle = "median and quartiles over channels; receptive field: σ of the effective one"
     style.titles(figure, panels[0], f"{group} · sizes and indices", subtitle)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -212,7 +215,7 @@ def matched(
         for run in others
     ]
     handles.append(Line2D([], [], color=style.INK, linewidth=1.4, label="by chance (permuted)"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 

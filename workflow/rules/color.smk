@@ -24,11 +24,11 @@ for run in run_names():
                 fields=[
                     f"results/{run}/receptive_fields/{layer}.h5"
                     for layer in layers
-                    if stage_on("receptive_fields")
+                    if stage_on("receptive_fields", run)
                 ],
                 virtual=[
                     f"results/{run}/virtual_filters.h5"
-                    for on in [stage_on("virtual_filters")]
+                    for on in [stage_on("virtual_filters", run)]
                     if on
                 ],
             output:
