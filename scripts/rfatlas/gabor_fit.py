@@ -55,25 +55,26 @@ POOR = 0.1
 #: A Gabor is oriented from this orientation selectivity on, as a response to gratings is.
 SELECTIVE_OSI = 0.5
 
-_ITERATIONS = 150
 # Frequencies at which the selectivity of a Gabor is looked for.
-_FREQUENCIES = 40
+_FREQUENCIES = 24
 
 
 @dataclass(frozen=True)
 class _Rest:
     """When an iteration has come to rest: the residual is orthogonal to every derivative, up to a
     `cosine`; or the sum of squares changes by less than the share `change`; or no more is left of
-    the variance than the share `left`."""
+    the variance than the share `left`. Without any of that it ends after so many `iterations`.
+    """
 
     cosine: float
     change: float
     left: float
+    iterations: int
 
 
 # All starts go far enough to tell how good they end, the best goes on to the end.
-_ROUGH = _Rest(1e-2, 1e-6, 1e-6)
-_FINE = _Rest(1e-5, 1e-10, 1e-11)
+_ROUGH = _Rest(1e-2, 1e-6, 1e-6, 20)
+_FINE = _Rest(1e-5, 1e-10, 1e-11, 150)
 # Of two linear columns that are nearly the same, as a share of their squares.
 _RIDGE = 1e-12
 # Pixels that are worked on at a time: a few arrays of them fit a cache.
@@ -86,8 +87,7 @@ _MONOMIALS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
 _PX, _PY = (np.array(powers) for powers in zip(*_MONOMIALS, strict=True))
 # In a Gram matrix of the two linear columns and the six derivatives: which polynomial each has.
 _ROWS = np.array([0, 0, 1, 2, 3, 4, 5, 6])
-# Steps of one iteration are at most this long: pixels in units of sigma, logarithms, radians,
-# and frequency in units of the field's resolution 1 / S.
+_BELOW = np.tril_indices(6, -1)
 _X, _Y, _SX, _SY, _THETA, _F = range(6)
 
 
@@ -261,8 +261,7 @@ class _Turned:
         found[:, _THETA, _THETA] = (ay - ax) * (across2 - along2) - 1j * k * along
         found[:, _X, _F], found[:, _Y, _F] = -2j * np.pi * c * one, -2j * np.pi * s * one
         found[:, _THETA, _F] = 2j * np.pi * across
-        below = np.tril_indices(6, -1)
-        found[:, *below] = found[:, below[1], below[0]]
+        found[:, *_BELOW] = found[:, _BELOW[1], _BELOW[0]]
         return found
 
 
@@ -379,6 +378,7 @@ def _step(
     right = np.where(held, 0, gradient / state.length)
     cosine = np.abs(right).max(1) / np.sqrt(state.rss.clip(1e-300))
     matrix = state.hessian / (state.length[:, :, None] * state.length[:, None])
+    # Steps in pixels, in logarithms, in radians and in cycles per pixel are no longer than this.
     limit = np.full_like(right, 0.7)
     limit[:, [_X, _Y]] = np.exp(state.shape[:, [_SX, _SY]].min(1))[:, None].clip(0.5)
     limit[:, _THETA], limit[:, _F] = 0.4, 0.5 / size
@@ -441,8 +441,8 @@ def refine(
     state = _State.at(grid, fields, owner, total, shape.clip(low, high))
     final = state.take(np.arange(len(shape)))
     converged = np.zeros(len(shape), bool)
-    active, damping = np.arange(len(shape)), np.full(len(shape), 1e-2)
-    for _ in range(_ITERATIONS):
+    active, damping = np.arange(len(shape)), np.full(len(shape), 1e-1)
+    for _ in range(rest.iterations):
         trial, promised, cosine = _step(state, damping, low, high, size)
         done = (cosine < rest.cosine) | (state.rss <= rest.left * total[owner[active]])
         converged[active[done]] = True
@@ -499,7 +499,7 @@ def _carriers(fields: np.ndarray) -> np.ndarray:
     """
     n, size = fields.shape[:2]
     low, high = bounds(size)
-    padded = max(32, 2 ** int(np.ceil(np.log2(2 * size)))) if size <= 64 else size + size % 2
+    padded = max(32, -(-size // 8) * 16) if size <= 64 else size + size % 2
     power = np.abs(np.fft.rfft2(fields, (padded, padded)))
     v, u = -np.fft.fftfreq(padded), np.fft.rfftfreq(padded)
     radius = np.hypot(u, v[:, None])
@@ -621,7 +621,7 @@ def windows(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         radius = int(np.searchsorted(inside, ENERGY * inside[-1]))
         # Few different sizes, each odd so that there is a middle pixel.
         wanted = 2 * int(np.ceil(1.25 * radius)) + 1
-        edge[index] = min(size, max(WHOLE, -(-(wanted + 1) // 8) * 8 - 1))
+        edge[index] = min(size, max(WHOLE, -(-(wanted + 1) // 16) * 16 - 1))
         top[index], left[index] = (
             np.clip(middle - edge[index] // 2, 0, size - edge[index]) for middle in (y, x)
         )
