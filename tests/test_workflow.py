@@ -292,39 +292,27 @@ def test_the_report_builds_as_one_file(small):
     assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']https?:", text), "it opens offline"
 
 
+# What reads channels.csv, and what reads the receptive fields and the top units besides.
+TABLE = {"channels", "orientation", "opponency", "ablation_groups", "figures", "atlas"}
+FIELDS = TABLE | {"gabor", "color", "preferred_stimulus", "virtual_filters"}
+UNITS = FIELDS | {"receptive_fields", "skip_residual", "ablation"}
+
+
 @pytest.mark.parametrize(
     ("changes", "rerun"),
     [
         ({"figures": {"channels": 3}}, {"figures"}),
-        (
-            {"channels": {"inactive_norm": 0.2}},
-            {"channels", "ablation_groups", "figures", "atlas"},
-        ),
+        ({"channels": {"inactive_norm": 0.2}}, TABLE),
         ({"ablation_groups": {"controls": 3}}, {"ablation_groups", "figures"}),
-        (
-            {"receptive_fields": {"keep": 4}},
-            {"receptive_fields", "channels", "ablation_groups", "figures", "atlas"},
-        ),
-        (
-            {"activations": {"top_k": 5}},
-            {
-                "activations",
-                "receptive_fields",
-                "channels",
-                "ablation_groups",
-                "figures",
-                "atlas",
-            },
-        ),
+        ({"receptive_fields": {"keep": 4}}, FIELDS | {"receptive_fields"}),
+        ({"activations": {"top_k": 5}}, UNITS | {"activations"}),
         ({"stages": {"figures": False}}, set()),
         ({"stages": {"atlas": False}}, set()),
-        (
-            {"stages": {"receptive_fields": False}},
-            {"channels", "ablation_groups", "figures", "atlas"},
-        ),
+        # Without the fields there are no Gabors; what uses them where they are does without.
+        ({"stages": {"receptive_fields": False}}, FIELDS - {"gabor"}),
         (
             {"stages": {"receptive_fields": False, "figures": False}},
-            {"channels", "ablation_groups", "atlas"},
+            FIELDS - {"gabor", "figures"},
         ),
     ],
     ids=str,
