@@ -1,14 +1,14 @@
 """Preferred stimuli of a ResNet-18 at 224 px: ours against optimisation of the full image, on the
 CPU, at equal activation reached.
 
-Ours climbs on the receptive field's exact crop, all channels of a batch together, with the config's
-defaults from one noise start each. The peer is what Lucid made standard: the spectrum of the full
-image in decorrelated colours, Adam, the whole network with a hook at the layer, gradients back from
-there. It may stop a channel as soon as this reaches what ours ended with, has no penalty to
-overcome, and its channels share batches, too; the time in which it looks for targets that it does
-not meet in `--most` steps counts only up to there, so ratios are lower bounds then. Both maximise
-the centre unit before the layer's last ReLU. The last line is one JSON object of ratios by layer:
-the peer's time per channel over ours.
+Ours climbs on the receptive field's exact crop, all channels of a batch together, for the config's
+number of steps from one noise start each. The peer is what Lucid made standard: the spectrum of the
+full image in decorrelated colours, Adam, the whole network with a hook at the layer, gradients back
+from there. Its channels share batches, too, and it may stop a channel as soon as this reaches what
+ours ended with, while ours always goes to its end; the time in which it looks for targets that it
+does not meet in `--most` steps counts only up to there, so ratios are lower bounds then. Neither
+has penalties; both maximise the centre unit before the layer's last ReLU. The last line is one JSON
+object of ratios by layer: the peer's time per channel over ours.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from rfatlas.torchvision_ops import torchvision
 LAYERS = ("maxpool", "layer1.1", "layer2.0", "layer2.1")
 EXTENT = 224
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-STEPS, L2, TV = 48, 1.0, 0.1
+STEPS = 48
 #: Decorrelated colours as natural photographs have them: light-dark, blue-yellow, red-green.
 COLOURS = np.array([[1, 0.28, 0.12], [1, 0, -0.24], [1, -0.28, 0.12]])
 
@@ -48,7 +48,7 @@ def run_ours(probe: Probe, layer: str, channels: np.ndarray) -> np.ndarray:
         torch.zeros((0, n, 2), dtype=torch.int64),
     )
     fourier = stimulus.Fourier(square.size, COLOURS)
-    objective = stimulus.Objective(probe, square, fourier, climbs, L2, TV, max(1, probe.batch // 2))
+    objective = stimulus.Objective(probe, square, fourier, climbs, 0, 0, max(1, probe.batch // 2))
     starts = [stimulus.noise(square.size, 0, layer, int(channel), 0) for channel in channels]
     begin = fourier.encode(torch.from_numpy(np.stack(starts)))
     end = ascent.lbfgs(objective, begin, STEPS, None)
