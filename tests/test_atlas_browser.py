@@ -435,6 +435,19 @@ def test_numbers_explain_themselves(page, site):
     page.until(lambda: "Morcos et al. 2018" in page.text("#tooltip"))
 
 
+def test_an_address_without_such_a_channel_opens_the_grid(page, site):
+    _, path, table = site
+    for part in ("#conv1/99", "#nowhere/1", "#conv1", "#%"):
+        page.open(path, part)
+        assert not page.one("#passport").is_displayed()
+        assert page.text("#status") == f"{len(table)} of {len(table)} channels"
+    page.run("location.hash = '#maxpool/0'")
+    page.run("location.hash = '#conv1/1'")
+    page.until(lambda: page.one("#passport").is_displayed())
+    page.driver.back()
+    page.until(lambda: not page.one("#passport").is_displayed())
+
+
 def test_a_silent_channel_has_a_passport_too(page, site):
     _, path, _ = site
     page.open(path, "#layer1.0/2")

@@ -184,15 +184,9 @@
   }
 
   function selection() {
-    $("clear-selection").addEventListener("click", clear);
+    $("clear-selection").addEventListener("click", () => view.select([]));
     $("only-selected").addEventListener("click", () =>
       view.change({ onlySelected: !view.state.onlySelected }));
-  }
-
-  function clear() {
-    const only = view.state.onlySelected;
-    view.select([]);
-    if (only) view.update();
   }
 
   function downloads() {
@@ -288,7 +282,7 @@
           $("search").value = "";
           view.change({ search: "" });
         } else {
-          clear();
+          view.select([]);
         }
       } else if (event.key === "Enter" && event.target === $("search") && view.rows.length) {
         rfatlas.grid.reveal(view.rows[0], true);

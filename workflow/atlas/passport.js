@@ -42,9 +42,18 @@ rfatlas.passport = (() => {
   }
 
   function follow() {
-    const row = rfatlas.find(decodeURIComponent(location.hash.slice(1)));
+    const row = rfatlas.find(asked());
     if (row >= 0) show(row);
     else if (dialog.open) dialog.close();
+  }
+
+  // The channel in the address; an address that is no text names none.
+  function asked() {
+    try {
+      return decodeURIComponent(location.hash.slice(1));
+    } catch {
+      return "";
+    }
   }
 
   function open(row) {

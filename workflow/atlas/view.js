@@ -90,11 +90,12 @@ rfatlas.view = (() => {
   }
 
   function select(chosen) {
+    const only = state.onlySelected;
     state.selection = new Set(chosen);
     if (state.selection.size === 0) state.onlySelected = false;
     listeners.selection.forEach((listener) => listener());
     // With "only these" on, or just off, what is shown has changed as well.
-    if (state.onlySelected || rows.length === 0) update();
+    if (only) update();
   }
 
   function toggle(row) {
