@@ -32,8 +32,7 @@
     view.update();
     rfatlas.passport.setup($("passport"));
     // The library of the scatter plot is large: the grid comes first.
-    const later = window.requestIdleCallback ?? ((action) => setTimeout(action, 50));
-    requestAnimationFrame(() => later(() => rfatlas.scatter.start()));
+    requestAnimationFrame(() => setTimeout(() => rfatlas.scatter.start()));
     // For measurements: tests/benchmarks/atlas.py reads the marks.
     performance.mark("ready");
     document.body.dataset.ready = "true";
