@@ -210,9 +210,11 @@ def test_shipped_weights_are_those_of_the_provenance(network, provenance):
     assert provenance["class_names"] == list(scenes.CLASS_NAMES)
 
 
-def test_the_default_config_normalises_as_the_training_did(provenance):
+def test_the_default_config_normalises_as_the_training_did(network, provenance):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    assert config["models"]["demo"]["input"] == provenance["input"]
+    name = {"resnet_demo": "demo", "plainnet_demo": "demo_plain"}[network]
+    assert config["models"][name]["factory"] == provenance["factory"]
+    assert config["models"][name]["input"] == provenance["input"]
     # The demo's scenes are new to the network.
     seeds = {provenance["settings"][key] for key in ("seed", "held_out_seed")}
     assert config["datasets"]["scenes"]["seed"] not in seeds
