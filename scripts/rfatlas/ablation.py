@@ -204,7 +204,8 @@ def sweep(
                         ),
                     )
                     results.put((some, part), block)
-                shown.update(len(channels[layer]) * (last - first))
+                    shown.update(len(some) * (last - first))
+                shown.update((len(channels[layer]) - len(active)) * (last - first))
     progress.save()
     rows = order[start:stop]
     with store.create(output, {**attrs, "start": start, "stop": stop, "total": len(order)}) as file:
