@@ -217,7 +217,12 @@ def runs(files: Mapping[str, h5py.File], descriptions: Mapping[str, Mapping]) ->
 
 
 def _guesses(file: h5py.File) -> np.ndarray | None:
-    return file["output/logits"][:].argmax(axis=1) if "logits" in file["output"] else None
+    """The class that each image is given (n,), or None without a classifier."""
+    if "logits" not in file["output"]:
+        return None
+    logits = file["output/logits"]
+    starts = range(0, len(logits), 4096)
+    return np.concatenate([logits[start : start + 4096].argmax(axis=1) for start in starts])
 
 
 def _accuracy(file: h5py.File) -> dict[str, float]:
