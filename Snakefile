@@ -36,6 +36,7 @@ include: "workflow/rules/orientation.smk"
 include: "workflow/rules/opponency.smk"
 include: "workflow/rules/ablation_groups.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/findings.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/figures_orientation.smk"
 include: "workflow/rules/figures_color.smk"
@@ -67,6 +68,7 @@ rule all:
         opponency_files() if stage_on("opponency") else [],
         compare_files(),
         ablation_group_files(),
+        finding_files() if stage_on("findings") else [],
         figure_files() if stage_on("figures") else [],
         atlas_files() if stage_on("atlas") else [],
     localrule: True
@@ -178,6 +180,12 @@ rule opponency:
 rule ablation_groups:
     input:
         ablation_group_files(),
+    localrule: True
+
+
+rule findings:
+    input:
+        finding_files(),
     localrule: True
 
 

@@ -19,7 +19,7 @@ with jobs.job(snakemake) as log:
     found = findings.collect(snakemake.wildcards.run, of, tables)
     text = json.dumps(found, indent=1, ensure_ascii=False)
     Path(snakemake.output.json).write_text(text + "\n", encoding="utf-8")
-    page = findings.page(found, Path(snakemake.params.template))
+    page = findings.page(found, Path(snakemake.input.template))
     Path(snakemake.output.page).write_text(page, encoding="utf-8")
     for claim in found["claims"]:
         log.info("%s: %s", claim["claim"], claim["sentence"] or claim["missing"])

@@ -318,6 +318,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "orientation",
         "opponency",
         "ablation_groups",
+        "findings",
         "figures",
         "figures_orientation",
         "figures_color",

@@ -35,6 +35,7 @@ TARGETS = [
     "opponency",
     "compare",
     "ablation_groups",
+    "findings",
     "figures",
     "atlas",
 ]

@@ -44,6 +44,7 @@ _SOURCES_OF_KEY = {
 FOLLOWS = {
     "orientation": ("gabor", "gratings"),
     "opponency": ("color",),
+    "findings": ("gratings", "color", "ablation"),
     "ablation_groups": ("ablation",),
 }
 

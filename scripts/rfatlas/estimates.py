@@ -45,6 +45,7 @@ MEMORY_MB = {
     "ablation_groups_tables": 3000,
     "orientation": 1000,
     "opponency": 1000,
+    "findings": 1000,
     "figures": 2000,
     "figures_orientation": 1000,
     "figures_color": 1500,
@@ -73,6 +74,7 @@ RUN_STAGES = (
     "orientation",
     "opponency",
     "ablation_groups",
+    "findings",
     "figures",
     "figures_orientation",
     "figures_color",
@@ -571,6 +573,12 @@ class Budget:
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("ablation_groups")
         return Row("ablation_groups", run, jobs, each, self._parallel, mem, files)
+
+    def _findings(self, run: str) -> Row:
+        # Reading a few tables is next to nothing beside the start of the job.
+        files = {f"results/{run}/findings": 20e3 * len(self.layers[run])}
+        seconds = self.rates["start_plain"]
+        return Row("findings", run, 1, seconds, 1, self.mem_mb("findings"), files)
 
     def _figures(self, run: str) -> Row:
         layers = len(self.layers[run])

@@ -92,6 +92,7 @@ MODULES = {
     "channels": ("channels", "statistics"),
     "orientation": ("orientation", "statistics"),
     "opponency": ("opponency", "statistics"),
+    "findings": ("findings",),
     "compare": ("compare", "similarity", "statistics"),
     "figures": ("figures", "style", "statistics"),
     "atlas": ("atlas", "atlas_pictures", "style", "tuning"),

@@ -262,6 +262,20 @@ def ablation_group_files():
     return expand("results/{run}/{name}.csv", run=ablation_runs(), name=names)
 
 
+def finding_tables(run, stage, name):
+    """The table of a stage that a run's findings rest on; none where the stage is off for it."""
+    if not stage_on(stage, run) or (stage == "ablation_groups" and run not in ablation_runs()):
+        return []
+    folder = "" if stage == "ablation_groups" else f"{stage}/"
+    return [f"results/{run}/{folder}{name}.csv"]
+
+
+def finding_files():
+    """The findings of all runs."""
+    files = ["findings.json", "findings.html"]
+    return expand("results/{run}/{file}", run=runs_with("findings"), file=files)
+
+
 def ablation_figures(run):
     """The figures about ablations of a run, with their titles."""
     titles = {f"effects_{mode}": f"each channel: {mode}" for mode in ablation_modes(run)}

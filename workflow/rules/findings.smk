@@ -1,0 +1,42 @@
+# Stage findings: the paper's three claims, answered from the tables of a run.
+# In:  results/<run>/model.json and, as far as their stages are on, results/<run>/orientation/
+#      selective.csv, results/<run>/opponency/{counts,confusion}.csv,
+#      results/<run>/inactive_first_layer.csv
+# Out: results/<run>/findings.json, results/<run>/findings.html
+
+
+rule findings_page:
+    input:
+        description="results/{run}/model.json",
+        selective=lambda wildcards: finding_tables(wildcards.run, "orientation", "selective"),
+        counts=lambda wildcards: finding_tables(wildcards.run, "opponency", "counts"),
+        confusion=lambda wildcards: finding_tables(wildcards.run, "opponency", "confusion"),
+        inactive=lambda wildcards: finding_tables(
+            wildcards.run, "ablation_groups", "inactive_first_layer"
+        ),
+        template=Path(workflow.basedir) / "workflow" / "findings" / "findings.html",
+    output:
+        json="results/{run}/findings.json",
+        page=report(
+            "results/{run}/findings.html",
+            caption="../report/findings.rst",
+            category="Findings",
+            labels={"run": "{run}", "page": "the three claims"},
+        ),
+    log:
+        "logs/findings/{run}.log",
+    benchmark:
+        "benchmarks/findings/{run}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=budget.mem_mb("findings"),
+        runtime=10,
+        gpu=0,
+    params:
+        code=versions.digest("findings"),
+        model=lambda wildcards: model_config(wildcards.run)["factory"],
+        dataset=lambda wildcards: run_dataset(wildcards.run),
+    script:
+        "../../scripts/findings.py"
