@@ -38,5 +38,7 @@ with jobs.job(snakemake) as log, contextlib.ExitStack() as opened:
     ):
         figure = draw[name]()
         style.save(figure, png)
+        # Everything has its place now; the layout need not be worked out again.
+        figure.set_layout_engine("none")
         style.save(figure, pdf)
         log.info("%s", png)

@@ -75,6 +75,8 @@ CURVES = 12
 
 #: Side of the pictures of a sheet, in pixels.
 SIDE = 72
+#: Dots on the rim of a sheet's circle of hues.
+RIM_DOTS = 90
 
 
 def layers_of(table: pd.DataFrame) -> list[str]:
@@ -573,6 +575,8 @@ def sheet(found: Channels, table: pd.DataFrame, run: str, layer: str) -> Figure:
     table = table.set_index("channel")
     shades = [_diverging(minus, plus) for _, minus, plus in AXES.values()]
     lines, inks, dots, dot_inks = [], [], [], []
+    # More dots than pixels on the rim take time and show nothing.
+    step = max(1, len(found.degrees) // RIM_DOTS)
     for row, channel in enumerate(found.channel):
         facts = table.loc[channel]
         page.label(row, channel, *_sheet_label(facts))
@@ -591,8 +595,8 @@ def sheet(found: Channels, table: pd.DataFrame, run: str, layer: str) -> Figure:
             inks.append(ink)
         middle = np.array(page.layout.corner(row, len(headings) - 1)) + SIDE / 2
         ring = _ring(found.degrees) * (1, -1)
-        dots.append(middle + (SIDE / 2 - 4) * ring)
-        dot_inks.append(found.color)
+        dots.append(middle + (SIDE / 2 - 4) * ring[::step])
+        dot_inks.append(found.color[::step])
         if found.hue[row].max() > 0:
             radius = (SIDE / 2 - 8) * found.hue[row] / found.hue[row].max()
             lines.append(middle + (radius[:, None] * ring)[_closed(ring)])
