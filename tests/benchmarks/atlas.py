@@ -2,10 +2,10 @@
 opens it from disk.
 
 The run is invented: 8 layers of 500 channels with receptive fields of 64 pixels, smooth noise for
-patches and fields, and the columns and curves of the tuning stages. Loading is timed from
-the start of navigation until the page is ready and its grid drawn, and until the scatter plot is,
-too; the browser starts anew each time. Memory is that of the page: its JavaScript heap,
-and the private memory of its process. The last line is one JSON object.
+patches and fields, 320 columns without gaps, and the curves of gratings. Loading is timed from the
+start of navigation until the page is ready and its grid drawn, and until the scatter plot is, too;
+the browser starts anew each time. Memory is that of the page: its JavaScript heap, and the private
+memory of its process. The last line is one JSON object.
 """
 
 import argparse
