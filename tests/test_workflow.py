@@ -240,6 +240,14 @@ def small(tmp_path_factory):
         "activations": {"top_k": 4, "range_size": 5},
         "receptive_fields": {"keep": 3, "layers_per_job": 3},
         "gabor": {"layers_per_job": 3},
+        "color": {
+            "orientations": 3,
+            "frequencies": 4,
+            "phases": 4,
+            "directions": 3,
+            "hues": 12,
+            "layers_per_job": 3,
+        },
         "preferred_stimulus": {"steps": 3, "noise_starts": 1, "layers_per_job": 3},
         "ablation": {"layers_per_job": 2, "images": 6, "range_size": 4, "modes": ["zero"]},
         "ablation_groups": {
