@@ -531,7 +531,8 @@ def nx_ny(
             axes.set_xlabel("$n_x$", labelpad=1)
         if axes in left:
             axes.set_ylabel("$n_y$", labelpad=1)
-        axes.tick_params(labelsize=8)
+        # Between the rows there is no room for the labels of ticks, and all panels have the same.
+        axes.tick_params(labelsize=8, labelbottom=axes in bottom, labelleft=axes in left)
     handles = [
         Line2D([], [], color=style.BLUE, marker="o", linestyle="", label="orientation-selective"),
         Line2D(
