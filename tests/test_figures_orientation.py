@@ -69,7 +69,9 @@ def dots(axes) -> list[np.ndarray]:
 # ---- legible
 
 
-@pytest.mark.parametrize(("layers", "with_twin"), [(1, False), (3, True), (8, False), (9, False), (18, True)])
+@pytest.mark.parametrize(
+    ("layers", "with_twin"), [(1, False), (3, True), (8, False), (9, False), (18, True)]
+)
 def test_every_text_can_be_read(layers, with_twin):
     table = tuning(network(layers))
     twin = tuning(network(layers), seed=1, tuned=0.2) if with_twin else None

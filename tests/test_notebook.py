@@ -22,9 +22,6 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("notebook")
     invented = Run()
     folder = invented.write(place / "results" / "demo")
-    with h5py.File(folder / "activations.h5", "r+") as file:
-        for layer in invented.layers:
-            file[f"{layer.name}/image_max"] = invented.value[layer.name].max((2, 3))
     table = channels.build(
         folder / "activations.h5",
         folder / "model.json",

@@ -297,7 +297,7 @@ def test_the_report_builds_as_one_file(small):
 
 
 # What reads channels.csv, and what reads the receptive fields and the top units besides.
-TABLE = {"channels", "orientation", "opponency", "ablation_groups", "figures", "atlas"}
+TABLE = {"channels", "orientation", "opponency", "ablation_groups", "findings", "figures", "atlas"}
 FIELDS = TABLE | {"gabor", "color", "preferred_stimulus", "virtual_filters"}
 UNITS = FIELDS | {"receptive_fields", "skip_residual", "ablation"}
 
@@ -307,7 +307,7 @@ UNITS = FIELDS | {"receptive_fields", "skip_residual", "ablation"}
     [
         ({"figures": {"channels": 3}}, {"figures"}),
         ({"channels": {"inactive_norm": 0.2}}, TABLE),
-        ({"ablation_groups": {"controls": 3}}, {"ablation_groups", "figures"}),
+        ({"ablation_groups": {"controls": 3}}, {"ablation_groups", "findings", "figures"}),
         ({"receptive_fields": {"keep": 4}}, FIELDS | {"receptive_fields"}),
         ({"activations": {"top_k": 5}}, UNITS | {"activations"}),
         ({"stages": {"figures": False}}, set()),

@@ -145,9 +145,13 @@ def drawn_datasets():
 
 
 def layer_files(stage):
-    """What a stage that works on layers makes of all runs, one file per layer."""
+    """What a stage that works on layers makes of all runs, one file per layer; also of a stage that
+    is switched off, which can still be asked for by its name."""
     return [
-        f"results/{run}/{stage}/{layer}.h5" for run in runs_with(stage) for layer in run_layers(run)
+        f"results/{run}/{stage}/{layer}.h5"
+        for run in run_names()
+        if stage not in settings["runs"][run]["without"]
+        for layer in run_layers(run)
     ]
 
 
