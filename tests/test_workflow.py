@@ -1,6 +1,5 @@
 """The workflow as a user runs it: rehearsals of every config, refusals, what a change reruns."""
 
-import json
 import os
 import re
 import subprocess

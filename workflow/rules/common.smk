@@ -157,7 +157,8 @@ def layer_files(stage):
 
 def virtual_files():
     """The virtual filters of all runs."""
-    return expand("results/{run}/virtual_filters.h5", run=runs_with("virtual_filters"))
+    runs = [run for run in run_names() if "virtual_filters" not in settings["runs"][run]["without"]]
+    return expand("results/{run}/virtual_filters.h5", run=runs)
 
 
 def orientation_files():
