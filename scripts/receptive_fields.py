@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from rfatlas import devices, jobs, model, receptive_fields, store
+from rfatlas import crops, devices, jobs, model, receptive_fields, store
 
 with (
     jobs.job(snakemake) as log,
@@ -23,14 +21,9 @@ with (
         "receptive_fields", settings, network.weights_sha256, created_from, str(device)
     )
     for layer, output in zip(snakemake.params.layers, snakemake.output.fields, strict=True):
-        group = activations[layer]
-        source, top_k = settings["source"], settings["top_k"]
-        top = {
-            key: group[f"{source}_{key}"][:, :top_k] if top_k else group[f"{source}_{key}"][:]
-            for key in ("value", "image", "yx")
-        }
-        channels = np.arange(len(top["image"]))[: settings["channels"]]
-        top = {key: table[channels] for key, table in top.items()}
+        channels, top = crops.top_tables(
+            activations[layer], settings["source"], settings["top_k"], settings["channels"]
+        )
         with jobs.progress(total=int((top["image"] >= 0).sum()), unit="unit", desc=layer) as bar:
             receptive_fields.measure(
                 network,

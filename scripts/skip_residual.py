@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from rfatlas import devices, jobs, model, skip_residual, store
+from rfatlas import crops, devices, jobs, model, skip_residual, store
 
 with (
     jobs.job(snakemake) as log,
@@ -23,13 +21,9 @@ with (
         "skip_residual", settings, network.weights_sha256, created_from, str(device)
     )
     for layer, output in zip(snakemake.params.layers, snakemake.output.fields, strict=True):
-        group = activations[layer]
-        source, top_k = settings["source"], settings["top_k"]
-        channels = np.arange(len(group[f"{source}_image"]))[: settings["channels"]]
-        top = {
-            key: group[f"{source}_{key}"][: len(channels), :top_k]
-            for key in ("value", "image", "yx")
-        }
+        channels, top = crops.top_tables(
+            activations[layer], settings["source"], settings["top_k"], settings["channels"]
+        )
         with jobs.progress(total=int((top["image"] >= 0).sum()), unit="unit", desc=layer) as bar:
             reason = skip_residual.measure(
                 network,

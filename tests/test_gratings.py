@@ -2,11 +2,6 @@
 killed jobs, blanks that change a label."""
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import h5py
@@ -14,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kills import check_resumes
 from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18
 from torch import nn
 
@@ -418,57 +414,18 @@ def test_a_layer_that_nothing_drives(tmp_path):
 
 # ---- progress
 
-KILLED = textwrap.dedent(
-    """
-    import os, signal, sys
-    sys.path[:0] = sys.argv[2:4]
-    import test_gratings as t
-
-    sys.modules["rfatlas.probe"]._SAVE_EVERY_S = 0.0
-    network = t.loaded(t.resnet18(4), t.EXTENT)
-    respond, seen, stop = t.Probe.respond, [0], int(sys.argv[4])
-
-    def counted(self, stimuli):
-        seen[0] += 1
-        if seen[0] == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return respond(self, stimuli)
-
-    t.Probe.respond = counted
-    t.measure(network, "layer1.1", t.Path(sys.argv[1]), t.SMALL, batch=40)
-    print("calls", seen[0])
-    """
-)
-
 
 def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
-    """SIGKILL in the grid and among the best gratings: at most one batch is shown twice."""
-    here = Path(__file__).resolve().parent
+    """SIGKILL in the grid and among the best gratings; each start shows the three blanks first."""
+    script = """
+import test_gratings as t
 
-    def run(output: Path, stop: int) -> subprocess.CompletedProcess:
-        arguments = [str(output), str(here), str(here.parent / "scripts"), str(stop)]
-        return subprocess.run(
-            [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False
-        )
-
-    whole = run(tmp_path / "whole.h5", 0)
-    assert whole.returncode == 0, whole.stderr
-    calls = int(whole.stdout.split()[-1])
-    done = 0
-    # Each start shows the three blanks first.
-    for stop in (3 + 4, 3 + calls // 2):
-        killed = run(tmp_path / "killed.h5", stop)
-        assert killed.returncode == -signal.SIGKILL
-        assert not (tmp_path / "killed.h5").exists()
-        done += stop - 1 - 3
-    last = run(tmp_path / "killed.h5", 0)
-    assert last.returncode == 0, last.stderr
-    assert done + int(last.stdout.split()[-1]) - 3 <= calls - 3 + 2
-    assert not os.path.exists(tmp_path / "killed.h5.partial")
-    with h5py.File(tmp_path / "whole.h5") as a, h5py.File(tmp_path / "killed.h5") as b:
-        assert set(a) == set(b)
-        for key in a:
-            assert np.array_equal(a[key][:], b[key][:], equal_nan=True), key
+sys.modules["rfatlas.probe"]._SAVE_EVERY_S = 0.0
+network = t.loaded(t.resnet18(4), t.EXTENT)
+t.Probe.respond = counted(t.Probe.respond)
+t.measure(network, "layer1.1", output, t.SMALL, batch=40)
+"""
+    check_resumes(script, tmp_path, lambda calls: (4, calls // 2), head=3)
 
 
 def test_a_finished_layer_waits_beside_its_output_and_is_not_measured_again(tmp_path, monkeypatch):

@@ -1,19 +1,13 @@
 """Preferred stimuli: closed forms of linear units, planted deeper ones, and the ascents' book-
 keeping."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from kills import check_resumes
 from scipy import optimize
 from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18
 from torch import nn
@@ -503,53 +497,18 @@ def test_blocks_batches_and_company_do_not_change_results(
     np.testing.assert_allclose(alone.start_value[0], whole.start_value[2], rtol=1e-3, atol=1e-4)
 
 
-KILLED = textwrap.dedent(
-    """
-    import os, signal, sys
-    sys.path[:0] = sys.argv[2:4]
-    import numpy as np
-    import test_preferred_stimulus as t
-    t.stimuli._BLOCK = 2
-    network, block, count = t.loaded(t.resnet18(1), 64), t.stimuli._block, [0]
-
-    def counted(*args):
-        count[0] += 1
-        if count[0] == int(sys.argv[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return block(*args)
-
-    t.stimuli._block = counted
-    settings = t.replace(t.EVERYTHING, gradient_start=False, steps=4)
-    t.measure(network, "layer1.0", t.Path(sys.argv[1]), settings, np.arange(9))
-    print("blocks", count[0])
-    """
-)
-
-
 def test_a_killed_job_goes_on_with_the_next_block(tmp_path):
-    here = Path(__file__).resolve().parent
+    script = """
+import numpy as np
+import test_preferred_stimulus as t
 
-    def run(folder, stop):
-        folder.mkdir(exist_ok=True)
-        arguments = [str(folder), str(here), str(here.parent / "scripts"), str(stop)]
-        return subprocess.run(
-            [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False
-        )
-
-    whole = run(tmp_path / "whole", 0)
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stdout.split()[-1] == "5"
-    killed = run(tmp_path / "killed", 4)
-    assert killed.returncode == -signal.SIGKILL
-    assert not os.path.exists(tmp_path / "killed" / "layer1.0.h5")
-    rest = run(tmp_path / "killed", 0)
-    assert rest.returncode == 0, rest.stderr
-    assert rest.stdout.split()[-1] == "2", "three of five blocks were saved"
-    with (
-        h5py.File(tmp_path / "whole" / "layer1.0.h5") as a,
-        h5py.File(tmp_path / "killed" / "layer1.0.h5") as b,
-    ):
-        for key in a:
-            assert np.array_equal(a[key][:], b[key][:], equal_nan=True), key
-    tables = [pd.read_csv(tmp_path / name / "layer1.0.csv") for name in ("whole", "killed")]
-    pd.testing.assert_frame_equal(*tables)
+t.stimuli._BLOCK = 2
+t.stimuli._block = counted(t.stimuli._block)
+settings = t.replace(t.EVERYTHING, gradient_start=False, steps=4)
+folder = output.with_suffix("")
+folder.mkdir(exist_ok=True)
+t.measure(t.loaded(t.resnet18(1), 64), "layer1.0", folder, settings, np.arange(9))
+for suffix in (".h5", ".csv"):
+    (folder / f"layer1.0{suffix}").rename(output.with_suffix(suffix))
+"""
+    check_resumes(script, tmp_path, lambda blocks: (blocks - 1,))

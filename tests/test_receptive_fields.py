@@ -1,18 +1,12 @@
 """Receptive fields: exact crops against the whole image, planted and closed forms, brute-force
 sums."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kills import check_resumes
 from torch import nn
 
 from rfatlas import crops, graph, model, receptive_fields, store
@@ -332,61 +326,19 @@ def test_activations_of_other_weights_are_refused(tmp_path):
     assert not (tmp_path / "x.h5").exists()
 
 
-KILLED = textwrap.dedent(
-    """
-    import os, signal, sys
-    import numpy as np
-    sys.path[:0] = sys.argv[2:4]
-    import test_receptive_fields as t
-    from rfatlas import crops, receptive_fields as rf
-
-    rf._SAVE_EVERY_S = 0.0
-    rf.plan = lambda *args: crops.Plan(block=4, batch=2)
-    network, images = t.loaded(t.resnet18(4), 64), t.photographs(3, 64, 7)
-    top = t.top_tables(network, "layer2.0", images, 6, 10)
-    look, seen, stop = rf.look, [0], int(sys.argv[4])
-
-    def counted(*args):
-        seen[0] += 1
-        if seen[0] == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return look(*args)
-
-    rf.look = counted
-    t.measure(network, "layer2.0", images, top, t.Path(sys.argv[1]))
-    print("batches", seen[0])
-    """
-)
-
-
 def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
-    """SIGKILL at several batches: at most one batch is done twice, and the file is the undisturbed
-    one."""
-    here = Path(__file__).resolve().parent
+    script = """
+import test_receptive_fields as t
+from rfatlas import crops, receptive_fields
 
-    def run(output: Path, stop: int) -> subprocess.CompletedProcess:
-        arguments = [str(output), str(here), str(here.parent / "scripts"), str(stop)]
-        return subprocess.run(
-            [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False
-        )
-
-    whole = run(tmp_path / "whole.h5", 0)
-    assert whole.returncode == 0, whole.stderr
-    batches = int(whole.stdout.split()[-1])
-    done = 0
-    for stop in (4, batches // 2):
-        killed = run(tmp_path / "killed.h5", stop)
-        assert killed.returncode == -signal.SIGKILL
-        assert not (tmp_path / "killed.h5").exists()
-        done += stop - 1
-    last = run(tmp_path / "killed.h5", 0)
-    assert last.returncode == 0, last.stderr
-    assert done + int(last.stdout.split()[-1]) <= batches + 2
-    assert not os.path.exists(tmp_path / "killed.h5.partial")
-    with h5py.File(tmp_path / "whole.h5") as a, h5py.File(tmp_path / "killed.h5") as b:
-        assert set(a) == set(b)
-        for key in a:
-            assert np.array_equal(a[key][:], b[key][:], equal_nan=True), key
+crops._SAVE_EVERY_S = 0.0
+receptive_fields.plan = lambda *args: crops.Plan(block=4, batch=2)
+network, images = t.loaded(t.resnet18(4), 64), t.photographs(3, 64, 7)
+top = t.top_tables(network, "layer2.0", images, 6, 10)
+receptive_fields.look = counted(receptive_fields.look)
+t.measure(network, "layer2.0", images, top, output)
+"""
+    check_resumes(script, tmp_path, lambda batches: (4, batches // 2))
 
 
 def test_a_finished_layer_waits_beside_its_output_and_is_not_measured_again(tmp_path, monkeypatch):

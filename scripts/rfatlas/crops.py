@@ -7,13 +7,15 @@ padding there is the network's own, and everywhere else the unit depends on noth
 crop. All crops of a layer have one size.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from rfatlas import store
 from rfatlas.errors import RfatlasError
 from rfatlas.graph import Geometry
 
@@ -22,6 +24,9 @@ _CPU = torch.device("cpu")
 # A recomputed activation further from the cached one than this share of the layer's largest means
 # that the two come from other weights or images; float32 rounding stays far below.
 _CERTIFICATE_LIMIT = 1e-2
+
+# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
+_SAVE_EVERY_S = 30.0
 
 
 # ---- geometry
@@ -86,6 +91,18 @@ def window(geometry: Geometry | None, image_size: int) -> Window:
     )
 
 
+def attributes(cut: Window) -> dict[str, Any]:
+    """Return the attributes that tell a reader of a layer's file where its windows lie: `size`,
+    `stride`, `start` (the centre of unit 0) and `image_size`, in pixels."""
+    geometry = cut.geometry
+    return {
+        "size": max(geometry.size) if geometry else cut.image_size,
+        "stride": max(geometry.stride) if geometry else 0,
+        "start": geometry.start[0] if geometry else cut.image_size / 2,
+        "image_size": cut.image_size,
+    }
+
+
 # ---- units
 
 
@@ -107,6 +124,20 @@ class Units:
     def take(self, rows: np.ndarray) -> "Units":
         """Return the units of the given rows."""
         return Units(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def top_tables(
+    group: Mapping[str, Any], source: str, top_k: int | None, channels: int | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the numbers (C,) of a layer's first `channels` channels, and the `value` (C, K),
+    `image` (C, K) and `yx` (C, K, 2) of their `top_k` strongest units; None takes all.
+
+    `group` is the layer's in `activations.h5`; `source` (top, top_per_image) the tables to take.
+    """
+    numbers = np.arange(len(group[f"{source}_image"]))[:channels]
+    return numbers, {
+        key: group[f"{source}_{key}"][: len(numbers), :top_k] for key in ("value", "image", "yx")
+    }
 
 
 def list_units(value: np.ndarray, image: np.ndarray, yx: np.ndarray) -> Units:
@@ -146,6 +177,66 @@ def batches(units: Units, cut: Window, size: int) -> Iterator[list[np.ndarray]]:
 
 
 # ---- pixels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of crops, on a device, and the units that lie in them.
+
+    `pictures` uint8 (B, 3, h, w); normalisation `mean` and `std` (3,); for each round its units,
+    the places (channel, y, x) of these in the crop's own map, int64 (n,) each, and the pixel (top,
+    left) of the crop at which their stored windows begin.
+    """
+
+    pictures: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    members: list[Units]
+    places: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    corners: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def load_batch(
+    model: Any,
+    cut: Window,
+    images: Any,
+    channels: np.ndarray,
+    units: Units,
+    rounds: list[np.ndarray],
+) -> Batch:
+    """Return one batch (see `batches`) of crops of `images` uint8 (N, H, H, 3).
+
+    `images` is indexed by the units' image; `channels` maps their slots to channels of the layer.
+    """
+    device, input = model.device, model.description["input"]
+    members = [units.take(rows) for rows in rounds]
+
+    def move(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(a).to(device) for a in arrays)
+
+    return Batch(
+        gather(images, cut, members[0], device),
+        torch.tensor(input["mean"], device=device),
+        torch.tensor(input["std"], device=device),
+        members,
+        [
+            move(
+                channels[member.slot].astype(np.int64),
+                cut.position_in_crop(member.y, 0),
+                cut.position_in_crop(member.x, 1),
+            )
+            for member in members
+        ],
+        [
+            move(
+                *(
+                    cut.window_start(p, axis) - cut.crop_start(p, axis)
+                    for axis, p in enumerate((member.y, member.x))
+                )
+            )
+            for member in members
+        ],
+    )
 
 
 def gather(images: Any, cut: Window, units: Units, device: torch.device) -> torch.Tensor:
@@ -220,6 +311,117 @@ def plan(
     batch = int(min(room // per_crop, pixels // cut.crop**2, channels * units))
     block = max(1, min(channels, int(budget // (area * sum_bytes))))
     return Plan(block, max(1, batch))
+
+
+# ---- channels
+
+
+class Block:
+    """Channels that are worked on together, and what is summed up of them, batch by batch.
+
+    A stage says how a round of units is added (`add`), what its progress is (`state`, arrays by
+    name) and how that is taken up again (`resume`).
+    """
+
+    def __init__(self, cut: Window):
+        self.cut = cut
+
+    def add(self, units: Units, seen: Any) -> None:
+        """Add what the units of one round see."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that `resume` needs."""
+        raise NotImplementedError
+
+    def resume(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take up a state that was saved."""
+        raise NotImplementedError
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """Return the large datasets of the block's channels."""
+        raise NotImplementedError
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Return the small results of the block's channels."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        look: Callable[[Units, list[np.ndarray]], Iterator[tuple[Units, Any]]],
+        first: int,
+        units: Units,
+        batch: int,
+        partial: store.Partial,
+        advance: Callable[[int], Any],
+    ) -> None:
+        """Show the units what `look` yields for them, in batches of `batch` crops.
+
+        `first` names the block in `partial`, where progress is saved and taken up; `advance` is
+        called with the number of units of each finished batch.
+        """
+        finished = self._restore(partial, first)
+        saved, cost = time.monotonic(), 0.0
+        for number, rounds in enumerate(batches(units, self.cut, batch)):
+            if number >= finished:
+                for members, seen in look(units, rounds):
+                    self.add(members, seen)
+                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
+                    begun = time.monotonic()
+                    progress = {"block": np.array(first), "finished": np.array(number + 1)}
+                    partial.save("state", self.state() | progress)
+                    saved = time.monotonic()
+                    cost = saved - begun
+            advance(sum(map(len, rounds)))
+
+    def _restore(self, partial: store.Partial, first: int) -> int:
+        """Take up saved progress of this block; return how many batches are in it."""
+        if "state" not in partial.names():
+            return 0
+        state = partial.load("state")
+        if state["block"] != first:
+            return 0
+        self.resume(state)
+        return int(state["finished"])
+
+
+def run_blocks(
+    make: Callable[[int], Block],
+    look: Callable[[np.ndarray, Units, list[np.ndarray]], Iterator[tuple[Units, Any]]],
+    scheme: Plan,
+    channels: np.ndarray,
+    top: Mapping[str, np.ndarray],
+    partial: store.Partial,
+    fields: store.Allocated,
+    advance: Callable[[int], Any],
+) -> dict[str, np.ndarray]:
+    """Work through all channels of a layer in blocks that `make(size)` gives; return their rows.
+
+    `channels` (C,) and the tables `top` of their units (see `top_tables`). Finished blocks write
+    their `fields` and are not done again.
+    """
+    done = set(partial.names())
+    for first in range(0, len(channels), scheme.block):
+        name = f"block-{first:06d}"
+        slots = slice(first, min(first + scheme.block, len(channels)))
+        units = list_units(*(top[key][slots] for key in ("value", "image", "yx")))
+        if name in done:
+            advance(len(units))
+            continue
+        block = make(slots.stop - first)
+        block.run(
+            lambda units, rounds, slots=slots: look(channels[slots], units, rounds),
+            int(channels[first]),
+            units,
+            scheme.batch,
+            partial,
+            advance,
+        )
+        for key, rows in block.fields().items():
+            fields.write(key, first, rows)
+        partial.save(name, block.rows())
+    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
+    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
 # ---- certificate

@@ -10,7 +10,6 @@ Units that lie in the same crop (deep layers, whose crop is the whole image) sha
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +22,13 @@ from scipy import optimize
 from torch import nn
 
 from rfatlas import crops, statistics, store
-from rfatlas.crops import Plan, Units, Window, batches, cut_windows, gather, list_units, window
+from rfatlas.crops import Plan, Units, Window, cut_windows, window
 
 # Share of the centre above which a pixel belongs to the effective RF (Luo et al. 2016, where it is
 # 1 - 0.9545, the two-sigma level); of a Gaussian, all within 2.49 sigma.
 ERF_THRESHOLD = 0.0455
 
 _CPU = torch.device("cpu")
-
-# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
-_SAVE_EVERY_S = 30.0
 
 
 # ---- gradients
@@ -89,43 +85,26 @@ def look(
     units: Units,
     rounds: list[np.ndarray],
 ) -> Iterator[tuple[Units, Seen]]:
-    """Yield, per round of one batch (see `batches`), its units and what they see.
+    """Yield, per round of one batch (see `crops.batches`), its units and what they see.
 
     `images` uint8 (N, H, H, 3) is indexed by the units' image; `channels` maps their slots to
     channels of the layer that `prefix` computes.
     """
-    device = model.device
-    pictures = gather(images, cut, units.take(rounds[0]), device)
-    members = [units.take(rows) for rows in rounds]
-    positions = [
-        (
-            channels[member.slot].astype(np.int64),
-            cut.position_in_crop(member.y, 0),
-            cut.position_in_crop(member.x, 1),
-        )
-        for member in members
-    ]
-    input = model.description["input"]
+    batch = crops.load_batch(model, cut, images, channels, units, rounds)
     results = unit_gradients(
-        prefix,
-        pictures.float() / 255,
-        torch.tensor(input["mean"], device=device),
-        torch.tensor(input["std"], device=device),
-        [tuple(torch.from_numpy(a).to(device) for a in arrays) for arrays in positions],
+        prefix, batch.pictures.float() / 255, batch.mean, batch.std, batch.places
     )
-    for member, (value, gradient) in zip(members, results, strict=True):
-        top, left = (
-            torch.from_numpy(cut.window_start(p, axis) - cut.crop_start(p, axis)).to(device)
-            for axis, p in enumerate((member.y, member.x))
-        )
-        pixels = pictures[: len(member)]
+    for member, corner, (value, gradient) in zip(
+        batch.members, batch.corners, results, strict=True
+    ):
+        pixels = batch.pictures[: len(member)]
         yield (
             member,
             Seen(
                 value,
-                cut_windows(gradient, top, left, cut.size),
-                cut_windows(pixels, top, left, cut.size),
-                cut_windows(torch.ones_like(pixels[:, :1]), top, left, cut.size)[:, 0] > 0,
+                cut_windows(gradient, *corner, cut.size),
+                cut_windows(pixels, *corner, cut.size),
+                cut_windows(torch.ones_like(pixels[:, :1]), *corner, cut.size)[:, 0] > 0,
                 gradient.double().square().sum((1, 2, 3)),
             ),
         )
@@ -307,7 +286,7 @@ def measure(
             "channels": channels.tolist(),
         },
     )
-    n, s, geometry = len(channels), cut.size, cut.geometry
+    n, s = len(channels), cut.size
     field = ((n, 3, s, s), np.float64)
     fields = store.Allocated(
         partial.folder / store.FIELDS,
@@ -323,32 +302,20 @@ def measure(
             "energy_inside": ((n,), np.float32),
             "certificate": ((n, k), np.float32),
         },
-        {
-            **attrs,
-            "size": max(geometry.size) if geometry else image_size,
-            "stride": max(geometry.stride) if geometry else 0,
-            "start": geometry.start[0] if geometry else image_size / 2,
-            "whole_image": geometry is None,
-            "image_size": image_size,
-        },
+        {**attrs, **crops.attributes(cut), "whole_image": cut.geometry is None},
     )
     fields.write("channel", 0, channels)
     prefix = model.graph.prefix(layer)
-    done = set(partial.names())
-    for first in range(0, len(channels), scheme.block):
-        name = f"block-{first:06d}"
-        slots = slice(first, min(first + scheme.block, len(channels)))
-        units = list_units(*(top[key][slots] for key in ("value", "image", "yx")))
-        if name not in done:
-            block = _Block(cut, slots.stop - first, k, keep, model.device)
-            block.run(model, prefix, images, channels[slots], units, scheme.batch, partial, advance)
-            for key, rows in block.fields().items():
-                fields.write(key, first, rows)
-            partial.save(name, block.rows())
-        else:
-            advance(len(units))
-    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
-    rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    rows = crops.run_blocks(
+        lambda size: _Block(cut, size, k, keep, model.device),
+        lambda *work: look(model, prefix, cut, images, *work),
+        scheme,
+        channels,
+        top,
+        partial,
+        fields,
+        advance,
+    )
     crops.check_certificate(layer, channels, rows["certificate"], top["value"])
     for key in ("certificate", "energy_inside"):
         fields.write(key, 0, rows[key])
@@ -356,11 +323,12 @@ def measure(
     store.write_table(_table(layer, channels, rows, top), partial.folder / store.TABLE)
 
 
-class _Block:
+class _Block(crops.Block):
     """The channels worked on together, and all that is kept of them until they are finished."""
 
     def __init__(self, cut: Window, channels: int, k: int, keep: int, device: torch.device):
-        self._cut, self._keep = cut, keep
+        super().__init__(cut)
+        self._keep = keep
         self._sums = Sums(channels, cut.size, device)
         self._patch = np.zeros((channels, keep, cut.size, cut.size, 3), np.uint8)
         self._gradient = np.zeros((channels, keep, 3, cut.size, cut.size), np.float32)
@@ -368,34 +336,7 @@ class _Block:
         self._inside = np.zeros(channels)
         self._energy = np.zeros(channels)
 
-    def run(
-        self,
-        model: Any,
-        prefix: nn.Module,
-        images: Any,
-        channels: np.ndarray,
-        units: Units,
-        batch: int,
-        partial: store.Partial,
-        advance: Any,
-    ) -> None:
-        finished = self._restore(partial, int(channels[0]))
-        saved, cost = time.monotonic(), 0.0
-        for number, rounds in enumerate(batches(units, self._cut, batch)):
-            size = sum(map(len, rounds))
-            if number >= finished:
-                for seen_units, seen in look(
-                    model, prefix, self._cut, images, channels, units, rounds
-                ):
-                    self._add(seen_units, seen)
-                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
-                    begun = time.monotonic()
-                    self._save(partial, int(channels[0]), number + 1)
-                    saved = time.monotonic()
-                    cost = saved - begun
-            advance(size)
-
-    def _add(self, units: Units, seen: "Seen") -> None:
+    def add(self, units: Units, seen: Seen) -> None:
         device = seen.gradient.device
         slot, rank = (torch.from_numpy(a).to(device) for a in (units.slot, units.rank))
         self._sums.add(slot, rank, seen.gradient, seen.image.float() / 255, seen.inside)
@@ -409,11 +350,9 @@ class _Block:
         self._gradient[at] = seen.gradient[kept].cpu().numpy()
 
     def fields(self) -> dict[str, np.ndarray]:
-        """Return the large datasets of the block."""
         return {"patch": self._patch, "gradient": self._gradient, **self._sums.means()}
 
     def rows(self) -> dict[str, np.ndarray]:
-        """Return the small results of the block."""
         size = self._sums.means()["mean_abs_gradient"]
         effective = np.array([effective_rf(one) for one in size]).reshape(-1, 3)
         share = np.divide(
@@ -433,26 +372,17 @@ class _Block:
 
     _STATE = ("_patch", "_gradient", "_certificate", "_inside", "_energy")
 
-    def _save(self, partial: store.Partial, block: int, finished: int) -> None:
-        arrays = {key: getattr(self, key) for key in self._STATE}
-        arrays |= {
+    def state(self) -> dict[str, np.ndarray]:
+        return {key: getattr(self, key) for key in self._STATE} | {
             "sums": self._sums.fields.cpu().numpy(),
             "counts": self._sums.counts.cpu().numpy(),
         }
-        partial.save("state", {**arrays, "block": np.array(block), "finished": np.array(finished)})
 
-    def _restore(self, partial: store.Partial, block: int) -> int:
-        """Take up saved progress of this block; return how many batches are in it."""
-        if "state" not in partial.names():
-            return 0
-        state = partial.load("state")
-        if state["block"] != block:
-            return 0
+    def resume(self, state: Mapping[str, np.ndarray]) -> None:
         for key in self._STATE:
             setattr(self, key, state[key])
         self._sums.fields.copy_(torch.from_numpy(state["sums"]))
         self._sums.counts.copy_(torch.from_numpy(state["counts"]))
-        return int(state["finished"])
 
 
 COLUMNS = (

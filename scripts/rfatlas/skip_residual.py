@@ -12,7 +12,6 @@ Shares of energy need care, since the parts are no orthogonal ones: |s + r|^2 = 
 one is negative, the other above 1, where the larger part is partly cancelled by the smaller.
 """
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +35,6 @@ COLUMNS = (
 SKIPLESS = "the block has no skip connection"
 SILENT = "no image drives the channel"
 LEFT_OUT = "left out by receptive_fields.channels"
-
-# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
-_SAVE_EVERY_S = 30.0
 
 # Sums over the units of a channel, in float64: squared norms of both parts and their inner product
 # in the whole image; the skip term and the sum; squared norms in the window, plain and times the
@@ -114,29 +110,13 @@ def look(
     `images` uint8 (N, H, H, 3) is indexed by the units' image; `channels` maps their slots to
     channels of the layer.
     """
-    device, input = model.device, model.description["input"]
-    pictures = crops.gather(images, cut, units.take(rounds[0]), device)
-    members = [units.take(rows) for rows in rounds]
-    positions = [
-        (
-            channels[member.slot].astype(np.int64),
-            cut.position_in_crop(member.y, 0),
-            cut.position_in_crop(member.x, 1),
-        )
-        for member in members
-    ]
+    batch = crops.load_batch(model, cut, images, channels, units, rounds)
     results = part_gradients(
-        split,
-        pictures.float() / 255,
-        torch.tensor(input["mean"], device=device),
-        torch.tensor(input["std"], device=device),
-        [tuple(torch.from_numpy(a).to(device) for a in arrays) for arrays in positions],
+        split, batch.pictures.float() / 255, batch.mean, batch.std, batch.places
     )
-    for member, (values, skip, residual) in zip(members, results, strict=True):
-        top, left = (
-            torch.from_numpy(cut.window_start(p, axis) - cut.crop_start(p, axis)).to(device)
-            for axis, p in enumerate((member.y, member.x))
-        )
+    for member, corner, (values, skip, residual) in zip(
+        batch.members, batch.corners, results, strict=True
+    ):
         ones = torch.ones_like(skip[:, :1])
         one, other = skip.double(), residual.double()
         pairs = ((one, one), (other, other), (one, other))
@@ -144,9 +124,9 @@ def look(
             member,
             Parts(
                 *values.unbind(1),
-                crops.cut_windows(skip, top, left, cut.size),
-                crops.cut_windows(residual, top, left, cut.size),
-                crops.cut_windows(ones, top, left, cut.size)[:, 0],
+                crops.cut_windows(skip, *corner, cut.size),
+                crops.cut_windows(residual, *corner, cut.size),
+                crops.cut_windows(ones, *corner, cut.size)[:, 0],
                 torch.stack([(a * b).sum((1, 2, 3)) for a, b in pairs], 1),
             ),
         )
@@ -167,11 +147,11 @@ def squared_distance(cut: Window) -> np.ndarray:
 # ---- channels
 
 
-class _Block:
+class _Block(crops.Block):
     """The channels worked on together, and all that is summed up of them."""
 
     def __init__(self, cut: Window, channels: int, k: int, device: torch.device):
-        self._cut = cut
+        super().__init__(cut)
         size = cut.size
         self._fields = torch.zeros(2, channels, 3, size, size, dtype=torch.float64, device=device)
         self._count = torch.zeros(channels, size, size, dtype=torch.int32, device=device)
@@ -179,31 +159,7 @@ class _Block:
         self._totals = np.zeros((channels, len(_TOTALS)))
         self._certificate = np.full((channels, k), np.nan, np.float32)
 
-    def run(
-        self,
-        model: Any,
-        split: nn.Module,
-        images: Any,
-        channels: np.ndarray,
-        units: Units,
-        batch: int,
-        partial: store.Partial,
-        advance: Any,
-    ) -> None:
-        finished = self._restore(partial, int(channels[0]))
-        saved, cost = time.monotonic(), 0.0
-        for number, rounds in enumerate(crops.batches(units, self._cut, batch)):
-            if number >= finished:
-                for member, seen in look(model, split, self._cut, images, channels, units, rounds):
-                    self._add(member, seen)
-                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
-                    begun = time.monotonic()
-                    self._save(partial, int(channels[0]), number + 1)
-                    saved = time.monotonic()
-                    cost = saved - begun
-            advance(sum(map(len, rounds)))
-
-    def _add(self, units: Units, seen: Parts) -> None:
+    def add(self, units: Units, seen: Parts) -> None:
         slot = torch.from_numpy(units.slot).to(seen.skip.device)
         spreads = []
         for number, part in enumerate((seen.skip.double(), seen.residual.double())):
@@ -217,15 +173,15 @@ class _Block:
         difference = np.abs(seen.value.cpu().numpy() - units.value)
         self._certificate[units.slot, units.rank] = difference
 
-    def means(self) -> dict[str, np.ndarray]:
+    def fields(self) -> dict[str, np.ndarray]:
         """Return `count` and the mean parts `skip` and `residual`."""
         count = self._count.cpu().numpy()
         skip, residual = self._fields.cpu().numpy() / np.maximum(count, 1)[:, None]
         return {"count": count, "skip": skip, "residual": residual}
 
     def rows(self) -> dict[str, np.ndarray]:
-        """Return the small results: totals, certificates, and the products of the mean parts."""
-        means = self.means()
+        """Return totals, certificates, and the products of the mean parts."""
+        means = self.fields()
         skip, residual = (means[key].reshape(len(means[key]), -1) for key in ("skip", "residual"))
         return {
             "totals": self._totals,
@@ -237,30 +193,18 @@ class _Block:
             "mean_correlation": statistics.correlation(skip, residual),
         }
 
-    def _save(self, partial: store.Partial, block: int, finished: int) -> None:
-        partial.save(
-            "state",
-            {
-                "fields": self._fields.cpu().numpy(),
-                "count": self._count.cpu().numpy(),
-                "totals": self._totals,
-                "certificate": self._certificate,
-                "block": np.array(block),
-                "finished": np.array(finished),
-            },
-        )
+    def state(self) -> dict[str, np.ndarray]:
+        return {
+            "fields": self._fields.cpu().numpy(),
+            "count": self._count.cpu().numpy(),
+            "totals": self._totals,
+            "certificate": self._certificate,
+        }
 
-    def _restore(self, partial: store.Partial, block: int) -> int:
-        """Take up saved progress of this block; return how many batches are in it."""
-        if "state" not in partial.names():
-            return 0
-        state = partial.load("state")
-        if state["block"] != block:
-            return 0
+    def resume(self, state: Mapping[str, np.ndarray]) -> None:
         self._fields.copy_(torch.from_numpy(state["fields"]))
         self._count.copy_(torch.from_numpy(state["count"]))
         self._totals, self._certificate = state["totals"], state["certificate"]
-        return int(state["finished"])
 
 
 # ---- one layer
@@ -312,26 +256,25 @@ def measure(
     if split is not None:
         datasets["count"] = ((n, s, s), np.int32)
         datasets["skip"] = datasets["residual"] = ((n, 3, s, s), np.float32)
-    geometry = cut.geometry
     fields = store.Allocated(
         partial.folder / store.FIELDS,
         datasets,
-        {
-            **attrs,
-            "reason": reason,
-            "size": max(geometry.size) if geometry else image_size,
-            "stride": max(geometry.stride) if geometry else 0,
-            "start": geometry.start[0] if geometry else image_size / 2,
-            "image_size": image_size,
-        },
+        {**attrs, **crops.attributes(cut), "reason": reason},
     )
     fields.write("channel", 0, channels)
     if split is None:
         advance(int((top["image"] >= 0).sum()))
         rows = None
     else:
-        rows = _measure_blocks(
-            model, split, cut, images, channels, top, scheme, partial, fields, advance
+        rows = crops.run_blocks(
+            lambda size: _Block(cut, size, k, model.device),
+            lambda *work: look(model, split, cut, images, *work),
+            scheme,
+            channels,
+            top,
+            partial,
+            fields,
+            advance,
         )
         crops.check_certificate(layer, channels, rows["certificate"], top["value"])
     fields.complete()
@@ -339,36 +282,6 @@ def measure(
     rows = table(layer, channels, used, rows, reason, model.graph.shape(layer)[0])
     store.write_table(rows, partial.folder / store.TABLE)
     return reason
-
-
-def _measure_blocks(
-    model: Any,
-    split: nn.Module,
-    cut: Window,
-    images: Any,
-    channels: np.ndarray,
-    top: Mapping[str, np.ndarray],
-    scheme: crops.Plan,
-    partial: store.Partial,
-    fields: store.Allocated,
-    advance: Any,
-) -> dict[str, np.ndarray]:
-    done = set(partial.names())
-    k = top["image"].shape[1]
-    for first in range(0, len(channels), scheme.block):
-        name = f"block-{first:06d}"
-        slots = slice(first, min(first + scheme.block, len(channels)))
-        units = crops.list_units(*(top[key][slots] for key in ("value", "image", "yx")))
-        if name in done:
-            advance(len(units))
-            continue
-        block = _Block(cut, slots.stop - first, k, model.device)
-        block.run(model, split, images, channels[slots], units, scheme.batch, partial, advance)
-        for key, rows in block.means().items():
-            fields.write(key, first, rows)
-        partial.save(name, block.rows())
-    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
-    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
 
 def table(
