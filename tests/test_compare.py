@@ -253,7 +253,7 @@ def test_every_layer_meets_every_layer_once(group, feature):
         assert row["cka_chance"] < 0.5 and row["svcca_chance"] < 0.7
     x = group.files["twin"]["layer1.0"][feature][:].astype(float)
     y = group.files["other"]["layer9.0"][feature][:].astype(float)
-    direct = similarity.moments([x, y])
+    direct = similarity.Moments([x, y])
     row = rows.loc[("twin", "layer1.0", "other", "layer9.0")]
     assert row["cka"] == pytest.approx(similarity.cka(direct, 0, 1))
     assert row["images"] == 60 and (row["depth"], row["other_depth"]) == (1, 2)

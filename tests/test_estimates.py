@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 
-from rfatlas import config, estimates, preflight
+from rfatlas import config, estimates, preflight, similarity
 from rfatlas.errors import RfatlasError
 
 RATES = {
@@ -220,10 +220,26 @@ def test_groups_of_runs_cost_the_products_of_all_their_channels():
     assert [one.name for one in rows] == ["again", "both"]
     channels = 2 * (8 + 16)
     assert rows[0].seconds == pytest.approx(2 * 2e-9 * 1000 * channels**2 / 100)
-    assert found.mem_mb("compare", "both") >= 600
+    assert estimates._TILE == similarity.TILE
     drawn = [one.name for one in found.rows if one.stage == "figures_compare"]
     assert drawn == ["again", "both"]
     assert "compare" not in {one.stage for one in budget().rows}
+
+
+def test_the_memory_of_a_group_does_not_take_all_products_at_once():
+    def memory(runs):
+        names = [f"run{i}" for i in range(runs)]
+        every = {name: {"model": "net", "dataset": "photos"} for name in names}
+        wide = [{**layer, "channels": 2048} for layer in LAYERS]
+        found = budget(runs=every, compare={"groups": {"all": names}})
+        found.layers = dict.fromkeys(names, wide)
+        return found.mem_mb("compare", "all")
+
+    # Two groups of channels and what is summed up next; of each layer, two per run, a square of
+    # its own.
+    products, own = 3 * 8 * 4096**2 / 1e6, 8 * 2048**2 / 1e6
+    assert products < memory(2) < products + 1000
+    assert memory(9) - memory(2) == pytest.approx(14 * own, abs=2)
 
 
 def test_ablation_costs_what_lies_behind_a_layer_for_every_channel_and_mode():

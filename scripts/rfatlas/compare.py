@@ -8,7 +8,6 @@ that only one network has stands alone, but for `similarity`, which takes every 
 other. Tables come from channels.csv, what is paired image by image from activations.h5.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import h5py
@@ -343,7 +342,8 @@ def matched(
             if layer not in layers[run]:
                 continue
             maxima = [one[layer]["image_max"] for one in (own, file)]
-            found = alike.moments(maxima, seed)
+            # The products of the one with the other alone, not of each with itself.
+            found = alike.Moments(maxima, seed, tile=1)
             correlation = alike.correlations(found, 0, 1)
             channels, partners = alike.match(correlation)
             values = correlation[channels, partners]
@@ -388,10 +388,10 @@ def similarity(
     one that comes first in the group first.
     """
     known = [(run, layer, depth) for run in files for depth, layer in enumerate(layers[run])]
-    found = alike.moments([files[run][layer][feature] for run, layer, _ in known], seed)
+    found = alike.Moments([files[run][layer][feature] for run, layer, _ in known], seed)
     canonical = alike.Canonical(found, variance)
-    rows = [
-        (
+    rows = {
+        (a, b): (
             *known[a],
             *known[b],
             found.n,
@@ -403,9 +403,9 @@ def similarity(
             canonical.svcca(a, b),
             canonical.svcca(a, b, shuffled=True),
         )
-        for a, b in itertools.combinations_with_replacement(range(len(known)), 2)
-    ]
-    return pd.DataFrame(rows, columns=list(SIMILARITY))
+        for a, b in found.pairs()
+    }
+    return pd.DataFrame([rows[pair] for pair in sorted(rows)], columns=list(SIMILARITY))
 
 
 def tables(

@@ -89,6 +89,9 @@ RUN_STAGES = (
 # Axes of the stage color's gratings.
 _AXES = 6
 
+# Channels that the stage compare takes at a time, `similarity.TILE`.
+_TILE = 4096
+
 _MB = 1e6
 
 
@@ -628,13 +631,18 @@ class Budget:
         runs = self.config["compare"]["groups"][group]
         widths = [layer["channels"] for run in runs for layer in self.layers[run]]
         channels, pairs = sum(widths), len(widths) * (len(widths) + 1) / 2
-        # The products of all channels, with the same image and with another; then decompositions
-        # for every two layers, which take the cube of their widths.
-        gflop = 4e-9 * self._count(runs[0]) * channels**2
+        # The products of all channels, with the same image and with another, for every two groups
+        # of `_TILE` channels; then decompositions for every two layers, which take the cube of
+        # their widths.
+        tile = min(channels, max(_TILE, *widths))
+        gflop = 4e-9 * self._count(runs[0]) * channels * (channels + tile) / 2
         cubes = sum(width**1.5 for width in widths) ** 2 / 2
         seconds = self.rates["start_plain"] + gflop / self.rates["compare"]
         seconds += 1e-9 * cubes / self.rates["compare_pair"]
-        mem = 600 + round(4 * 8 * channels**2 / _MB)
+        # Live at once: the process with a batch of images, the products of two groups and their
+        # next summand, what decorrelates each layer, and the decomposition of the widest.
+        live = 3 * tile**2 + sum(width**2 for width in widths) + 4 * max(widths) ** 2
+        mem = 400 + round(8 * live / _MB)
         files = {f"results/compare/{group}": 200.0 * (pairs + channels)}
         return Row("compare", group, 1, seconds, 1, mem, files)
 

@@ -1,12 +1,13 @@
 """How alike two layers are, from one number per image and channel: CKA, SVCCA, matched channels.
 
-All of it follows from the cross products of channels over images, which `moments` sums up in
-batches of images: memory does not grow with their number. Beside the products of layers that saw
-the same image it keeps those of layers that saw different ones: what a measure gives by chance.
+All of it follows from the cross products of channels over images, which `Moments` sums up in
+batches of images, and for `TILE` channels with `TILE` others at a time: memory grows neither with
+the number of images nor with that of layers. Beside the products of layers that saw the same image
+it keeps those of layers that saw different ones: what a measure gives by chance.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -14,6 +15,10 @@ from scipy.optimize import linear_sum_assignment
 
 #: Numbers that a batch of images holds at most, over all layers: 64 MB in float64.
 BATCH_NUMBERS = 8_000_000
+
+#: Channels whose products with as many others are held at once; more only where a single layer has
+#: more. The images are read again for every two such groups of channels.
+TILE = 4096
 
 #: Activations are good to about this share of their size.
 ROUNDING_SHARE = 1e-6
@@ -23,67 +28,130 @@ ROUNDING_SHARE = 1e-6
 ROUNDING = 1e-12
 
 
-@dataclass
 class Moments:
     """Cross products of the centred features of several layers over n images.
 
-    `edges` (L + 1,) are the columns where each layer begins; `product` (D, D) is the sum over
-    images of x x^T, `shuffled` (D, D) that of x y^T where y is x of another image; `norms` (L,) the
-    sum of squared lengths of each layer's features, `norm_products` (L, L) that of their products,
-    image by image.
+    Parameters
+    ----------
+    layers
+        Arrays (or open HDF5 datasets) of (n, C) over the same n images.
+    seed
+        For `shuffled`, the images of each batch are permuted; where images are sorted by class,
+        batches should thus hold many classes.
+    batch
+        Images that are read at once; by default what fits `BATCH_NUMBERS`.
+    tile
+        Channels of a group, see `TILE`.
+
+    A channel that varies by rounding alone counts as constant. `squares` holds the sum of the
+    squares of each channel (C,) by layer, `norms` (L,) that of all channels of a layer, and
+    `norm_products` (L, L) the sum of the products of two layers' squared lengths, image by image.
     """
 
-    n: int
-    edges: np.ndarray
-    product: np.ndarray
-    shuffled: np.ndarray
-    norms: np.ndarray
-    norm_products: np.ndarray
+    def __init__(self, layers: Sequence, seed: int = 0, batch: int | None = None, tile: int = TILE):
+        self._layers, self._seed = layers, seed
+        widths = [layer.shape[1] for layer in layers]
+        self.n = layers[0].shape[0]
+        self._batch = batch or max(1, BATCH_NUMBERS // sum(widths))
+        self._groups = _groups(widths, tile)
+        self._group = {layer: group for group in self._groups for layer in group}
+        self._mean, self._constant = self._centre(widths)
+        self.squares = [np.zeros(width) for width in widths]
+        self.norm_products = np.zeros((len(layers), len(layers)))
+        for start in self._starts():
+            lengths = np.empty((min(self._batch, self.n - start), len(layers)))
+            for layer in range(len(layers)):
+                squared = self._rows(start, range(layer, layer + 1)) ** 2
+                self.squares[layer] += squared.sum(axis=0)
+                lengths[:, layer] = squared.sum(axis=1)
+            self.norm_products += lengths.T @ lengths
+        self.norms = np.array([squares.sum() for squares in self.squares])
+        self._held: tuple[tuple[range, range], np.ndarray, np.ndarray] | None = None
+        self._squared: dict[tuple[int, int, bool], float] = {}
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield every two layers (a, b), a <= b, in an order in which the images are read least:
+        those of one group first, which hold every layer with itself."""
+        for group in self._groups:
+            yield from itertools.combinations_with_replacement(group, 2)
+        for first, second in itertools.combinations(self._groups, 2):
+            yield from itertools.product(first, second)
 
     def cross(self, a: int, b: int, shuffled: bool = False) -> np.ndarray:
-        """Return the cross products (C_a, C_b) of layers a and b."""
-        source = self.shuffled if shuffled else self.product
-        return source[self._columns(a), self._columns(b)]
+        """Return the cross products (C_a, C_b) of layers a and b: the sum over images of x y^T, or
+        of x z^T where z is y of another image.
 
-    def _columns(self, layer: int) -> slice:
-        return slice(self.edges[layer], self.edges[layer + 1])
+        Quick for layers of the two groups that were asked for last; see `pairs`.
+        """
+        groups = self._group[a], self._group[b]
+        if self._held is None or self._held[0] != groups:
+            # What is held goes first: never two at a time.
+            self._held = None
+            self._held = groups, *self._products(*groups)
+        source = self._held[2] if shuffled else self._held[1]
+        return source[self._columns(a, groups[0]), self._columns(b, groups[1])]
+
+    def squared(self, a: int, b: int, shuffled: bool = False) -> float:
+        """Return the sum of the squares of `cross`, which is computed once."""
+        key = a, b, shuffled
+        if key not in self._squared:
+            self._squared[key] = float(np.sum(self.cross(a, b, shuffled) ** 2))
+        return self._squared[key]
+
+    def _centre(self, widths: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Mean of each channel (C,), and whether it is constant (C,), by layer."""
+        total = [np.zeros(width) for width in widths]
+        low = [np.full(width, np.inf) for width in widths]
+        high = [np.full(width, -np.inf) for width in widths]
+        for start in self._starts():
+            for i, layer in enumerate(self._layers):
+                rows = layer[start : start + self._batch].astype(np.float64)
+                total[i] += rows.sum(axis=0)
+                low[i] = np.minimum(low[i], rows.min(axis=0))
+                high[i] = np.maximum(high[i], rows.max(axis=0))
+        constant = [
+            top - bottom <= ROUNDING_SHARE * np.maximum(abs(bottom), abs(top))
+            for bottom, top in zip(low, high, strict=True)
+        ]
+        return [each / self.n for each in total], constant
+
+    def _starts(self) -> range:
+        return range(0, self.n, self._batch)
+
+    def _rows(self, start: int, layers: range) -> np.ndarray:
+        """The centred features of a batch of images, the channels of these layers side by side."""
+        parts = []
+        for layer in layers:
+            rows = self._layers[layer][start : start + self._batch] - self._mean[layer]
+            rows[:, self._constant[layer]] = 0
+            parts.append(rows)
+        return np.concatenate(parts, axis=1)
+
+    def _products(self, first: range, second: range) -> tuple[np.ndarray, np.ndarray]:
+        shape = [sum(len(self._mean[layer]) for layer in group) for group in (first, second)]
+        product, shuffled = np.zeros(shape), np.zeros(shape)
+        random = np.random.default_rng(self._seed)
+        for start in self._starts():
+            rows = self._rows(start, first)
+            others = rows if first == second else self._rows(start, second)
+            product += rows.T @ others
+            shuffled += rows.T @ others[random.permutation(len(others))]
+        return product, shuffled
+
+    def _columns(self, layer: int, group: range) -> slice:
+        """Where the channels of a layer stand among those of its group."""
+        begin = sum(len(self._mean[other]) for other in range(group.start, layer))
+        return slice(begin, begin + len(self._mean[layer]))
 
 
-def moments(layers: Sequence, seed: int = 0, batch: int | None = None) -> Moments:
-    """Sum up the cross products of layers, arrays (or HDF5 datasets) of (n, C) over the same n
-    images.
-
-    Images are read in batches of `batch` (by default what fits `BATCH_NUMBERS`), twice: for the
-    means, and for the products of what is left without them. A channel that varies by rounding
-    alone counts as constant. For `shuffled` the images of each batch are permuted, with `seed`;
-    where images are sorted by class, batches should thus hold many classes.
-    """
-    edges = np.concatenate([[0], np.cumsum([layer.shape[1] for layer in layers])])
-    n, width = layers[0].shape[0], int(edges[-1])
-    batch = batch or max(1, BATCH_NUMBERS // width)
-
-    def batches():
-        for start in range(0, n, batch):
-            parts = [layer[start : start + batch] for layer in layers]
-            yield np.concatenate(parts, axis=1, dtype=np.float64)
-
-    total, low, high = np.zeros(width), np.full(width, np.inf), np.full(width, -np.inf)
-    for rows in batches():
-        total += rows.sum(axis=0)
-        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
-    mean, constant = total / n, high - low <= ROUNDING_SHARE * np.maximum(abs(low), abs(high))
-    product, shuffled = np.zeros((width, width)), np.zeros((width, width))
-    norms, norm_products = np.zeros(len(layers)), np.zeros((len(layers), len(layers)))
-    random = np.random.default_rng(seed)
-    for rows in batches():
-        rows -= mean
-        rows[:, constant] = 0
-        product += rows.T @ rows
-        shuffled += rows.T @ rows[random.permutation(len(rows))]
-        lengths = np.add.reduceat(rows**2, edges[:-1], axis=1)
-        norms += lengths.sum(axis=0)
-        norm_products += lengths.T @ lengths
-    return Moments(n, edges, product, shuffled, norms, norm_products)
+def _groups(widths: Sequence[int], tile: int) -> list[range]:
+    """Consecutive layers of together at most `tile` channels; a wider layer stands alone."""
+    groups, start = [], 0
+    for stop in range(1, len(widths) + 1):
+        if stop == len(widths) or sum(widths[start : stop + 1]) > tile:
+            groups.append(range(start, stop))
+            start = stop
+    return groups
 
 
 def cka(found: Moments, a: int, b: int, shuffled: bool = False) -> float:
@@ -94,8 +162,8 @@ def cka(found: Moments, a: int, b: int, shuffled: bool = False) -> float:
     by a number. NaN where a layer is the same for all images. With few images for its channels it
     is too large; see `cka_debiased`.
     """
-    own = np.linalg.norm(found.cross(a, a)) * np.linalg.norm(found.cross(b, b))
-    return np.sum(found.cross(a, b, shuffled) ** 2) / own if own > 0 else np.nan
+    own = np.sqrt(found.squared(a, a)) * np.sqrt(found.squared(b, b))
+    return found.squared(a, b, shuffled) / own if own > 0 else np.nan
 
 
 def cka_debiased(found: Moments, a: int, b: int) -> float:
@@ -114,7 +182,7 @@ def cka_debiased(found: Moments, a: int, b: int) -> float:
 
 def _hsic(found: Moments, a: int, b: int) -> float:
     n, diagonal = found.n, found.norm_products[a, b]
-    trace = np.sum(found.cross(a, b) ** 2) - diagonal
+    trace = found.squared(a, b) - diagonal
     sums = found.norms[a] * found.norms[b] / ((n - 1) * (n - 2))
     return (trace + sums - 2 / (n - 2) * diagonal) / (n * (n - 3))
 
@@ -158,8 +226,7 @@ class Canonical:
 def correlations(found: Moments, a: int, b: int, shuffled: bool = False) -> np.ndarray:
     """Return Pearson's correlation of every channel of layer a with every one of layer b, (C_a,
     C_b); NaN for channels that never change."""
-    first, second = (np.diagonal(found.cross(layer, layer)) for layer in (a, b))
-    scale = np.sqrt(np.multiply.outer(first, second))
+    scale = np.sqrt(np.multiply.outer(found.squares[a], found.squares[b]))
     cross = found.cross(a, b, shuffled)
     return np.divide(cross, scale, out=np.full(cross.shape, np.nan), where=scale > 0)
 
