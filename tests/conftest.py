@@ -1,8 +1,12 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and what the fuzz tests tell at the end."""
 
 from pathlib import Path
 
+import fuzzing
 import pytest
+from hypothesis import settings
+
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +16,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data are not here ({folder})")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    if fuzzing.TALLY:
+        terminalreporter.section("fuzzed inputs")
+        for line in fuzzing.summary():
+            terminalreporter.write_line(line)

@@ -19,6 +19,8 @@ def good(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.pth").touch()
     (tmp_path / "net.py").touch()
+    (tmp_path / "n{1}.pth").touch()
+    (tmp_path / "n{e}t.py").touch()
     (tmp_path / "photos").mkdir()
     (tmp_path / "truth.csv").touch()
     return {
@@ -122,6 +124,11 @@ BAD = [
     ("channels.inactive_norm", 1.5, None, ["a number from 0 to 1"]),
     ("channels.inactive_variance", "small", None, ["a number from 0 to 1"]),
     ("runs", {}, None, ["at least one"]),
+    ("figures", 1, None, ["a mapping"]),
+    ("device", "cpu\n", None, ["auto, cpu, cuda or cuda:N"]),
+    ("ablation.seed", 2**63, None, ["too large"]),
+    ("preferred_stimulus.l2", "1e400", None, ["a number, at least 0"]),
+    ("models.net.weights", "x" * 300 + ".pth", "models.net.weights", ["no such file"]),
     ("runs.compare", {"model": "net", "dataset": "s"}, "runs.compare", ["no name", "taken"]),
     ("runs.images", {"model": "net", "dataset": "s"}, "runs.images", ["no name", "taken"]),
     ("runs.a/b", {"model": "net", "dataset": "s"}, "runs.a/b", ["letters, digits"]),
@@ -139,6 +146,8 @@ BAD = [
     ("models.net.weights", "https://x.org/net.pth", "models.net.sha256", ["SHA-256"]),
     ("models.net.weights", "random", None, ["random:SEED"]),
     ("models.net.weights", "random:one", None, ["random:SEED"]),
+    ("models.net.weights", "n{1}.pth", None, ["{ and }", "rename the file"]),
+    ("models.net.factory", "n{e}t.py:make", None, ["{ and }", "rename the file"]),
     ("models.net.sha256", "abc", None, ["64 hexadecimal digits or null"]),
     ("models.r.sha256", "a" * 64, None, ["null"]),
     ("models.net.layers", "all", None, ["default, or a list of different module names"]),

@@ -12,6 +12,7 @@ import copy
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -21,7 +22,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from rfatlas.errors import RfatlasError
+from rfatlas.errors import RfatlasError, printable
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -55,6 +56,16 @@ PROPERTY_GROUPS = ("inactive", "double_opponent", "orientation_selective")
 # as text; people mean the number.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WORDS = {"true": ("boolean", True), "false": ("boolean", False), "null": ("null", None)}
+
+# Files that rules name as inputs must not look like patterns.
+_WILDCARD = re.compile("[{}]")
+_NO_BRACES = "Snakemake takes { and } in a path for a wildcard; rename the file"
+
+# Far beyond what a config needs; a few lines of YAML anchors can make one that fills the memory.
+_MOST_VALUES = 100_000
+_MOST_LEVELS = 32
+# What 64-bit integers of the libraries below hold.
+_LARGEST = 2**63 - 1
 
 
 @cache
@@ -94,24 +105,24 @@ def listing(what: str, problems: list[str]) -> str:
 def check(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """All problems of a config, and the config with defaults in place of what is wrong."""
     try:
-        plain = json.loads(json.dumps(_string_keys(raw)))
+        _check_extent(raw)
+        typed = _plain(_typed(_plain(raw), schema()))
     except TypeError as error:
-        return [str(error)], {}
-    typed = _typed(plain, schema())
+        return [printable(str(error))], {}
     problems, wrong = [], []
     for error in jsonschema.Draft202012Validator(schema()).iter_errors(typed):
         for path, problem in _worded(error):
             problems.append(f"{_dotted(path)}: {problem}")
             wrong.append(path)
-    filled = _filled(_without(typed, wrong), schema())
-    filled = _resolved(_fitted(filled, typed))
-    for path, problem in _related(filled, typed):
+    given = _without(typed, wrong)
+    filled = _resolved(_fitted(_filled(given, schema()), given))
+    for path, problem in _related(filled, given):
         # What follows from a key that is wrong already (or from its default) is no news; the
         # source of a data set decides on all of its other keys.
         causes = [path[:i] for i in range(1, len(path) + 1)] + [(*path[:2], "source")]
         if not any(cause in wrong for cause in causes):
             problems.append(f"{_dotted(path)}: {problem}")
-    return sorted(set(problems)), filled
+    return sorted({printable(problem) for problem in problems}), filled
 
 
 def check_file(path: Path | str) -> None:
@@ -124,9 +135,18 @@ def check_file(path: Path | str) -> None:
     """
     try:
         node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        problems = [f"{path}: {printable(problem)}" for problem in _duplicates(node, set())]
+    except OSError as error:
+        raise RfatlasError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RfatlasError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
     except yaml.YAMLError as error:
-        raise RfatlasError(f"{path}: not valid YAML: {error}") from error
-    problems = [f"{path}: {problem}" for problem in _duplicates(node)]
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        problem = printable(getattr(error, "problem", None) or str(error).splitlines()[0])
+        raise RfatlasError(f"{path}: not valid YAML: {where}{problem}") from error
+    except RecursionError:
+        raise RfatlasError(f"{path}: nested too deeply for a config") from None
     if problems:
         raise RfatlasError(listing("the config", problems))
 
@@ -193,14 +213,14 @@ def local_weights(weights: str) -> Path | None:
     if re.match(r"[a-z]+:", weights):
         return None
     if weights.endswith(WEIGHT_SUFFIXES) or "/" in weights:
-        return Path(weights).expanduser()
+        return Path(os.path.expanduser(weights))
     return None
 
 
 def factory_file(factory: str) -> Path | None:
     """The file of `path/to/file.py:callable`, or None for a dotted path."""
     file, colon, _ = factory.rpartition(":")
-    return Path(file).expanduser() if colon and file.endswith(".py") else None
+    return Path(os.path.expanduser(file)) if colon and file.endswith(".py") else None
 
 
 def closest(word: str, allowed: Iterable[str]) -> str:
@@ -244,7 +264,29 @@ def document() -> str:
     return "\n\n".join("\n".join([f"## {name}", "", head, *sections[name]]) for name in order)
 
 
-def _string_keys(value: Any, path: tuple = ()) -> Any:
+def _check_extent(raw: Any) -> None:
+    """TypeError for a config of too many values or levels, before anything copies it."""
+    count, left = 0, [(raw, 0)]
+    while left:
+        value, level = left.pop()
+        children: Iterable = ()
+        if isinstance(value, Mapping):
+            children = value.values()
+        elif isinstance(value, list | tuple):
+            children = value
+        count += 1
+        if level > _MOST_LEVELS:
+            raise TypeError(f"config: nested over {_MOST_LEVELS} levels deep; no key needs that")
+        if count + len(left) + len(children) > _MOST_VALUES:
+            raise TypeError(
+                f"config: holds over {_MOST_VALUES} values; no key needs that many (does an anchor "
+                "repeat itself?)"
+            )
+        left += [(child, level + 1) for child in children]
+
+
+def _plain(value: Any, path: tuple = ()) -> Any:
+    """A copy of dicts, lists and scalars alone; TypeError for what JSON or 64 bits do not hold."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -252,14 +294,30 @@ def _string_keys(value: Any, path: tuple = ()) -> Any:
                     f"{_dotted((*path, str(key)))}: the name {key!r} is read as "
                     f"{type(key).__name__}, not as text; put it in quotes"
                 )
-        return {key: _string_keys(child, (*path, key)) for key, child in value.items()}
+        return {str(key): _plain(child, (*path, key)) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_string_keys(child, (*path, i)) for i, child in enumerate(value)]
+        return [_plain(child, (*path, i)) for i, child in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise TypeError(f"{_dotted(path)}: {value} is not a finite number")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        # Python refuses to write out very long integers.
+        shown = (
+            str(value) if value.bit_length() < 1000 else f"a number of {value.bit_length()} bits"
+        )
+        raise TypeError(f"{_dotted(path)}: {shown} is too large; at most {_LARGEST} is possible")
+    if isinstance(value, str) and not _encodes(value):
+        raise TypeError(f"{_dotted(path)}: {value!r} is no text (half of a surrogate pair)")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise TypeError(f"{_dotted(path)}: {value} is read as {type(value).__name__}; put it in quotes")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _types(node: Mapping[str, Any]) -> list[str]:
@@ -291,7 +349,7 @@ def _typed(value: Any, node: Mapping[str, Any]) -> Any:
         if kind in types:
             return meaning
         if {"number", "integer"} & set(types) and _NUMBER.fullmatch(value):
-            value = float(value)
+            value = float(value) if math.isfinite(float(value)) else value
     if isinstance(value, float) and "integer" in types and value.is_integer():
         return int(value)
     return value
@@ -300,12 +358,15 @@ def _typed(value: Any, node: Mapping[str, Any]) -> Any:
 def _dotted(path: Iterable[str | int]) -> str:
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+        text += f"[{part}]" if isinstance(part, int) else f".{_cut(part)}"
     return text.lstrip(".") or "config"
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    return _cut(json.dumps(value, ensure_ascii=False))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -424,10 +485,12 @@ def _fitted(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 def _found(path: str) -> str:
     """`path` itself if it exists, its place in the repository if it exists there."""
-    expanded = Path(path).expanduser()
-    if not expanded.exists() and not expanded.is_absolute() and (ROOT / expanded).exists():
-        return str(ROOT / expanded)
-    return str(expanded) if path.startswith("~") else path
+    expanded = os.path.expanduser(path)
+    # os.path's questions, unlike those of pathlib, answer no also for a name that is too long.
+    if not os.path.isabs(expanded) and not os.path.exists(expanded):
+        if os.path.exists(ROOT / expanded):
+            return str(ROOT / expanded)
+    return expanded
 
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
@@ -494,11 +557,17 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
         if not str(file).endswith(WEIGHT_SUFFIXES):
             kinds = ", ".join(WEIGHT_SUFFIXES)
             yield where, f"{shown} is not allowed; weights files end in {kinds}"
-        elif is_used and not file.is_file():
+        elif is_used and not os.path.isfile(file):
             yield where, f"{shown}: no such file{_near(file)}"
+        elif is_used and _WILDCARD.search(str(file)):
+            yield where, f"{shown} is not allowed; {_NO_BRACES}"
     file = factory_file(model["factory"])
-    if file is not None and is_used and not file.is_file():
-        yield (*path, "factory"), f"{_shown(model['factory'])}: no such file{_near(file)}"
+    if file is not None and is_used:
+        shown = _shown(model["factory"])
+        if not os.path.isfile(file):
+            yield (*path, "factory"), f"{shown}: no such file{_near(file)}"
+        elif _WILDCARD.search(str(file)):
+            yield (*path, "factory"), f"{shown} is not allowed; {_NO_BRACES}"
     size = model["input"]
     if size and size["crop"] and size["resize"] and size["crop"] > size["resize"]:
         yield (
@@ -526,13 +595,15 @@ def _related_dataset(
             continue
         file = Path(dataset[key])
         folder_wanted = key == "path" and source in ("folders", "imagenet_val")
-        if not file.exists():
+        if not os.path.exists(file):
             kind = "folder" if folder_wanted else "file"
             yield (*path, key), f"{_shown(dataset[key])}: no such {kind}{_near(file)}"
         elif folder_wanted and not file.is_dir():
             yield (*path, key), f"{_shown(dataset[key])}: not a folder, as source {source} needs"
         elif key == "path" and not folder_wanted and not file.is_file():
             yield (*path, key), f"{_shown(dataset[key])}: not a file, as source {source} needs"
+        elif not folder_wanted and _WILDCARD.search(str(file)):
+            yield (*path, key), f"{_shown(dataset[key])} is not allowed; {_NO_BRACES}"
 
 
 def _related_counts(config: dict[str, Any]) -> Iterator:
@@ -604,13 +675,17 @@ def _related_groups(config: dict[str, Any]) -> Iterator:
 def _near(file: Path) -> str:
     """A hint to what is there instead: a neighbour of similar name, or the missing folder."""
     folder = file.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f" (nor a folder {folder})"
-    names = sorted(entry.name for entry in folder.iterdir())[:1000]
+    names = sorted(os.listdir(folder))[:1000]
     return closest(file.name, names) or f" in {folder.resolve()}"
 
 
-def _duplicates(node: yaml.Node | None, path: tuple = ()) -> Iterator[str]:
+def _duplicates(node: yaml.Node | None, visited: set[int], path: tuple = ()) -> Iterator[str]:
+    # An alias stands for the node itself: once is enough, and some would go on for ever.
+    if id(node) in visited:
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -618,10 +693,10 @@ def _duplicates(node: yaml.Node | None, path: tuple = ()) -> Iterator[str]:
             if name in seen:
                 yield f"{_dotted((*path, name))}: stands twice, in lines {seen[name]} and {line}"
             seen[name] = line
-            yield from _duplicates(value, (*path, name))
+            yield from _duplicates(value, visited, (*path, name))
     elif isinstance(node, yaml.SequenceNode):
         for i, child in enumerate(node.value):
-            yield from _duplicates(child, (*path, i))
+            yield from _duplicates(child, visited, (*path, i))
 
 
 if __name__ == "__main__":

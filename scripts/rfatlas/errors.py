@@ -1,4 +1,4 @@
-"""The one exception meant for users."""
+"""The one exception meant for users, and how it shows what they wrote."""
 
 
 class RfatlasError(Exception):
@@ -7,3 +7,12 @@ class RfatlasError(Exception):
     The message names the file, key or channel, the value found there, and what would be right.
     `rfatlas.jobs.job` prints it without a traceback.
     """
+
+
+def printable(text: str) -> str:
+    """The text on one line: what a terminal would obey or cannot show stands as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

@@ -27,7 +27,7 @@ for run in ablation_runs():
 
         rule:
             name:
-                f"ablation_{run}_{number}"
+                f"ablation_range_{run}_{number}"
             input:
                 images=run_images(run),
                 weights=f"results/{run}/model.safetensors",
