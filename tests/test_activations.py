@@ -360,6 +360,33 @@ def test_merged_ranges_are_one_range(tmp_path, whole, cuts):
         assert json.loads(file.attrs["config"]) == {"top_k": 6}
 
 
+def test_a_hundred_ranges_merge_to_what_all_values_give(tmp_path):
+    cuts = np.sort(np.random.default_rng(8).choice(np.arange(1, 130), 99, replace=False))
+    spans = zip([0, *cuts], [*cuts, 130], strict=True)
+    parts = [range_file(tmp_path / "ranges", int(a), int(b), 130) for a, b in spans]
+    activations.merge(parts, tmp_path / "activations.h5")
+    found = contents(tmp_path / "activations.h5")
+    layers, outputs = invented(0, 130)
+    labels = invented_labels(0, 130)
+    for layer, values in layers.items():
+        values = activations.as_maps(values).numpy()
+        own = {name.removeprefix(f"{layer}/"): value for name, value in found.items()}
+        assert_lists(own, values, 6, RECTIFIED[layer])
+        units = values.swapaxes(0, 1).reshape(values.shape[1], -1).astype(np.float64)
+        np.testing.assert_allclose(own["mean"], units.mean(1), rtol=1e-12)
+        np.testing.assert_allclose(own["var"], units.var(1), rtol=1e-10)
+        np.testing.assert_array_equal(own["max"], units.max(1))
+        np.testing.assert_allclose(own["fraction_active"], (units > 0).mean(1), rtol=1e-12)
+        np.testing.assert_array_equal(own["image_max"], values.max((2, 3)))
+        for label in range(7):
+            mine = values[labels == label].mean((0, 2, 3), dtype=np.float64)
+            np.testing.assert_allclose(own["class_mean"][label], mine, rtol=1e-5, atol=1e-9)
+    np.testing.assert_array_equal(found["output/logits"], outputs["logits"])
+    known = labels >= 0
+    right = outputs["logits"].numpy().argmax(1)[known] == labels[known]
+    assert found["output@top1"] == pytest.approx(right.mean())
+
+
 def test_ranges_that_do_not_belong_together_are_refused(tmp_path):
     parts = {key: range_file(tmp_path, *key, 30) for key in ((0, 10), (10, 20), (20, 30), (15, 30))}
     other = range_file(tmp_path / "other", 10, 20, 30, sha="others")

@@ -50,6 +50,31 @@ def test_a_job_logs_and_records_its_start_up(tmp_path):
     record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
     (line,) = map(json.loads, record)
     assert line["rule"] == "some_rule" and 0 < line["startup_s"] <= line["total_s"]
+    assert line["log"] == "logs/deep/a.log" and line["threads"] == 1
+
+
+def test_a_job_records_what_it_and_its_workers_used(tmp_path):
+    work = """
+        import multiprocessing, time
+        from rfatlas import jobs
+        def burn(megabytes):
+            block = bytearray(megabytes * 10**6)
+            began = time.process_time()
+            while time.process_time() - began < 0.3:
+                pass
+        with jobs.job(job):
+            burn(200)
+            process = multiprocessing.get_context("fork").Process(target=burn, args=(400,))
+            process.start()
+            process.join()
+    """
+    code = SCRIPT[: SCRIPT.index("with jobs.job(job)")] + textwrap.dedent(work)
+    command = [sys.executable, "-c", code, str(SCRIPTS)]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
+    (line,) = map(json.loads, record)
+    assert 200 < line["peak_mb"] < 350 and 400 < line["worker_peak_mb"] < 550
+    assert 0.6 <= line["cpu_s"]
 
 
 @pytest.mark.parametrize("kind", ["bad", "bug"])

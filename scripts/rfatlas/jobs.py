@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ from rfatlas.errors import RfatlasError
 
 STARTUP_RECORD = Path(".snakemake/rfatlas/startup.jsonl")
 
+#: Bytes in which the system tells the peak of memory.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
 _log_stream: TextIO | None = None
 _late_imports_s = 0.0
 
@@ -29,8 +33,9 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
 
     Logs to the rule's log file and, on a terminal, to it. A RfatlasError ends the job with one line
     and exit status 1; any other exception leaves its traceback in the log. Appends the job's start-
-    up seconds (from the birth of the process to this line, and a later import of torch) and its
-    total to `.snakemake/rfatlas/startup.jsonl`.
+    up seconds (from the birth of the process to this line, and a later import of torch), its total,
+    its processor seconds and its peak of memory to `.snakemake/rfatlas/startup.jsonl`: exactly,
+    where Snakemake's benchmark files look at a job now and then.
     """
     global _log_stream
     born = psutil.Process().create_time()
@@ -63,16 +68,24 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         log.exception("unexpected error")
         raise
     finally:
-        _record(snakemake.rule, born, started)
+        _record(snakemake, born, started)
         logging.shutdown()
 
 
-def _record(rule: str, born: float, started: float) -> None:
+def _record(snakemake: Any, born: float, started: float) -> None:
     STARTUP_RECORD.parent.mkdir(parents=True, exist_ok=True)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
     line = {
-        "rule": rule,
+        "rule": snakemake.rule,
+        "log": str(snakemake.log[0]),
+        "threads": snakemake.threads,
         "startup_s": started - born + _late_imports_s,
         "total_s": time.time() - born,
+        "cpu_s": sum(used.ru_utime + used.ru_stime for used in (own, workers)),
+        # Of this process, and of the largest that it started.
+        "peak_mb": own.ru_maxrss * _RSS_UNIT / 1e6,
+        "worker_peak_mb": workers.ru_maxrss * _RSS_UNIT / 1e6,
         "start": born,
     }
     with STARTUP_RECORD.open("a") as file:
