@@ -9,10 +9,11 @@ class RfatlasError(Exception):
     """
 
 
-def printable(text: str) -> str:
-    """The text on one line: what a terminal would obey or cannot show stands as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+def printable(text: str, most: int = 2000) -> str:
+    """The text on one line of at most `most` characters: what a terminal would obey or cannot show
+    stands as an escape."""
+    if not text.isprintable():
+        text = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        )
+    return text if len(text) <= most else f"{text[: most - 3]}..."

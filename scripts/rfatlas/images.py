@@ -445,6 +445,9 @@ def _one(
     try:
         stamp = listing.stamp(index)
         size = listing.size(index)
+        if not listing.is_plain(index):
+            reason = "no file but a pipe, a device or a folder"
+            return Done(index, "0" * 64, stamp, reason, False)
         if size > MAX_BYTES:
             reason = f"the file has {size} bytes, at most {MAX_BYTES} are allowed"
             return Done(index, "0" * 64, stamp, reason, False)

@@ -18,7 +18,7 @@ from typing import Any
 
 from rfatlas import config as rfatlas_config
 from rfatlas import sources, versions
-from rfatlas.errors import RfatlasError
+from rfatlas.errors import RfatlasError, printable
 
 CACHE = Path(".snakemake/rfatlas")
 
@@ -131,9 +131,15 @@ def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "datas
         found = sources.list_images(dataset, key=key)
         # A hundred files, spread evenly, tell the mean well enough for an estimate.
         sample = range(0, len(found), max(1, len(found) // 100))
+        try:
+            total = sum(found.size(i) for i in sample)
+        except OSError as error:
+            raise RfatlasError(
+                f"{key}.path: {printable(str(error.filename))}: {error.strerror}"
+            ) from error
         known = {
             "count": len(found),
-            "mean_bytes": sum(found.size(i) for i in sample) / max(1, len(sample)),
+            "mean_bytes": total / max(1, len(sample)),
             "top_label": int(found.labels.max()),
             "digest": found.digest(),
         }

@@ -35,6 +35,9 @@ import json
 import os
 import posixpath
 import re
+import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from rfatlas.errors import RfatlasError
+from rfatlas.errors import RfatlasError, printable
 
 #: File name endings taken as images in folders and archives: torchvision's, and GIF.
 IMAGE_SUFFIXES = (
@@ -75,6 +78,8 @@ _INTEGER = re.compile(r"[0-9]{1,6}")
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+", re.IGNORECASE)
 _WNID = re.compile(r"n\d{8}")
 _CLASS_MAP_LINE = re.compile(r"(?:(\d+)[\s,;]+)?\"?(n\d{8})\"?(?:[\s,;:]+(.*))?")
+#: Bytes behind the last member of an archive that must be zero as far as they are there.
+_END = 1 << 20
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -108,14 +113,21 @@ class Listing:
     def locate(self, index: int) -> str:
         """Return the image's place in words, for messages: its path, or `archive: member`."""
         if self.offsets is None:
-            return str(self.root / self.names[index])
-        return f"{self.root}: {self.names[index]}"
+            return printable(str(self.root / self.names[index]))
+        return printable(f"{self.root}: {self.names[index]}")
 
     def size(self, index: int) -> int:
         """Return the size of the image's file in bytes; OSError if it is not there."""
         if self.sizes is None:
             return os.stat(self.root / self.names[index]).st_size
         return int(self.sizes[index])
+
+    def is_plain(self, index: int) -> bool:
+        """Tell whether the image is a file and no pipe, device or folder, which could be read for
+        ever; OSError if it is not there."""
+        return self.sizes is not None or stat.S_ISREG(
+            os.stat(self.root / self.names[index]).st_mode
+        )
 
     def stamp(self, index: int) -> tuple[int, int]:
         """Return (size in bytes, time of change in ns) of the image's file, or of the archive."""
@@ -207,6 +219,14 @@ def list_images(
     nothing is found, a label is not an integer, labels and images do not match, a file is listed
     twice, or the limit or subset does not fit.
     """
+    try:
+        return _listed(dataset, base, key)
+    except RfatlasError as error:
+        # File names and lines of tables are quoted, whatever they hold.
+        raise RfatlasError(printable(str(error))) from error
+
+
+def _listed(dataset: Mapping[str, Any], base: str | Path, key: str) -> Listing:
     source = dataset["source"]
     if source not in _READS:
         raise RfatlasError(f"{key}.source: {source!r}; allowed: {', '.join(sorted(_READS))}")
@@ -218,17 +238,17 @@ def list_images(
     if dataset.get("path") is None:
         raise RfatlasError(f"{key}.path: missing; source {source} needs it")
     paths = {
-        name: None if dataset.get(name) is None else Path(base) / Path(dataset[name]).expanduser()
+        name: None if dataset.get(name) is None else Path(base, os.path.expanduser(dataset[name]))
         for name in ("path", "labels", "class_map", "class_names")
     }
     path = paths["path"]
     if source in ("folders", "imagenet_val"):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise RfatlasError(f"{key}.path: {path}: no such folder")
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         raise RfatlasError(f"{key}.path: {path}: no such file")
     for name in ("labels", "class_map", "class_names"):
-        if paths[name] is not None and not paths[name].is_file():
+        if paths[name] is not None and not os.path.isfile(paths[name]):
             raise RfatlasError(f"{key}.{name}: {paths[name]}: no such file")
 
     if source == "folders":
@@ -249,6 +269,10 @@ def list_images(
             ) from None
     if paths["class_names"] is not None:
         listing.class_names = _class_names(paths["class_names"], listing.labels, key)
+    for what, texts in (("file", listing.names), ("class", listing.class_names)):
+        for text in texts:
+            if "\0" in text:
+                raise RfatlasError(f"{key}: the {what} name {text!r} holds a zero byte; rename it")
     return _choose(listing, dataset, key)
 
 
@@ -280,7 +304,7 @@ def input_files(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
     if dataset["source"] in ("list", "imagenet_tar"):
         keys["path"] = "path"
     return {
-        input: str(Path(dataset[key]).expanduser())
+        input: str(Path(os.path.expanduser(dataset[key])))
         for input, key in keys.items()
         if dataset.get(key) is not None
     }
@@ -522,7 +546,22 @@ def _index_tar(path: Path, key: str) -> tuple[dict[str, tuple[int, int]], list[s
                 if member.size < 0 or member.offset_data + member.size > total:
                     raise tarfile.ReadError(f"{name} reaches past the end of the archive")
                 places[name] = (member.offset_data, member.size)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            # tarfile takes a damaged header for the end of the archive.
+            with path.open("rb") as file:
+                file.seek(archive.offset)
+                rest = file.read(_END)
+                if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+                    raise tarfile.ReadError(
+                        f"byte {archive.offset} is neither a member nor the end"
+                    )
+    except (
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise RfatlasError(
             f"{key}.path: {path}: not a whole tar archive ({error}); fetch it again"
         ) from error
@@ -567,22 +606,37 @@ def _class_map(path: Path, key: str) -> tuple[dict[str, int], list[str], dict[in
 
 
 def _read_mat(path: Path, key: str) -> list[tuple[int | None, str, str]]:
+    # scipy's reader dies on some damaged files; a process of its own takes nothing along.
+    scripts = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "rfatlas.sources", str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": scripts},
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines and done.returncode > 0 else "reading it crashed"
+        raise RfatlasError(
+            f"{key}: {path}: not the devkit's meta.mat, whose `synsets` holds ILSVRC2012_ID, WNID, "
+            f"words, num_children ({reason})"
+        )
+    return [tuple(row) for row in json.loads(done.stdout)]
+
+
+def _print_mat(path: str) -> None:
+    """Print the leaf classes of the devkit's meta.mat as JSON: rows of id, wnid, words."""
     # Imported here: only this form needs scipy, and it takes a good part of a second.
     import scipy.io
 
-    try:
-        table = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)["synsets"])
-        columns = ("ILSVRC2012_ID", "WNID", "words", "num_children")
-        return [
-            (int(number), str(wnid), str(words))
-            for number, wnid, words, children in zip(*(table[c] for c in columns), strict=True)
-            if children == 0
-        ]
-    except Exception as error:  # scipy raises many kinds on a damaged file
-        raise RfatlasError(
-            f"{key}: {path}: not the devkit's meta.mat, whose `synsets` holds ILSVRC2012_ID, WNID, "
-            f"words, num_children ({type(error).__name__}: {error})"
-        ) from error
+    table = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)["synsets"])
+    columns = ("ILSVRC2012_ID", "WNID", "words", "num_children")
+    rows = [
+        (int(number), str(wnid), str(words))
+        for number, wnid, words, children in zip(*(table[c] for c in columns), strict=True)
+        if children == 0
+    ]
+    json.dump(rows, sys.stdout)
 
 
 def _read_map(path: Path, key: str) -> list[tuple[int | None, str, str]]:
@@ -658,7 +712,8 @@ def _kaggle_labels(
 ) -> tuple[np.ndarray, list[str]]:
     """Labels from lines `ILSVRC2012_val_00048981,n03995372 85 1 499 272 [more boxes]`."""
     wnids = {}
-    for number, row in enumerate(csv.reader(lines[1:]), 2):
+    for number, line in enumerate(lines[1:], 2):
+        row = _csv_row(line, f"{key}.labels: {truth}: line {number}")
         words = row[1].split() if len(row) == 2 else []
         if not words or not _WNID.fullmatch(words[0]):
             raise RfatlasError(
@@ -758,7 +813,7 @@ def _csv_rows(
         )
     rows = []
     for number, line in content[1:]:
-        row = next(csv.reader([line]))
+        row = _csv_row(line, f"{key}.path: {path}: line {number}")
         if len(row) != len(header):
             raise RfatlasError(
                 f"{key}.path: {path}: line {number}: {len(row)} columns, the header has "
@@ -771,6 +826,13 @@ def _csv_rows(
     return rows
 
 
+def _csv_row(line: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as error:
+        raise RfatlasError(f"{where}: {line[:60]!r}: no line of a CSV table ({error})") from error
+
+
 def _check_exist(names: Sequence[str], path: Path, key: str) -> None:
     """Refuse missing files; lists each folder once, as asking for every file is slow on NFS."""
     folders: dict[Path, set[str]] = {}
@@ -778,7 +840,8 @@ def _check_exist(names: Sequence[str], path: Path, key: str) -> None:
     for name in names:
         file = path.parent / name
         if file.parent not in folders:
-            folders[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()
+            known = os.listdir(file.parent) if os.path.isdir(file.parent) else ()
+            folders[file.parent] = set(known)
         if file.name not in folders[file.parent]:
             missing.append(name)
     if missing:
@@ -801,3 +864,7 @@ def _class_names(path: Path, labels: np.ndarray, key: str) -> list[str]:
     if "" in names:
         raise RfatlasError(f"{key}.class_names: {path}: line {names.index('') + 1} is empty")
     return names
+
+
+if __name__ == "__main__":
+    _print_mat(sys.argv[1])
