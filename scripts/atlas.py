@@ -16,11 +16,16 @@ with jobs.job(snakemake) as log:
             images=Path(files.images),
             channels=Path(files.channels),
             stages={
-                stage: {layer: next(fields) for layer in params.layers} for stage in params.stages
+                stage: {layer: next(fields) for layer in layers}
+                for stage, layers in params.stages.items()
             },
             virtual_filters=virtual[0] if virtual else None,
             columns=Path(files.columns),
-            assets=Path(files.assets[0]).parent,
+            assets=Path(files.template).parent,
+            absent=params.absent,
+            findings=Path(files.findings[0]) if files.findings else None,
+            matched=list(zip(params.references, map(Path, files.matched), strict=True)),
+            runs=params.runs,
         ),
         params.source,
         Path(snakemake.output[0]),

@@ -1,19 +1,22 @@
 """Stage `atlas`: a site to look at the channels of a run, which opens from disk with no network.
 
 `results/<run>/atlas/index.html` needs nothing but the folder it lies in. A page that is opened from
-disk may not fetch files, so the data are scripts that hand over JSON: `data/table.js` (the channel
-table and what its columns mean, from docs/columns.md) at once, `data/layer-<n>.js` (curves, top
-units) and the pictures when they are looked at. What the page does is in workflow/atlas/.
+disk may not fetch files, so the data are scripts that hand over JSON. `data/overview.js` comes at
+once: layers, and what the columns mean (from docs/columns.md). The values come when they are asked
+for: `data/column-<i>.js` of a column of the table, for the grid and the scatter plot, and
+`data/passports-<layer>-<block>.js` of BLOCK channels with all their numbers, curves and top units;
+pictures likewise. What the page does is in workflow/atlas/; uPlot, which draws the scatter plot's
+axes, is in workflow/atlas/uplot/ as its authors publish it (MIT licence).
 """
 
-import importlib.util
+import base64
 import json
 import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,14 @@ from rfatlas.errors import RfatlasError
 #: A text column with at most so many different values is offered as a choice.
 MOST_CHOICES = 40
 
-#: Classes of the bars in a passport.
+#: Channels whose passports share a file.
+BLOCK = 64
+
+#: Classes of the bars in a passport: those that drive a channel most, that lose most without it.
 TOP_CLASSES = 5
+
+#: The modes of ablation, the first that a layer has in front.
+MODES = ("zero", "mean", "shuffle")
 
 #: Hues of the curve in a passport; the stage `color` measures every degree.
 HUES = 72
@@ -160,15 +169,46 @@ def _plain_value(value: Any, digits: int) -> Any:
     return int(number) if number.is_integer() and abs(number) < 1e15 else number
 
 
-def table_data(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Return the columns of the table with their values, kind and explanation."""
+def about_columns(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Return of each column of the table its name, kind, explanation, and how many channels have a
+    value (`known`); of a choice also the values there are."""
     found = []
     for name in table.columns:
         about = asdict(explain(name, columns))
         del about["pattern"]
-        values = plain_values(table[name].tolist())
-        found.append({"name": name, "kind": kind(table[name]), **about, "values": values})
+        known = table[name].dropna()
+        entry = {"name": name, "kind": kind(table[name]), **about, "known": len(known)}
+        if entry["kind"] == "choice":
+            entry["choices"] = sorted(known.unique().tolist())
+        found.append(entry)
     return found
+
+
+def packed(values: pd.Series) -> dict[str, Any]:
+    """Return the values of a column in the fewest bytes that keep them, for a data script.
+
+    Numbers are `numbers`, float64 with NaN for what is missing; truth values `flags`, a byte each,
+    0, 1, or 2 for missing; texts are `texts`, each once, and `codes`, uint16 or uint32 (`width`),
+    place in `texts` plus 1, 0 for missing. Arrays are little-endian, in base64.
+    """
+    sort = kind(values)
+    if sort == "number":
+        return {"numbers": _base64(values.to_numpy(float, na_value=np.nan), "<f8")}
+    if sort == "boolean":
+        flags = [2 if missing else int(value) for value, missing in _with_gaps(values)]
+        return {"flags": _base64(np.array(flags), "u1")}
+    codes, texts = pd.factorize(values)
+    width = 2 if len(texts) < 2**16 - 1 else 4
+    coded = _base64(codes + 1, f"<u{width}")
+    return {"texts": [str(text) for text in texts], "width": width, "codes": coded}
+
+
+def _with_gaps(values: pd.Series) -> Iterable[tuple[Any, bool]]:
+    return zip(values.tolist(), values.isna().tolist(), strict=True)
+
+
+def _base64(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode("ascii")
 
 
 # ---- curves
@@ -179,8 +219,10 @@ def curves(files: Mapping[str, h5py.File], channels: int) -> dict[str, Any]:
 
     Each is `axis` (n,) and, per channel, n values or None where the channel has no curve:
     `orientation` (degrees), `frequency` (cycles per pixel), `phase` (degrees) of the best grating;
-    `hue` (degrees in the DKL plane); `axes`, with an `axis` of frequencies and n values for each of
-    L+M, L-M, S-(L+M).
+    `hue` (degrees in the DKL plane); `direction` of chromatic gratings (degrees, the plane's other
+    half is the same); `axes`, with an `axis` of frequencies and n values for each of L+M, L-M,
+    S-(L+M). `surface` has two axes, `orientation` and `frequency`, and the responses to all
+    gratings as bytes, 255 for the largest, in base64.
     """
     found = {}
     if "gratings" in files:
@@ -206,10 +248,20 @@ def grating_curves(file: h5py.File, channels: int) -> dict[str, Any]:
         (phase[row] - blank[row]).clip(0) if answers[row] else None for row in range(len(tuned))
     ]
     rows = file["channel"][:]
+    surfaces: list[str | None] = [None] * channels
+    for row, channel in enumerate(rows):
+        if answers[row]:
+            share = tuned[row].clip(0) / tuned[row].max()
+            surfaces[channel] = _base64((255 * share).round(), "u1")
     return {
         "orientation": _curve(file["orientation"][:], orientation, rows, channels),
         "frequency": _curve(file["frequency"][:], frequency, rows, channels),
         "phase": _curve(file["f1_phase"][:], phase, rows, channels),
+        "surface": {
+            "orientation": _rounded(file["orientation"][:]),
+            "frequency": _rounded(file["frequency"][:]),
+            "values": surfaces,
+        },
     }
 
 
@@ -226,7 +278,12 @@ def color_curves(file: h5py.File, channels: int) -> dict[str, Any]:
     hue = _curve(file["hue"][::step], [h if h.any() else None for h in hues], rows, channels)
     looks = (255 * file["hue_rgb"][:: 2 * step].clip(0, 1)).round().astype(int)
     hue["colours"] = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in looks]
-    return {"hue": hue, "axes": _curve(file["frequency"][:], axes, rows, channels)}
+    found = {"hue": hue, "axes": _curve(file["frequency"][:], axes, rows, channels)}
+    if "direction_response" in file:
+        answer = file["direction_response"][:]
+        directions = [values if values.max() > 0 else None for values in answer]
+        found["direction"] = _curve(file["direction"][:], directions, rows, channels)
+    return found
 
 
 def _curve(
@@ -249,14 +306,13 @@ def _rounded(values: np.ndarray) -> list:
 
 
 def top_units(
-    top: h5py.Group, source: str, names: Sequence[str], labels: np.ndarray, shown: int
+    image: np.ndarray, value: np.ndarray, names: Sequence[str], labels: np.ndarray
 ) -> dict[str, Any]:
-    """Return the first `shown` top units of each channel: activation, image and label.
+    """Return the top units of channels: activation, image and label.
 
-    `files` are the images that occur; a unit is [place in files, label (-1 unknown), activation].
+    `image` and `value` (C, K), image -1 where there is no unit. `files` are the images that occur,
+    a unit is [place in files, label (-1 unknown), activation].
     """
-    image = top[f"{source}_image"][:, :shown]
-    value = top[f"{source}_value"][:, :shown]
     used = np.unique(image[image >= 0])
     place = {int(index): number for number, index in enumerate(used)}
     units = [
@@ -287,6 +343,61 @@ def class_bars(class_mean: np.ndarray, count: int = TOP_CLASSES) -> list[list[li
     return bars
 
 
+def class_losses(change: np.ndarray, images: np.ndarray, count: int = TOP_CLASSES) -> list[list]:
+    """Return of each channel the classes whose accuracy changes most when it is ablated.
+
+    `change` (C, n_classes), NaN for classes without images, `images` how many each class has. Of a
+    channel: [label, change, images], the losses first, at most `count` losses and `count` gains,
+    none that do not change.
+    """
+    found = []
+    for row in change:
+        order = np.argsort(np.nan_to_num(row), kind="stable")
+        losses = [i for i in order[:count] if row[i] < 0]
+        gains = [i for i in order[::-1][:count] if row[i] > 0][::-1]
+        found.append(
+            [
+                [int(i), _plain_value(float(row[i]), _CURVE_DIGITS), int(images[i])]
+                for i in losses + gains
+            ]
+        )
+    return found
+
+
+def ablated_classes(file: h5py.File, channels: int) -> dict[str, Any] | None:
+    """Return `class_losses` of a layer's channels in the first of MODES that it was ablated in:
+    `mode`, `values` (None for channels left out); None if it was not."""
+    mode = next((mode for mode in MODES if f"{mode}/class_delta" in file), None)
+    if mode is None:
+        return None
+    change = file[f"{mode}/class_delta"][:]
+    images = np.bincount(file["label"][:], minlength=change.shape[1])
+    each: list[list | None] = [None] * channels
+    for channel, found in zip(file["channel"][:], class_losses(change, images), strict=True):
+        each[channel] = found
+    return {"mode": mode, "values": each}
+
+
+def matches(tables: Iterable[pd.DataFrame], run: str, layer: str, channels: int) -> list[list]:
+    """Return of each channel of a layer those of other runs that it was matched with: [run,
+    channel, correlation], once per run.
+
+    `tables` are the tables matched.csv of the groups, each with the name of its reference in
+    `attrs["reference"]`.
+    """
+    found: list[dict[str, list]] = [{} for _ in range(channels)]
+    for table in tables:
+        reference = table.attrs["reference"]
+        for row in table[table["layer"] == layer].dropna(subset=["correlation"]).itertuples():
+            pair = {reference: int(row.channel), row.run: int(row.run_channel)}
+            if run in pair:
+                own = pair.pop(run)
+                for other, channel in pair.items():
+                    value = _plain_value(row.correlation, _CURVE_DIGITS)
+                    found[own].setdefault(other, [other, channel, value])
+    return [list(each.values()) for each in found]
+
+
 # ---- the site
 
 
@@ -295,7 +406,10 @@ class Sources:
     """The files an atlas is made from.
 
     `stages` maps a stage to its files by layer, of those stages that are on; `virtual_filters` is
-    one file for all layers. `columns` is docs/columns.md, `assets` the folder workflow/atlas.
+    one file for all layers. `absent` says of the stages that there is nothing of why that is.
+    `findings` is findings.json or None, `matched` the tables matched.csv of the stage `compare`,
+    each with its reference in front, `runs` the other runs that have an atlas beside this one's.
+    `columns` is docs/columns.md, `assets` the folder workflow/atlas.
     """
 
     run: str
@@ -307,6 +421,22 @@ class Sources:
     virtual_filters: Path | None
     columns: Path
     assets: Path
+    absent: Mapping[str, str] = field(default_factory=dict)
+    findings: Path | None = None
+    matched: Sequence[tuple[str, Path]] = ()
+    runs: Sequence[str] = ()
+
+
+#: What an atlas reads of the files of a stage.
+DATASETS = {
+    "receptive_fields": ("channel", "patch", "count", "mean_image", "mean_gradient", "effective"),
+    "gratings": ("channel", "orientation", "frequency", "blank", "best", "response", "f1_phase")
+    + ("best_response",),
+    "color": ("channel", "place", "hue", "hue_response", "hue_rgb", "blank", "tuned", "frequency"),
+    "preferred_stimulus": ("channel", "image", "off_image"),
+    "ablation": ("channel", "label"),
+    "skip_residual": ("channel",),
+}
 
 
 def build(sources: Sources, source: str, folder: Path, log=lambda text: None) -> None:
@@ -322,56 +452,74 @@ def build(sources: Sources, source: str, folder: Path, log=lambda text: None) ->
     Raises
     ------
     RfatlasError
-        If a file is missing or unfinished, or the table has a layer that model.json lacks.
+        If a file is missing or unfinished or lacks a dataset, or the table has a layer that
+        model.json lacks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = json.loads(sources.description.read_text(encoding="utf-8"))
     known = {layer["name"]: layer for layer in description["layers"]}
     table = store.read_table(sources.channels)
     with store.open(sources.images, "images") as images:
+        require(images, ("names", "labels"))
         names, labels = images["names"].asstr()[:], images["labels"][:]
         class_names = [str(name) for name in images.attrs["class_names"]]
     text = sources.columns.read_text(encoding="utf-8")
+    columns = about_columns(table, read_columns(text))
+    plain = [plain_values(table[name].tolist()) for name in table]
+    matched = []
+    for reference, path in sources.matched:
+        matched.append(store.read_table(path))
+        matched[-1].attrs["reference"] = reference
     layers = []
     with store.open(sources.activations, "activations") as activations:
         output = dict(activations["output"].attrs) if "output" in activations else {}
         for number, (name, rows) in enumerate(table.groupby("layer", sort=False)):
             if name not in known:
                 raise RfatlasError(f"{sources.channels}: layer {name!r} is not in model.json")
-            layer, top = known[name], activations[name]
+            require(activations, [f"{name}/{source}_{what}" for what in ("image", "value", "yx")])
+            layer, top, channels = known[name], activations[name], len(rows)
+            first = int(rows.index[0])
             with ExitStack() as stack:
                 files = _open(sources, name, stack)
                 tiles = atlas_pictures.tiles(
                     files, top, layer, description["input"]["crop"], source
                 )
-                found, missing = atlas_pictures.write(tiles, len(rows), folder, number)
-                data = {"missing": missing, **curves(files, len(rows))}
-            data["top"] = top_units(top, source, names, labels, atlas_pictures.PATCHES)
-            data["classes"] = class_bars(top["class_mean"][:]) if "class_mean" in top else None
-            write_script(folder / "data" / f"layer-{number:02d}.js", "layer", number, data)
+                found, missing = atlas_pictures.write(tiles, channels, folder, number)
+                curve = curves(files, channels)
+                losses = (
+                    ablated_classes(files["ablation"], channels) if "ablation" in files else None
+                )
+            bars = class_bars(top["class_mean"][:]) if "class_mean" in top else None
+            image, value = (
+                top[f"{source}_{what}"][:, : atlas_pictures.PATCHES] for what in ("image", "value")
+            )
+            others = matches(matched, sources.run, name, channels)
+            for block, begin in enumerate(range(0, channels, BLOCK)):
+                part = slice(begin, min(begin + BLOCK, channels))
+                here = range(first + part.start, first + part.stop)
+                data = {
+                    "first": here.start,
+                    "values": [[values[row] for values in plain] for row in here],
+                    "missing": missing[part],
+                    **{key: _part(entry, part) for key, entry in curve.items()},
+                    "top": top_units(image[part], value[part], names, labels),
+                    "classes": None if bars is None else bars[part],
+                    "losses": None if losses is None else _part(losses, part),
+                    "matches": others[part],
+                }
+                write_script(folder / "data", f"passports-{number:02d}-{block:02d}", data)
             layers.append(
                 {
                     "name": name,
-                    "first": int(rows.index[0]),
-                    "channels": len(rows),
+                    "first": first,
+                    "channels": channels,
                     "window": next((t.size for t in tiles if t.name == "mean_gradient"), None),
                     **found,
                 }
             )
-            log(f"{name}: {len(rows)} channels, {len(tiles)} pictures each")
-    overview = {
-        "run": sources.run,
-        "images": len(names),
-        "classNames": class_names,
-        "thumbnails": {
-            kind: title
-            for kind, title in atlas_pictures.THUMBNAILS.items()
-            if any(kind in layer["sprites"] for layer in layers)
-        },
-        "layers": layers,
-        "columns": table_data(table, read_columns(text)),
-    }
-    write_script(folder / "data" / "table.js", "table", overview)
+            log(f"{name}: {channels} channels, {len(tiles)} pictures each")
+    for number, name in enumerate(table):
+        write_script(folder / "data", f"column-{number:03d}", packed(table[name]))
     facts = {
         "images": len(names),
         "channels": len(table),
@@ -380,24 +528,65 @@ def build(sources: Sources, source: str, folder: Path, log=lambda text: None) ->
         "weights": str(description.get("weights_sha256", ""))[:12],
         "factory": description.get("factory", ""),
     }
+    overview = {
+        "run": sources.run,
+        "block": BLOCK,
+        "classNames": class_names,
+        "thumbnails": {
+            kind: title
+            for kind, title in atlas_pictures.THUMBNAILS.items()
+            if any(kind in layer["sprites"] for layer in layers)
+        },
+        "layers": layers,
+        "columns": columns,
+        "references": read_references(text),
+        "absent": dict(sources.absent),
+        "findings": None if sources.findings is None else _claims(sources.findings),
+        "runs": list(sources.runs),
+    }
+    write_script(folder / "data", "overview", overview)
     _copy_assets(sources.assets, folder)
-    page = render(
-        sources.assets,
-        run=sources.run,
-        facts=facts,
-        sections=sections(overview["columns"]),
-        references=read_references(text),
-    )
+    page = render(sources.assets, run=sources.run, facts=facts, runs=sources.runs)
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
+def require(file: h5py.File | h5py.Group, names: Iterable[str]) -> None:
+    """Raise RfatlasError, naming the file, if it lacks one of these datasets."""
+    for name in names:
+        if name not in file:
+            raise RfatlasError(
+                f"{file.file.filename}: no dataset {name!r}; another version of rfatlas may have "
+                "written it, or it was changed: delete it and rerun"
+            )
+
+
+def _part(curve: Mapping[str, Any], part: slice) -> dict[str, Any]:
+    """Return what `curves` gives of a layer for some of its channels."""
+    return {**curve, "values": curve["values"][part]}
+
+
+def _claims(path: Path) -> list[dict[str, Any]]:
+    """Return of each claim of findings.json what the pages say of it; `lines` are the rows of the
+    tables behind it, [table, line]."""
+    claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+    return [
+        {
+            **{key: claim[key] for key in ("claim", "question", "sentence", "missing")},
+            "lines": [[row["table"], row["line"]] for row in claim["rows"]],
+        }
+        for claim in claims
+    ]
+
+
 def _open(sources: Sources, layer: str, stack: ExitStack) -> dict[str, h5py.File | h5py.Group]:
-    files: dict[str, h5py.File | h5py.Group] = {
-        stage: stack.enter_context(store.open(paths[layer], stage))
-        for stage, paths in sources.stages.items()
-    }
+    files: dict[str, h5py.File | h5py.Group] = {}
+    for stage, paths in sources.stages.items():
+        if layer in paths:
+            files[stage] = stack.enter_context(store.open(paths[layer], stage))
+            require(files[stage], DATASETS[stage])
     if sources.virtual_filters is not None:
         file = stack.enter_context(store.open(sources.virtual_filters, "virtual_filters"))
+        require(file, [layer])
         files["virtual_filters"] = file[layer]
     return files
 
@@ -406,19 +595,11 @@ def _share(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def write_script(path: Path, receiver: str, *values: Any) -> None:
-    """Write a script that hands JSON values to `rfatlas.<receiver>` of the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts = [json.dumps(value, separators=(",", ":"), allow_nan=False) for value in values]
-    path.write_text(f"rfatlas.{receiver}({','.join(texts)});\n", encoding="ascii")
-
-
-def sections(columns: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the columns of the table by section of docs/columns.md, for the page's glossary."""
-    found: dict[str, list] = {}
-    for column in columns:
-        found.setdefault(column["section"], []).append(column)
-    return [{"title": title, "columns": members} for title, members in found.items()]
+def write_script(folder: Path, name: str, value: Any) -> None:
+    """Write `<name>.js`, a script that hands a JSON value to `rfatlas.receive` of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    (folder / f"{name}.js").write_text(f'rfatlas.receive("{name}",{text});\n', encoding="ascii")
 
 
 def render(assets: Path, **values: Any) -> str:
@@ -434,18 +615,8 @@ def render(assets: Path, **values: Any) -> str:
 
 
 def _copy_assets(assets: Path, folder: Path) -> None:
-    for path in sorted(assets.iterdir()):
-        if path.suffix in (".js", ".css"):
-            shutil.copyfile(path, folder / path.name)
-    shutil.copyfile(plotly_script(), folder / "plotly.min.js")
-
-
-def plotly_script() -> Path:
-    """Return the path of plotly.js, minified, as the Python package brings it.
-
-    Raises RfatlasError if the package is not installed.
-    """
-    package = importlib.util.find_spec("plotly")
-    if package is None:
-        raise RfatlasError("the package plotly is missing; pip install -r requirements.txt")
-    return Path(package.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
+    for path in sorted(assets.rglob("*")):
+        if path.is_file() and path.name != TEMPLATE:
+            place = folder / path.relative_to(assets)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)

@@ -1,8 +1,8 @@
 """Pictures of the atlas: what is shown of each channel, as tiles, sprite sheets and strips.
 
 A tile draws one kind of picture of any channel of a layer, read from the stages' files when it is
-drawn. A sprite sheet holds one tile of every channel of a layer (the thumbnails of the grid), a
-strip all tiles of one channel (its passport). Receptive fields of up to `style.PIXELATED` pixels
+drawn. A sprite sheet holds one tile of each of some channels (thumbnails of the grid), a strip all
+tiles of one channel (its passport). Receptive fields of up to `style.PIXELATED` pixels
 are stored pixel by pixel and enlarged by the browser.
 """
 
@@ -19,8 +19,9 @@ from rfatlas import store, style
 #: Side in pixels of the thumbnails in the grid and of the pictures in a passport.
 THUMBNAIL, PICTURE = 72, 112
 
-#: Tiles in a row of a sprite sheet and of a strip.
-SHEET_COLUMNS, STRIP_COLUMNS = 32, 9
+#: Tiles in a row of a sprite sheet and of a strip, and in a whole sheet. A browser decodes a whole
+#: sheet for one tile, and a sorted grid shows tiles of many sheets: small ones cost less memory.
+SHEET_COLUMNS, STRIP_COLUMNS, SHEET = 8, 9, 32
 
 #: Patches of a passport at most.
 PATCHES = 9
@@ -346,14 +347,14 @@ def write(
 ) -> tuple[dict, list[list[str]]]:
     """Write the sprite sheets and strips of a layer, and return how the pages find their way.
 
-    `sprites/<tile>-<layer>.webp` has one thumbnail of each of `channels` channels;
-    `passports/<layer>/<channel>.webp` all tiles of a channel, those stored alike.
+    `sprites/<tile>-<layer>-<sheet>.webp` has one thumbnail of each of SHEET channels, fewer in a
+    layer's last; `passports/<layer>/<channel>.webp` all tiles of a channel.
 
     Returns
     -------
     `strip`: `side`, `columns`, `rows` and its `tiles` (name, title, note) in their order;
-    `sprites`: by kind `side`, `columns`, `rows`; and by channel the names of the tiles that it has
-    no picture for (hatched all over).
+    `sprites`: by kind `side`, `columns` and `tiles` of a sheet; and by channel the names of the
+    tiles that it has no picture for (hatched all over).
     """
     if not tiles:
         return {"strip": None, "sprites": {}}, [[] for _ in range(channels)]
@@ -379,8 +380,10 @@ def write(
         path = folder / "passports" / f"{layer:02d}" / f"{channel}.webp"
         save(sheet(strip, STRIP_COLUMNS), path, strip_side <= style.PIXELATED)
     for kind, pictures in thumbnails.items():
-        path = folder / "sprites" / f"{kind}-{layer:02d}.webp"
-        save(sheet(pictures, SHEET_COLUMNS), path, sides[kind] <= style.PIXELATED)
+        for number, first in enumerate(range(0, channels, SHEET)):
+            path = folder / "sprites" / f"{kind}-{layer:02d}-{number:02d}.webp"
+            some = pictures[first : first + SHEET]
+            save(sheet(some, SHEET_COLUMNS), path, sides[kind] <= style.PIXELATED)
     layout = {
         "strip": {
             "side": strip_side,
@@ -391,12 +394,7 @@ def write(
             ],
         },
         "sprites": {
-            kind: {
-                "side": sides[kind],
-                "columns": min(SHEET_COLUMNS, channels),
-                "rows": -(-channels // SHEET_COLUMNS),
-            }
-            for kind in kinds
+            kind: {"side": sides[kind], "columns": SHEET_COLUMNS, "tiles": SHEET} for kind in kinds
         },
     }
     return layout, missing

@@ -3,22 +3,26 @@
 
 const rfatlas = (() => {
   const waiting = new Map();
+  const columns = new Map();
   const loading = new Map();
+  const passports = new Map();
+  // Passports are looked at one after the other; the blocks looked at before are let go.
+  const MOST_BLOCKS = 4;
   let overview = null;
   let byName = new Map();
   let layerOf = null;
 
-  // data/table.js calls this once, data/layer-<n>.js the next when it is asked for.
-  function table(given) {
+  // Each data script calls this once, with its own name.
+  function receive(name, data) {
+    if (name === "overview") begin(data);
+    else waiting.get(name)?.(data);
+    waiting.delete(name);
+  }
+
+  function begin(given) {
     overview = given;
-    for (const column of overview.columns) {
-      if (column.kind === "number") {
-        // NaN is what is missing; texts are infinities, which JSON does not have.
-        column.values = Float64Array.from(column.values, (v) =>
-          (v === null ? NaN : typeof v === "string" ? (v === "inf" ? Infinity : -Infinity) : v));
-      }
-    }
-    byName = new Map(overview.columns.map((column) => [column.name, column]));
+    byName = new Map(overview.columns.map((column, place) => [column.name, { ...column, place }]));
+    overview.columns = [...byName.values()];
     const total = overview.layers.reduce((sum, layer) => sum + layer.channels, 0);
     layerOf = new Uint16Array(total);
     overview.layers.forEach((layer, n) =>
@@ -26,39 +30,103 @@ const rfatlas = (() => {
     document.dispatchEvent(new Event("rfatlas:ready"));
   }
 
-  function layer(number, data) {
-    waiting.get(number)?.(data);
-  }
-
   // A page from disk may not fetch files, but it may load scripts.
-  function script(source) {
+  function load(name) {
     return new Promise((resolve, reject) => {
       const element = document.createElement("script");
-      element.src = source;
-      element.onload = resolve;
-      element.onerror = () => reject(new Error(`${source} cannot be read`));
+      waiting.set(name, resolve);
+      element.src = `data/${name}.js`;
+      element.onload = () => element.remove();
+      element.onerror = () => {
+        element.remove();
+        waiting.delete(name);
+        reject(new Error(`data/${name}.js cannot be read`));
+      };
       document.head.append(element);
     });
   }
 
-  function loadLayer(number) {
-    if (!loading.has(number)) {
-      loading.set(number, new Promise((resolve, reject) => {
-        waiting.set(number, resolve);
-        script(`data/layer-${String(number).padStart(2, "0")}.js`).catch((error) => {
-          loading.delete(number);
-          reject(error);
-        });
-      }));
+  const padded = (number, digits) => String(number).padStart(digits, "0");
+
+  function bytes(text) {
+    const raw = atob(text);
+    const found = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) found[i] = raw.charCodeAt(i);
+    return found;
+  }
+
+  // `at(row)` gives a number (NaN where missing), a truth value or a text (null where missing).
+  function reader(data) {
+    if (data.numbers !== undefined) {
+      const numbers = new Float64Array(bytes(data.numbers).buffer);
+      return { numbers, at: (row) => numbers[row] };
     }
-    return loading.get(number);
+    if (data.flags !== undefined) {
+      const flags = bytes(data.flags);
+      return { at: (row) => (flags[row] === 2 ? null : flags[row] === 1) };
+    }
+    const codes = new (data.width === 2 ? Uint16Array : Uint32Array)(bytes(data.codes).buffer);
+    return { texts: data.texts, codes, at: (row) => (codes[row] ? data.texts[codes[row] - 1] : null) };
+  }
+
+  const wanted = (names) => names.filter((name) => byName.has(name) && !columns.has(name));
+  const loaded = (names) => wanted(names).length === 0;
+
+  function loadColumn(name) {
+    if (!loading.has(name)) {
+      loading.set(name, load(`column-${padded(byName.get(name).place, 3)}`)
+        .then((data) => columns.set(name, reader(data)))
+        .finally(() => loading.delete(name)));
+    }
+    return loading.get(name);
+  }
+
+  const need = (names) => Promise.all(wanted(names).map(loadColumn));
+
+  const have = () => new Set(columns.keys());
+
+  // Lets go of the columns that were not there at the time of `kept`.
+  function release(kept) {
+    for (const name of columns.keys()) if (!kept.has(name)) columns.delete(name);
+  }
+
+  // All that a passport shows: `get(name)` is the value of a column, null where missing.
+  async function facts(row) {
+    const n = layerOf[row];
+    const block = Math.floor(channelOf(row) / overview.block);
+    const name = `passports-${padded(n, 2)}-${padded(block, 2)}`;
+    if (!passports.has(name)) passports.set(name, load(name));
+    const asked = passports.get(name);
+    passports.delete(name);
+    passports.set(name, asked);
+    for (const old of passports.keys()) {
+      if (passports.size > MOST_BLOCKS) passports.delete(old);
+    }
+    try {
+      const data = await asked;
+      const i = row - data.first;
+      return { data, i, get: (column) => known(data.values[i], column) };
+    } catch (error) {
+      passports.delete(name);
+      throw error;
+    }
+  }
+
+  function known(values, name) {
+    const about = byName.get(name);
+    if (about === undefined) return null;
+    const v = values[about.place];
+    // JSON has no infinities.
+    if (about.kind === "number" && typeof v === "string") return v === "inf" ? Infinity : -Infinity;
+    return v;
   }
 
   const missing = (v) => v === null || v === "" || Number.isNaN(v);
   const column = (name) => byName.get(name);
+  const at = (name, row) => columns.get(name)?.at(row) ?? null;
   const value = (name, row) => {
-    const found = byName.get(name);
-    return found === undefined || missing(found.values[row]) ? null : found.values[row];
+    const found = at(name, row);
+    return missing(found) ? null : found;
   };
 
   function text(v) {
@@ -86,7 +154,9 @@ const rfatlas = (() => {
   }
 
   return {
-    table, layer, script, loadLayer, column, value, missing, text, channelOf, label, find,
+    receive, need, loaded, have, release, facts, column, value, missing, text, bytes, padded,
+    channelOf, label, find,
+    reader: (name) => columns.get(name),
     get overview() { return overview; },
     get total() { return layerOf.length; },
     layerOf: (row) => layerOf[row],

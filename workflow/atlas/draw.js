@@ -13,7 +13,7 @@ rfatlas.draw = (() => {
       else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
       else element.setAttribute(name, value === true ? "" : value);
     }
-    element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
     return element;
   }
 
@@ -199,6 +199,45 @@ rfatlas.draw = (() => {
       "font-size": 10.5, "font-family": "system-ui, sans-serif", fill: "currentColor" }, parts);
   }
 
+  // Responses to all gratings: `values` bytes, orientation by orientation; `mark` [orientation,
+  // frequency] is the best one.
+  function surface({ orientations, frequencies, values, mark, title }) {
+    const [W, H, left, right, top, bottom] = [300, 190, 46, 10, 10, 38];
+    const [w, h] = [(W - left - right) / orientations.length, (H - top - bottom) / frequencies.length];
+    const y = (k) => H - bottom - (k + 1) * h;
+    const parts = [];
+    orientations.forEach((_, o) => frequencies.forEach((__, f) => {
+      const share = values[o * frequencies.length + f] / 255;
+      parts.push(svg("rect", { x: (left + o * w).toFixed(1), y: y(f).toFixed(1),
+        width: (w + 0.3).toFixed(1), height: (h + 0.3).toFixed(1), fill: COLOURS[0],
+        "fill-opacity": share.toFixed(3) }));
+    }));
+    const step = orientations.length > 1 ? orientations[1] - orientations[0] : 180;
+    const px = (degrees) => left + (degrees / step + 0.5) * w;
+    for (const t of [0, 45, 90, 135]) {
+      parts.push(svg("text", { x: px(t), y: H - bottom + 15, "text-anchor": "middle" }, String(t)));
+    }
+    frequencies.forEach((v, k) => {
+      if (k % Math.ceil(frequencies.length / 6) === 0) {
+        parts.push(svg("text", { x: left - 5, y: y(k) + h / 2 + 3.5, "text-anchor": "end" },
+          rfatlas.text(Number(v.toPrecision(2)))));
+      }
+    });
+    if (mark) {
+      parts.push(svg("rect", { x: left + mark[0] * w, y: y(mark[1]), width: w, height: h,
+        fill: "none", stroke: COLOURS[1], "stroke-width": 2 }));
+    }
+    parts.push(
+      svg("rect", { x: left, y: top, width: W - left - right, height: H - top - bottom, fill: "none",
+        stroke: "currentColor", "stroke-opacity": 0.5 }),
+      svg("text", { x: (left + W - right) / 2, y: H - 6, "text-anchor": "middle" },
+        "orientation of modulation (°)"),
+      svg("text", { x: 10, y: (top + H - bottom) / 2, "text-anchor": "middle",
+        transform: `rotate(-90 10 ${(top + H - bottom) / 2})` }, "cycles/px"));
+    return svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title,
+      "font-size": 10.5, "font-family": "system-ui, sans-serif", fill: "currentColor" }, parts);
+  }
+
   // A tile of a sprite sheet or strip, shown at `shown` CSS pixels.
   function tile(source, index, { side, columns, rows }, shown, label) {
     const [row, column] = [Math.floor(index / columns), index % columns];
@@ -212,5 +251,6 @@ rfatlas.draw = (() => {
     });
   }
 
-  return { COLOURS, html, svg, save, figure, lines, polar, intervals, tile };
+  return { COLOURS, html, svg, save, saveSvg, figure, ticks, logTicks, path, lines, polar, intervals,
+    surface, tile };
 })();

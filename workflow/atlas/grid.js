@@ -12,6 +12,7 @@ rfatlas.grid = (() => {
   let active = 0;
   let anchor = 0;
   let kind = null;
+  let selecting = false;
   const drawn = new Map();
 
   function setup(place) {
@@ -32,7 +33,6 @@ rfatlas.grid = (() => {
     });
     new ResizeObserver(layout).observe(element);
     view.on("rows", () => {
-      active = Math.min(active, Math.max(view.rows.length - 1, 0));
       element.scrollTop = 0;
       active = 0;
       redraw();
@@ -90,6 +90,22 @@ rfatlas.grid = (() => {
     members.map((row, i) => makeCell(row, line * columns + i, i + 1)));
   }
 
+  // The picture of a channel that the grid shows just now, null where there is none.
+  function picture(row) {
+    const n = rfatlas.layerOf(row);
+    const layer = rfatlas.overview.layers[n];
+    const sprite = kind && layer.sprites[kind];
+    if (!sprite) return null;
+    const channel = rfatlas.channelOf(row);
+    const sheet = Math.floor(channel / sprite.tiles);
+    // The last sheet of a layer may be smaller.
+    const there = Math.min(sprite.tiles, layer.channels - sheet * sprite.tiles);
+    const columns = Math.min(sprite.columns, there);
+    return tile(`sprites/${kind}-${rfatlas.padded(n, 2)}-${rfatlas.padded(sheet, 2)}.webp`,
+      channel % sprite.tiles, { side: sprite.side, columns, rows: Math.ceil(there / columns) }, SHOWN,
+      `${rfatlas.overview.thumbnails[kind]} of ${layer.name} channel ${channel}`);
+  }
+
   function makeCell(row, place, column) {
     const layer = rfatlas.overview.layers[rfatlas.layerOf(row)];
     const channel = rfatlas.channelOf(row);
@@ -97,12 +113,6 @@ rfatlas.grid = (() => {
     const shown = sort ? rfatlas.text(rfatlas.value(sort, row)) : rfatlas.value("preferred_class", row) || "";
     const name = `${layer.name} channel ${channel}`;
     const selected = view.state.selection.has(row);
-    const sprite = kind && layer.sprites[kind];
-    const picture = sprite
-      ? tile(`sprites/${kind}-${String(rfatlas.layerOf(row)).padStart(2, "0")}.webp`, channel,
-        sprite, SHOWN, `${rfatlas.overview.thumbnails[kind]} of ${name}`)
-      : html("div", { class: "tile none", "aria-hidden": "true",
-        style: { width: `${SHOWN}px`, height: `${SHOWN}px` } }, String(channel));
     const silent = rfatlas.value("inactive", row) === true;
     return html("div", {
       role: "gridcell", class: silent ? "cell silent" : "cell", "data-row": row,
@@ -111,7 +121,8 @@ rfatlas.grid = (() => {
       title: `${rfatlas.label(row)}${silent ? ", inactive" : ""}${shown ? `: ${shown}` : ""}`,
       "aria-label": `${name}${silent ? ", inactive" : ""}${sort ? `, ${sort} ${shown}` : ""}`,
     },
-    picture,
+    picture(row) ?? html("div", { class: "tile none", "aria-hidden": "true",
+      style: { width: `${SHOWN}px`, height: `${SHOWN}px` } }, String(channel)),
     html("span", { class: "cell-name" }, view.state.layer === null ? rfatlas.label(row) : String(channel)),
     html("span", { class: "cell-value" }, shown));
   }
@@ -177,13 +188,19 @@ rfatlas.grid = (() => {
     if (event.shiftKey) {
       const [from, to] = [Math.min(anchor, place), Math.max(anchor, place)];
       view.select([...view.state.selection, ...view.rows.slice(from, to + 1)]);
-    } else if (event.ctrlKey || event.metaKey) {
+    } else if (event.ctrlKey || event.metaKey || selecting) {
       view.toggle(Number(cell.dataset.row));
     }
     activate(place);
-    if (!event.shiftKey && !event.ctrlKey && !event.metaKey) {
+    if (!event.shiftKey && !event.ctrlKey && !event.metaKey && !selecting) {
       rfatlas.passport.open(Number(cell.dataset.row));
     }
+  }
+
+  // With `on`, a click or tap selects a channel instead of opening its passport.
+  function selectByClick(on) {
+    selecting = on;
+    element.classList.toggle("selecting", on);
   }
 
   function show(chosen) {
@@ -191,5 +208,8 @@ rfatlas.grid = (() => {
     redraw();
   }
 
-  return { setup, show, reveal };
+  return {
+    setup, show, reveal, redraw, picture, selectByClick,
+    get selecting() { return selecting; },
+  };
 })();

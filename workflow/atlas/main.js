@@ -6,7 +6,7 @@
   const view = rfatlas.view;
   const $ = (id) => document.getElementById(id);
 
-  function start() {
+  async function start() {
     theme();
     layers();
     thumbnails();
@@ -15,24 +15,20 @@
     selection();
     downloads();
     scatter();
+    dialogs();
     explanations();
     keyboard();
     rfatlas.grid.setup($("grid"));
+    rfatlas.passport.setup($("passport"));
     view.on("rows", status);
+    view.on("rows", keep);
     view.on("selection", status);
+    view.on("problem", (message) => { $("status").textContent = message; });
     $("reset").addEventListener("click", reset);
     $("search").addEventListener("input", (event) => view.change({ search: event.target.value }));
-    for (const [button, dialog] of [["show-columns", "columns"], ["show-help", "help"]]) {
-      $(button).addEventListener("click", () => $(dialog).showModal());
-      $(dialog).querySelector(".close").addEventListener("click", () => $(dialog).close());
-      $(dialog).addEventListener("click", (event) => {
-        if (event.target === $(dialog)) $(dialog).close();
-      });
-    }
-    view.update();
-    rfatlas.passport.setup($("passport"));
-    // The library of the scatter plot is large: the grid comes first.
-    requestAnimationFrame(() => setTimeout(() => rfatlas.scatter.start()));
+    // What a cell says of its channel.
+    await rfatlas.need(["inactive", "preferred_class"]).catch(() => {});
+    await rfatlas.address.setup(restore);
     // For measurements: tests/benchmarks/atlas.py reads the marks.
     performance.mark("ready");
     document.body.dataset.ready = "true";
@@ -56,28 +52,75 @@
     });
   }
 
+  // What can be set, as it stands in the address; null is the setting that the page begins with.
+  function keep() {
+    const { state } = view;
+    const { settings } = rfatlas.scatter;
+    rfatlas.address.keep([
+      ["layer", state.layer === null ? null : rfatlas.overview.layers[state.layer].name],
+      ["q", state.search.trim() || null],
+      ["sort", state.sort],
+      ["desc", state.descending ? "1" : null],
+      ["show", $("thumbnail").selectedIndex > 0 ? $("thumbnail").value : null],
+      ...state.filters.map(({ column, operator, value }) => ["f", `${column} ${operator} ${value}`.trim()]),
+      ...["x", "y", "colour"].map((name) =>
+        [name, settings[name] === scatter.first[name] ? null : settings[name]]),
+      ["log", (settings.xLog ? "x" : "") + (settings.yLog ? "y" : "") || null],
+    ]);
+  }
+
+  // The settings of an address; what it does not name stands as in the beginning.
+  async function restore(given) {
+    const known = (name) => (rfatlas.column(given.get(name)) ? given.get(name) : null);
+    const layer = rfatlas.overview.layers.findIndex((one) => one.name === given.get("layer"));
+    layers.mark(layer < 0 ? null : layer);
+    $("search").value = given.get("q") ?? "";
+    sorting.set(known("sort"), given.get("desc") === "1");
+    if (given.has("show")) $("thumbnail").value = given.get("show");
+    if ($("thumbnail").selectedIndex < 0) $("thumbnail").selectedIndex = 0;
+    rfatlas.grid.show($("thumbnail").value || null);
+    filters.clear();
+    for (const text of given.getAll("f")) {
+      const [column, ...rest] = text.split(" ");
+      const operators = view.OPERATORS[rfatlas.column(column)?.kind] ?? [];
+      // "is not" before "is".
+      const operator = operators.filter((one) => `${rest.join(" ")} `.startsWith(`${one} `))
+        .sort((a, b) => b.length - a.length)[0];
+      if (operator) {
+        filters.add({ column, operator, value: rest.join(" ").slice(operator.length + 1) });
+      }
+    }
+    for (const name of ["x", "y", "colour"]) $(`scatter-${name}`).value = known(name) ?? scatter.first[name];
+    for (const name of ["x", "y"]) $(`scatter-${name}-log`).checked = (given.get("log") ?? "").includes(name);
+    Object.assign(rfatlas.scatter.settings, scatter.chosen());
+    await view.change({ layer: layer < 0 ? null : layer, search: $("search").value });
+  }
+
   function layers() {
-    const choose = (number) => {
+    layers.mark = (number) => {
       for (const [i, button] of [...$("layers").children].entries()) {
         button.setAttribute("aria-pressed", String(i === (number === null ? 0 : number + 1)));
       }
+    };
+    layers.choose = (number) => {
+      layers.mark(number);
       view.change({ layer: number });
     };
     const button = (name, count, number) => html("button", {
-      type: "button", "aria-pressed": String(number === null), onclick: () => choose(number),
+      type: "button", "aria-pressed": String(number === null), onclick: () => layers.choose(number),
     }, name, html("span", { class: "quiet" }, ` ${count}`));
     $("layers").append(button("all layers", rfatlas.total, null),
       ...rfatlas.overview.layers.map((layer, n) => button(layer.name, layer.channels, n)));
-    layers.choose = choose;
   }
 
   function thumbnails() {
     const kinds = Object.entries(rfatlas.overview.thumbnails);
     $("thumbnail").append(...kinds.map(([kind, title]) => html("option", { value: kind }, title)));
     $("thumbnail").disabled = kinds.length < 2;
-    const show = () => rfatlas.grid.show($("thumbnail").value || null);
-    $("thumbnail").addEventListener("change", show);
-    queueMicrotask(show);
+    $("thumbnail").addEventListener("change", () => {
+      rfatlas.grid.show($("thumbnail").value || null);
+      keep();
+    });
   }
 
   // The columns in groups, as docs/columns.md has them.
@@ -86,7 +129,8 @@
     for (const column of columns) {
       const title = column.section;
       if (!groups.has(title)) groups.set(title, html("optgroup", { label: title }));
-      groups.get(title).append(html("option", { value: column.name }, column.name));
+      groups.get(title).append(html("option", { value: column.name,
+        disabled: column.known === 0 }, column.name));
     }
     return [...groups.values()];
   }
@@ -99,19 +143,28 @@
       $("direction").textContent = descending ? "↓" : "↑";
       return descending;
     };
+    sorting.set = (name, descending) => {
+      $("sort").value = name ?? "";
+      Object.assign(view.state, { sort: name, descending: direct(descending) });
+    };
     $("sort").addEventListener("change", () => {
       // Of numbers, the largest are asked for most often.
       const column = rfatlas.column($("sort").value);
-      view.change({ sort: $("sort").value || null,
-        descending: direct(Boolean(column) && column.kind !== "text" && column.kind !== "choice") });
+      sorting.set(column?.name ?? null,
+        Boolean(column) && column.kind !== "text" && column.kind !== "choice");
+      view.update();
     });
     $("direction").addEventListener("click", () =>
       view.change({ descending: direct(!view.state.descending) }));
   }
 
   function filters() {
-    const refresh = () => view.change({ filters: view.state.filters });
-    const add = (filter) => {
+    const refresh = () => view.update();
+    filters.clear = () => {
+      $("filters").replaceChildren();
+      view.state.filters = [];
+    };
+    filters.add = (filter) => {
       view.state.filters.push(filter);
       const row = html("div", { class: "filter" });
       const column = html("select", { "aria-label": "Column" }, columnOptions(rfatlas.overview.columns));
@@ -124,50 +177,53 @@
         } }, "×");
       const build = () => {
         const about = rfatlas.column(filter.column);
+        const names = view.OPERATORS[about.kind];
+        if (!names.includes(filter.operator)) Object.assign(filter, { operator: names[0], value: null });
+        const bare = () => ["known", "missing"].includes(filter.operator);
         const operator = html("select", { "aria-label": "Comparison", onchange: (event) => {
           filter.operator = event.target.value;
-          value.hidden = ["known", "missing"].includes(filter.operator);
+          value.hidden = bare();
           refresh();
-        } }, view.OPERATORS[about.kind].map((name) => html("option", {}, name)));
-        filter.operator = operator.value;
+        } }, names.map((name) => html("option", {}, name)));
+        operator.value = filter.operator;
         const take = (event) => {
           filter.value = event.target.value;
           refresh();
         };
         let value;
         if (about.kind === "boolean" || about.kind === "choice") {
-          const known = about.kind === "boolean" ? ["yes", "no"]
-            : [...new Set(about.values)].filter((v) => v !== null && v !== "").sort();
           value = html("select", { "aria-label": "Value", onchange: take },
-            known.map((name) => html("option", {}, name)));
-          filter.value = value.value;
+            (about.kind === "boolean" ? ["yes", "no"] : about.choices)
+              .map((name) => html("option", { value: name }, name)));
         } else {
           value = html("input", { "aria-label": "Value", oninput: take, autocomplete: "off",
             type: about.kind === "number" ? "number" : "text", step: "any" });
-          filter.value = "";
         }
+        if (filter.value !== null) value.value = filter.value;
+        filter.value = value.value;
+        value.hidden = bare();
         row.replaceChildren(column, operator, value, remove);
       };
       column.addEventListener("change", () => {
         filter.column = column.value;
+        filter.operator = "";
         build();
         refresh();
       });
       build();
       $("filters").append(row);
-      column.focus();
-      refresh();
+      return column;
     };
     $("add-filter").addEventListener("click", () => {
       const first = ["inactive", "osi"].find((name) => rfatlas.column(name));
-      add({ column: first ?? rfatlas.overview.columns[0].name, operator: "", value: "" });
+      filters.add({ column: first ?? rfatlas.overview.columns[0].name, operator: "", value: null }).focus();
+      refresh();
     });
   }
 
   function reset() {
-    $("filters").replaceChildren();
+    filters.clear();
     $("search").value = "";
-    view.state.filters = [];
     view.state.search = "";
     view.state.onlySelected = false;
     layers.choose(null);
@@ -186,6 +242,13 @@
     $("clear-selection").addEventListener("click", () => view.select([]));
     $("only-selected").addEventListener("click", () =>
       view.change({ onlySelected: !view.state.onlySelected }));
+    $("select-shown").addEventListener("click", () => view.select(view.rows));
+    $("selecting").addEventListener("click", () => {
+      const on = !rfatlas.grid.selecting;
+      rfatlas.grid.selectByClick(on);
+      $("selecting").setAttribute("aria-pressed", String(on));
+      $("select-shown").hidden = !on;
+    });
   }
 
   function downloads() {
@@ -196,40 +259,129 @@
       const text = String(v);
       return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
-    $("download-table").addEventListener("click", () => {
-      const columns = rfatlas.overview.columns;
-      const lines = [columns.map((c) => cell(c.name)).join(",")];
-      for (const row of view.rows) lines.push(columns.map((c) => cell(c.values[row])).join(","));
+    $("download-table").addEventListener("click", async () => {
+      const names = rfatlas.overview.columns.map((column) => column.name);
+      const kept = rfatlas.have();
+      try {
+        await rfatlas.need(names);
+      } catch (error) {
+        $("status").textContent = error.message;
+        return;
+      }
+      const readers = names.map(rfatlas.reader);
+      const lines = [names.map(cell).join(",")];
+      for (const row of view.rows) lines.push(readers.map(({ at }) => cell(at(row))).join(","));
       rfatlas.draw.save(`${rfatlas.overview.run}_channels.csv`, [`${lines.join("\n")}\n`],
         "text/csv;charset=utf-8");
+      rfatlas.release(kept);
     });
     $("download-scatter").addEventListener("click", () => rfatlas.scatter.save());
   }
 
   function scatter() {
     const numbers = rfatlas.overview.columns.filter((c) => c.kind === "number"
-      && c.name !== "channel");
-    const known = numbers.filter((c) => c.values.some((v) => !rfatlas.missing(v)));
-    const share = (c) => c.values.reduce((sum, v) => sum + !rfatlas.missing(v), 0) / rfatlas.total;
+      && c.name !== "channel" && c.known > 0);
     const first = (...names) => names.find((name) =>
-      known.some((c) => c.name === name && share(c) > 0.8));
-    for (const [axis, name] of [
-      ["x", first("osi", "erf_sigma", "filter_norm") ?? known[0]?.name],
-      ["y", first("color_selectivity", "f1_f0", "class_selectivity", "activation_var") ?? known[0]?.name]]) {
-      const select = $(`scatter-${axis}`);
-      select.append(...columnOptions(known));
-      select.value = name;
-      rfatlas.scatter.settings[axis] = name ?? null;
-      select.addEventListener("change", () => rfatlas.scatter.change({ [axis]: select.value }));
-      const log = $(`scatter-${axis}-log`);
-      log.addEventListener("change", () => rfatlas.scatter.change({ [`${axis}Log`]: log.checked }));
-    }
+      numbers.some((c) => c.name === name && c.known > 0.5 * rfatlas.total));
+    scatter.first = {
+      x: first("osi", "erf_sigma", "filter_norm") ?? numbers[0]?.name ?? null,
+      y: first("color_selectivity", "f1_f0", "class_selectivity", "activation_var")
+        ?? numbers[0]?.name ?? null,
+      colour: "layer",
+    };
+    scatter.chosen = () => ({
+      x: $("scatter-x").value || null, y: $("scatter-y").value || null,
+      colour: $("scatter-colour").value,
+      xLog: $("scatter-x-log").checked, yLog: $("scatter-y-log").checked,
+    });
+    for (const axis of ["x", "y"]) $(`scatter-${axis}`).append(...columnOptions(numbers));
     $("scatter-colour").append(...columnOptions(
       rfatlas.overview.columns.filter((c) => c.kind !== "text" && c.name !== "channel")));
-    $("scatter-colour").value = rfatlas.scatter.settings.colour;
-    $("scatter-colour").addEventListener("change", (event) =>
-      rfatlas.scatter.change({ colour: event.target.value }));
-    rfatlas.scatter.setup($("scatter"), $("scatter-note"));
+    for (const axis of ["x", "y", "colour"]) $(`scatter-${axis}`).value = scatter.first[axis];
+    for (const id of ["x", "y", "colour", "x-log", "y-log"]) {
+      $(`scatter-${id}`).addEventListener("change", () => {
+        rfatlas.scatter.change(scatter.chosen());
+        keep();
+      });
+    }
+    Object.assign(rfatlas.scatter.settings, scatter.chosen());
+    const tools = [...document.querySelectorAll("[data-tool]")];
+    for (const button of tools) {
+      button.addEventListener("click", () => {
+        rfatlas.scatter.use(button.dataset.tool);
+        for (const one of tools) one.setAttribute("aria-pressed", String(one === button));
+      });
+    }
+    $("unzoom").addEventListener("click", () => rfatlas.scatter.unzoom());
+    rfatlas.scatter.setup({ element: $("scatter"), note: $("scatter-note"),
+      legend: $("scatter-legend"), hover: $("hover") });
+  }
+
+  function dialogs() {
+    for (const name of ["columns", "findings", "help"]) {
+      const [button, dialog] = [$(`show-${name}`), $(name)];
+      button.addEventListener("click", () => {
+        if (name === "columns") glossary();
+        dialog.showModal();
+      });
+      dialog.querySelector(".close").addEventListener("click", () => dialog.close());
+      dialog.addEventListener("click", (event) => {
+        if (event.target === dialog) dialog.close();
+      });
+    }
+    const { findings } = rfatlas.overview;
+    $("show-findings").hidden = !findings;
+    $("findings-list").append(...(findings ?? []).map(finding));
+  }
+
+  // What a claim came to, and the lines of the tables behind it.
+  function finding({ claim, question, sentence, missing, lines }) {
+    const place = (table, line) => `../findings.html#${table.replace(/\W+/g, "-")}-${line}`;
+    const tables = new Map();
+    for (const [table, line] of lines) {
+      if (!tables.has(table)) tables.set(table, []);
+      tables.get(table).push(line);
+    }
+    return html("section", {},
+      html("h3", {}, html("a", { href: `../findings.html#${claim}` }, question)),
+      html("p", { class: "sentence" }, missing ? `Not answered: ${missing}.` : sentence),
+      [...tables].map(([table, some]) => html("p", { class: "quiet" }, `${table}, line `,
+        some.slice(0, 24).flatMap((line, i) => [i ? ", " : "",
+          html("a", { href: place(table, line) }, String(line))]))));
+  }
+
+  // All columns with their explanations; made when it is first asked for.
+  function glossary() {
+    if ($("glossary").childElementCount) return;
+    const groups = new Map();
+    for (const column of rfatlas.overview.columns) {
+      if (!groups.has(column.section)) groups.set(column.section, []);
+      groups.get(column.section).push(html("tr", { "data-text":
+        [column.name, column.meaning, column.source].join(" ").toLowerCase() },
+      html("th", { scope: "row" }, column.name), html("td", {}, column.meaning),
+      html("td", {}, column.unit), html("td", {}, column.formula), html("td", {}, column.source)));
+    }
+    const head = () => html("thead", {}, html("tr", {},
+      ["column", "meaning", "unit, range", "formula", "source"].map((name) =>
+        html("th", { scope: "col" }, name))));
+    $("glossary").append(...[...groups].map(([title, rows]) => html("section", {},
+      html("h3", {}, title), html("div", { class: "wide" },
+        html("table", {}, head(), html("tbody", {}, rows))))));
+    if (rfatlas.overview.references.length) {
+      $("glossary").append(html("h3", {}, "References"), html("ul", {},
+        rfatlas.overview.references.map((text) => html("li", {}, text))));
+    }
+    $("glossary-search").addEventListener("input", (event) => {
+      const wanted = event.target.value.toLowerCase();
+      for (const section of $("glossary").querySelectorAll("section")) {
+        let any = false;
+        for (const row of section.querySelectorAll("tbody tr")) {
+          row.hidden = !row.dataset.text.includes(wanted);
+          any ||= !row.hidden;
+        }
+        section.hidden = !any;
+      }
+    });
   }
 
   // What a number means, when its name is pointed at, focused or touched.

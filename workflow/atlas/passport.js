@@ -1,8 +1,9 @@
-// The passport of a channel: all that is known of it, each number with its explanation.
+// The passport of a channel: all that is known of it, each number with its explanation, and for what
+// is not known why it is not.
 "use strict";
 
 rfatlas.passport = (() => {
-  const { html, svg, figure, lines, polar, intervals, tile } = rfatlas.draw;
+  const { html, svg, figure, lines, polar, intervals, surface, tile } = rfatlas.draw;
   const SHOWN = 112;
   // Numbers of a section beyond these are folded away.
   const FIRST = 14;
@@ -10,12 +11,62 @@ rfatlas.passport = (() => {
   const HERO = ["mean_image", "mean_gradient", "gabor", "effective", "stimulus", "off_stimulus"];
   // These sections come first, the others in the order of the columns.
   const ORDER = ["gratings", "color", "ablation", "gabor", "receptive_fields"];
-  // Which pictures and curves belong to the columns of which stage.
-  const PICTURES = {
-    color: ["dkl_lum", "dkl_lm", "dkl_s"],
-    virtual_filters: ["virtual_filter", "virtual_linear"],
-    skip_residual: ["skip", "residual"],
+  // What belongs to a stage: its title where it is off, its pictures, the column that says why there
+  // is nothing.
+  const STAGES = {
+    receptive_fields: { title: "Receptive fields" },
+    gabor: { title: "Gabors", reason: "gabor_reason" },
+    gratings: { title: "Gratings", reason: "grating_reason" },
+    color: { title: "Colour", reason: "color_reason", pictures: ["dkl_lum", "dkl_lm", "dkl_s"] },
+    preferred_stimulus: { title: "Preferred stimuli", reason: "stimulus_reason" },
+    virtual_filters: { title: "Virtual filters", reason: "virtual_reason",
+      pictures: ["virtual_filter", "virtual_linear"] },
+    skip_residual: { title: "Skip and residual", reason: "skip_reason", pictures: ["skip", "residual"] },
+    ablation: { title: "What the network loses without it" },
   };
+  // The stage that draws a picture, and its name where there is none.
+  const TILES = {
+    mean_image: ["receptive_fields", "mean image"],
+    mean_gradient: ["receptive_fields", "mean gradient"],
+    gabor: ["gabor", "its Gabor"],
+    effective: ["receptive_fields", "effective RF"],
+    stimulus: ["preferred_stimulus", "preferred stimulus"],
+    off_stimulus: ["preferred_stimulus", "least preferred stimulus"],
+    dkl_lum: ["color", "L+M"], dkl_lm: ["color", "L−M"], dkl_s: ["color", "S−(L+M)"],
+    virtual_filter: ["virtual_filters", "virtual filter"],
+    virtual_linear: ["virtual_filters", "its linear response"],
+    skip: ["skip_residual", "skip part"], residual: ["skip_residual", "residual part"],
+  };
+  // What the words in the columns *_reason say.
+  const REASONS = {
+    gabor: {
+      blob: "its field is a blob, which has no orientation",
+      noise: "its field cannot be told from noise",
+      poor: "no Gabor explains a tenth of its field",
+      steep: "the best fit is near zero at every pixel",
+      weak: "its field is too weak to fit",
+      blank: "its field is constant",
+      small: "its field is smaller than 5 × 5 pixels",
+    },
+    gratings: {
+      no_response: "no grating takes it above its answer to grey",
+      weak: "its largest response is too small to measure",
+    },
+    color: {
+      no_response: "no grating takes it above its answer to grey",
+      weak: "its largest response is too small to measure",
+    },
+    preferred_stimulus: {
+      not_measured: "it is not in the sample of channels (preferred_stimulus.channels)",
+      constant: "no stimulus changes its answer",
+      silent: "no stimulus drives it above 0",
+      no_photograph: "no photograph drives it above 0",
+    },
+  };
+  // How far the other numbers can be trusted.
+  const TRUST = ["split_half", "n_units", "certificate_max", "energy_inside", "erf_r2", "gabor_r2",
+    "gabor_n_starts_agreeing", "gabor_converged", "grating_blank_dependent", "sf_aliased",
+    "stimulus_agreement", "stimulus_gain", "virtual_match", "zero_n_images", "zero_q"];
   let dialog, current = null;
 
   function setup(element) {
@@ -23,7 +74,8 @@ rfatlas.passport = (() => {
     dialog.addEventListener("close", () => {
       const row = current;
       current = null;
-      if (location.hash) history.pushState(null, "", location.pathname + location.search);
+      document.title = `${rfatlas.overview.run} · rfatlas`;
+      if (rfatlas.address.channel) rfatlas.address.visit("");
       if (row !== null) rfatlas.grid.reveal(row, true);
     });
     dialog.addEventListener("click", (event) => {
@@ -31,36 +83,23 @@ rfatlas.passport = (() => {
     });
     dialog.addEventListener("keydown", (event) => {
       if (event.altKey || event.ctrlKey || event.metaKey || event.target.tagName === "SUMMARY") return;
-      const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-      if (step === undefined || (event.key.length > 7 && event.key !== "ArrowRight"
-        && event.key !== "ArrowLeft")) return;
+      // Up and down scroll.
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (step === undefined) return;
       event.preventDefault();
       move(step);
     });
-    addEventListener("hashchange", follow);
-    follow();
   }
 
-  function follow() {
-    const row = rfatlas.find(asked());
-    if (row >= 0) show(row);
-    else if (dialog.open) dialog.close();
-  }
-
-  // The channel in the address; an address that is no text names none.
-  function asked() {
-    try {
-      return decodeURIComponent(location.hash.slice(1));
-    } catch {
-      return "";
-    }
+  // Show the channel of this name, or none; the address has changed.
+  function follow(name) {
+    const row = rfatlas.find(name);
+    if (row >= 0 && row !== current) show(row);
+    else if (row < 0 && dialog.open) dialog.close();
   }
 
   function open(row) {
-    if (row === undefined) return;
-    const hash = `#${encodeURI(rfatlas.label(row))}`;
-    if (location.hash === hash) show(row);
-    else location.hash = hash;
+    if (row !== undefined) rfatlas.address.visit(rfatlas.label(row));
   }
 
   function move(step) {
@@ -74,88 +113,148 @@ rfatlas.passport = (() => {
     current = row;
     const n = rfatlas.layerOf(row);
     const layer = rfatlas.overview.layers[n];
-    const channel = rfatlas.channelOf(row);
-    let data = null;
-    let problem = null;
+    const of = { row, n, layer, channel: rfatlas.channelOf(row), label: rfatlas.label(row) };
+    const old = dialog.querySelector("button:focus")?.className;
+    let content;
     try {
-      data = await rfatlas.loadLayer(n);
+      Object.assign(of, await rfatlas.facts(row));
+      content = [heading(of), glance(of), units(of), pictures(HERO, of, "What it prefers"),
+        html("div", { class: "cards" }, sections(of))];
     } catch (error) {
-      problem = error.message;
+      content = [heading({ ...of, get: () => null }), html("p", { class: "nothing" }, error.message)];
     }
     // Another channel was asked for in the meantime.
     if (current !== row) return;
-    const old = dialog.querySelector("button:focus")?.className;
-    dialog.replaceChildren(
-      heading(row, layer, channel),
-      problem === null ? "" : html("p", { class: "nothing" }, problem),
-      data ? units(layer, n, channel, data) : "",
-      pictures(HERO, row, layer, n, channel, data, "What it prefers"),
-      html("div", { class: "cards" }, sections(row, layer, n, channel, data)));
-    document.title = `${rfatlas.label(row)} · ${rfatlas.overview.run} · rfatlas`;
+    dialog.replaceChildren(...content);
+    document.title = `${of.label} · ${rfatlas.overview.run} · rfatlas`;
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
     const again = old && dialog.querySelector(`.${CSS.escape(old.split(" ")[0])}`);
     (again || dialog.querySelector(".close")).focus({ preventScroll: true });
+    dialog.dataset.shows = of.label;
   }
 
-  function heading(row, layer, channel) {
+  function heading({ row, label, get }) {
     const chips = [
-      rfatlas.value("inactive", row) ? "inactive" : null,
-      rfatlas.value("orientation_selective", row) ? "orientation-selective" : null,
-      rfatlas.value("color_class", row)?.replaceAll("_", "-"),
-      rfatlas.value("preferred_class", row) ? `prefers ${rfatlas.value("preferred_class", row)}` : null,
+      get("inactive") ? "inactive" : null,
+      get("orientation_selective") ? "orientation-selective" : null,
+      get("color_class")?.replaceAll("_", "-"),
     ].filter(Boolean);
-    const button = (name, text, label, action, disabled) => html("button", {
-      type: "button", class: name, "aria-label": label, title: label, onclick: action, disabled,
+    const button = (name, text, title, action) => html("button", {
+      type: "button", class: name, "aria-label": title, title, onclick: action,
     }, text);
+    const chosen = () => rfatlas.view.state.selection.has(row);
+    const select = html("button", { type: "button", class: "choose", "aria-pressed": String(chosen()),
+      onclick: () => {
+        rfatlas.view.toggle(row);
+        select.setAttribute("aria-pressed", String(chosen()));
+      } }, "Select");
     return html("header", {},
-      html("h2", { id: "passport-title" }, `${layer.name}/${channel}`),
+      html("h2", { id: "passport-title" }, label),
       html("p", { class: "chips" }, chips.map((chip) => html("span", { class: "chip" }, chip))),
-      html("div", { class: "actions" },
+      html("div", { class: "actions" }, select,
         button("before", "‹", "The channel before (←)", () => move(-1)),
         button("after", "›", "The channel after (→)", () => move(1)),
         button("close", "×", "Close (Esc)", () => dialog.close())));
   }
 
-  function picture(name, layer, n, channel, label) {
-    const index = layer.strip ? layer.strip.tiles.findIndex((one) => one.name === name) : -1;
-    if (index < 0) return null;
-    return tile(`passports/${String(n).padStart(2, "0")}/${channel}.webp`, index, layer.strip,
-      SHOWN, label);
+  const term = (name, text = name) =>
+    html("button", { type: "button", class: "term", "data-explain": name }, text);
+  const points = (share) => rfatlas.text(Number((100 * share).toPrecision(3)));
+  const interval = (of, mode) => {
+    const [lo, hi] = ["lo", "hi"].map((end) => of.get(`${mode}_delta_top1_${end}`));
+    return lo === null || hi === null ? "" : `95 % interval ${points(lo)} to ${points(hi)}`;
+  };
+
+  // The numbers that a reader asks for first.
+  function glance(of) {
+    const { get } = of;
+    const shown = (name, unit = "") => (get(name) === null ? null : `${rfatlas.text(get(name))}${unit}`);
+    const mode = MODES.find((one) => get(`${one}_delta_top1`) !== null) ?? "zero";
+    const effect = get(`${mode}_delta_top1`);
+    const hue = get("hue_deg");
+    const cells = [
+      ["orientation_deg", "orientation", shown("orientation_deg", "°"),
+        [shown("osi") && `OSI ${shown("osi")}`, shown("bandwidth_deg") && `± ${shown("bandwidth_deg")}°`]],
+      ["sf_cpp", "spatial frequency", shown("sf_cpp", " c/px"),
+        [shown("sf_bandwidth_oct") && `${shown("sf_bandwidth_oct")} octaves`,
+          shown("f1_f0") && `F1/F0 ${shown("f1_f0")}`]],
+      ["color_class", "colour", get("color_class")?.replaceAll("_", "-") ?? null,
+        [hue === null ? null : `hue ${rfatlas.text(Math.round(hue))}°`,
+          shown("color_ratio") && `ratio ${shown("color_ratio")}`]],
+      ["erf_sigma", "effective RF", shown("erf_sigma", " px"),
+        ["sigma", get("rf_size") === null ? null : `of ${shown("rf_size")} px`]],
+      [`${mode}_delta_top1`, "top-1 without it", effect === null ? null : `${points(effect)} points`,
+        [interval(of, mode)]],
+      ["preferred_class", "prefers", get("preferred_class"),
+        [shown("class_selectivity") && `selectivity ${shown("class_selectivity")}`]],
+      ["split_half", "reliability", shown("split_half"), ["split-half correlation"]],
+    ].filter(([name]) => rfatlas.column(name));
+    return html("dl", { class: "glance" }, cells.map(([name, title, main, more]) => html("div", {},
+      html("dt", {}, term(name, title)),
+      html("dd", {}, html("strong", { title: main }, main ?? "–"),
+        main === null ? "" : html("span", {}, more.filter(Boolean).join(", "))))));
   }
 
-  function units(layer, n, channel, data) {
-    const found = data.top.units[channel];
-    const names = rfatlas.overview.classNames;
-    if (!layer.strip || !found.length || layer.strip.tiles[0].name !== "patch_0") {
-      return found.length ? "" : html("p", { class: "quiet" }, "No image drives this channel.");
+  // Why there is nothing of a stage for this channel.
+  function why(stage, { get }) {
+    const { absent } = rfatlas.overview;
+    if (absent[stage]) return absent[stage];
+    const said = STAGES[stage].reason ? get(STAGES[stage].reason) : null;
+    if (said && said !== "not_measured") return REASONS[stage]?.[said] ?? said;
+    if (["receptive_fields", "gabor", "skip_residual", "color"].includes(stage)
+      && rfatlas.column("n_units")) {
+      if (get("n_units") === null) return "it is not among the channels of receptive_fields.channels";
+      if (get("n_units") === 0) return "no image drives it";
     }
-    const figures = found.map(([file, label, value], rank) => {
+    if (said) return REASONS[stage]?.[said] ?? said;
+    if (stage === "ablation") return "this layer or channel is not among those that were ablated";
+    return "there is none of this channel";
+  }
+
+  function picture(name, { layer, n, channel }, label) {
+    const index = layer.strip ? layer.strip.tiles.findIndex((one) => one.name === name) : -1;
+    if (index < 0) return null;
+    return tile(`passports/${rfatlas.padded(n, 2)}/${channel}.webp`, index, layer.strip, SHOWN, label);
+  }
+
+  function units(of) {
+    const { data, i } = of;
+    const names = rfatlas.overview.classNames;
+    const section = (...content) => html("section", {}, html("h3", {}, "Top patches"), ...content);
+    if (!data.top.units[i].length) {
+      return section(html("p", { class: "quiet" }, "No image drives this channel."));
+    }
+    const figures = data.top.units[i].map(([file, label, value], rank) => {
       const name = label >= 0 ? names[label] || `class ${label}` : "";
-      const image = picture(`patch_${rank}`, layer, n, channel,
-        `Patch of rank ${rank + 1}${name ? `, ${name}` : ""}`);
-      return image && html("figure", { class: "shot", title: data.top.files[file] }, image,
+      const image = picture(`patch_${rank}`, of, `Patch of rank ${rank + 1}${name ? `, ${name}` : ""}`);
+      if (!image && rank > 0 && of.layer.strip?.tiles.some((one) => one.name === "patch_0")) return null;
+      return html("figure", { class: "shot", title: data.top.files[file] }, image,
         html("figcaption", {}, html("span", { class: "clip" }, name || data.top.files[file]),
           html("span", { class: "quiet" }, rfatlas.text(value))));
     });
-    return html("section", {}, html("h3", {}, "Top units"),
-      html("div", { class: "shots" }, figures));
+    const pictured = of.layer.strip?.tiles.some((one) => one.name === "patch_0");
+    return section(pictured ? "" : html("p", { class: "quiet" },
+      `Without pictures: ${why("receptive_fields", of)}.`), html("div", { class: "shots" }, figures));
   }
 
-  function pictures(wanted, row, layer, n, channel, data, title = null) {
+  function pictures(wanted, of, title = null) {
     const shots = wanted.map((name) => {
       const shown = name === "gabor" ? "mean_gradient" : name;
-      const about = layer.strip?.tiles.find((one) => one.name === shown);
-      const drawing = name === "gabor" ? outline(row, layer) : null;
-      if (!about || data?.missing[channel].includes(shown) || (name === "gabor" && !drawing)) {
-        return null;
+      const about = of.layer.strip?.tiles.find((one) => one.name === shown);
+      const drawing = name === "gabor" ? outline(of) : null;
+      const [stage, called] = TILES[name];
+      if (!about || of.data.missing[of.i].includes(shown) || (name === "gabor" && !drawing)) {
+        return html("figure", { class: "shot" },
+          html("div", { class: "gap", role: "img", "aria-label": `No ${called}: ${why(stage, of)}` },
+            html("span", {}, `Not computed: ${why(stage, of)}.`)),
+          html("figcaption", {}, called));
       }
-      const image = picture(shown, layer, n, channel, `${about.title} of ${rfatlas.label(row)}`);
+      const image = picture(shown, of, `${drawing ? "Gabor fit on the " : ""}${about.title} of ${of.label}`);
       if (drawing) image.append(drawing);
       return html("figure", { class: "shot", title: drawing ? GABOR : about.note }, image,
-        html("figcaption", {}, html("span", {}, drawing ? "its Gabor" : about.title)));
-    }).filter(Boolean);
-    if (!shots.length) return "";
+        html("figcaption", {}, called));
+    });
     return html("section", {}, title ? html("h3", {}, title) : "",
       html("div", { class: "shots" }, shots));
   }
@@ -164,9 +263,9 @@ rfatlas.passport = (() => {
     + "and a line along its bars.";
 
   // The Gabor fitted to the mean gradient: its envelope at one sigma, and the line of its bars.
-  function outline(row, layer) {
+  function outline({ get, layer }) {
     const [x, y, sx, sy, theta, r2] = ["x", "y", "sigma_x", "sigma_y", "theta_deg", "r2"]
-      .map((name) => rfatlas.value(`gabor_${name}`, row));
+      .map((name) => get(`gabor_${name}`));
     if ([x, y, sx, sy, theta].some((v) => v === null)) return null;
     const size = layer.window;
     const [cx, cy] = [size / 2 + x, size / 2 - y];
@@ -182,129 +281,193 @@ rfatlas.passport = (() => {
   }
 
   const stagesOf = (columns) => columns[0].stages.split(/, */);
+  const card = (title, ...content) => html("section", { class: "card" }, html("h3", {}, title), ...content);
 
-  function sections(row, layer, n, channel, data) {
+  function sections(of) {
     const bySection = new Map();
     for (const column of rfatlas.overview.columns) {
       if (column.name === "layer" || column.name === "channel") continue;
-      const title = column.section;
-      if (!bySection.has(title)) bySection.set(title, []);
-      bySection.get(title).push(column);
+      if (!bySection.has(column.section)) bySection.set(column.section, []);
+      bySection.get(column.section).push(column);
     }
-    const rank = (columns) => {
-      const found = ORDER.findIndex((stage) => stagesOf(columns).includes(stage));
+    const cards = [...bySection].map(([title, columns]) => ({
+      stages: stagesOf(columns), make: () => sectionCard(title, columns, of),
+    }));
+    // A stage that is off has no columns, and still says so.
+    const there = new Set(cards.flatMap(({ stages }) => stages));
+    for (const [stage, { title }] of Object.entries(STAGES)) {
+      if (there.has(stage) || !rfatlas.overview.absent[stage]) continue;
+      cards.push({ stages: [stage], make: () => card(title, html("p", { class: "quiet" },
+        `Not computed: ${why(stage, of)}.`)) });
+    }
+    const rank = ({ stages }) => {
+      const found = ORDER.findIndex((stage) => stages.includes(stage));
       return found < 0 ? ORDER.length : found;
     };
-    const ordered = [...bySection].sort(([, a], [, b]) => rank(a) - rank(b));
-    return ordered.map(([title, columns]) => {
-      const stages = stagesOf(columns);
-      const shown = [
-        ...stages.flatMap((stage) => (PICTURES[stage]
-          ? [pictures(PICTURES[stage], row, layer, n, channel, data)] : [])),
-        html("div", { class: "charts" }, stages.flatMap((stage) => charts(stage, row, channel, data))),
-        title === "Classes" && data?.classes ? classBars(data.classes[channel]) : "",
-      ];
-      const list = (some) => html("dl", {}, some.flatMap((column) => number(column, row)));
-      // Of many numbers those that are not known are folded away first.
-      const known = columns.filter((column) => !rfatlas.missing(column.values[row]));
-      const first = columns.length > FIRST ? known.slice(0, FIRST) : columns;
-      const rest = columns.filter((column) => !first.includes(column));
-      return html("section", { class: "card" }, html("h3", {}, title), shown, list(first),
-        rest.length
-          ? html("details", {}, html("summary", {}, `${rest.length} more`), list(rest))
-          : "");
-    });
+    return [trust(of), others(of),
+      ...cards.map((one, i) => [one, i]).sort(([a, i], [b, j]) => rank(a) - rank(b) || i - j)
+        .map(([one]) => one.make())];
   }
 
-  function number(column, row) {
+  function sectionCard(title, columns, of) {
+    const stages = stagesOf(columns);
+    const list = (some) => html("dl", {}, some.flatMap((column) => number(column, of)));
+    // Of many numbers those that are not known are folded away first.
+    const known = columns.filter((column) => !rfatlas.missing(of.get(column.name)));
+    const first = columns.length > FIRST ? known.slice(0, FIRST) : columns;
+    const rest = columns.filter((column) => !first.includes(column));
+    return card(title,
+      stages.map((stage) => (STAGES[stage]?.pictures ? pictures(STAGES[stage].pictures, of) : "")),
+      html("div", { class: "charts" }, stages.flatMap((stage) => charts(stage, of))),
+      stages.includes("ablation") ? classLosses(of) : "",
+      title === "Classes" ? classBars(of) : "",
+      list(first),
+      rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), list(rest)) : "");
+  }
+
+  function trust(of) {
+    const columns = TRUST.map(rfatlas.column).filter(Boolean);
+    return columns.length ? card("How reliable this is",
+      html("dl", {}, columns.flatMap((column) => number(column, of)))) : "";
+  }
+
+  // The channels of other networks that the stage compare matched with this one.
+  function others({ data, i, layer }) {
+    const found = data.matches[i];
+    if (!found.length) return "";
+    const { runs } = rfatlas.overview;
+    const name = ([run, channel]) => `${layer.name}/${channel}`;
+    return card("Its match in other networks",
+      html("p", { class: "quiet" },
+        "Paired by the largest sum of correlations over images; below some 0.15 is chance."),
+      html("dl", {}, found.flatMap((match) => [
+        html("dt", {}, match[0]),
+        html("dd", {}, runs.includes(match[0])
+          ? html("a", { href: `../../${encodeURIComponent(match[0])}/atlas/index.html#${encodeURI(name(match))}` },
+            name(match))
+          : name(match),
+        html("span", { class: "quiet" }, ` correlation ${rfatlas.text(match[2])}`))])));
+  }
+
+  function number(column, of) {
     const unit = /^(°|px|octaves|cycles per pixel)/.exec(column.unit)?.[0];
     const short = { "cycles per pixel": "c/px", octaves: "oct" }[unit] ?? unit;
-    const shown = rfatlas.text(column.values[row]);
+    const shown = rfatlas.text(of.get(column.name));
     return [
-      html("dt", {}, html("button", { type: "button", class: "term", "data-explain": column.name },
-        column.name)),
+      html("dt", {}, term(column.name)),
       html("dd", {}, shown, short && shown !== "–" ? html("span", { class: "quiet" },
         short === "°" ? short : ` ${short}`) : ""),
     ];
   }
 
-  function classBars(bars) {
-    if (!bars.length) return "";
-    const largest = Math.max(...bars.map(([, mean]) => Math.abs(mean)));
-    return html("table", { class: "bars" },
-      html("caption", {}, "Mean activation by class"),
-      bars.map(([label, mean]) => html("tr", {},
-        html("th", { scope: "row" }, rfatlas.overview.classNames[label] || `class ${label}`),
-        html("td", {}, html("span", { class: "bar",
-          style: { width: `${(100 * Math.abs(mean)) / (largest || 1)}%` } })),
-        html("td", { class: "quiet" }, rfatlas.text(mean)))));
+  const className = (label) => rfatlas.overview.classNames[label] || `class ${label}`;
+
+  function bars(caption, rows, largest) {
+    return html("table", { class: "bars" }, html("caption", {}, caption),
+      html("tbody", {}, rows.map(({ label, share, text, loses }) => html("tr", {},
+        html("th", { scope: "row" }, className(label)),
+        html("td", {}, html("span", { class: loses ? "bar loses" : "bar",
+          style: { width: `${(100 * Math.abs(share)) / (largest || 1)}%` } })),
+        html("td", { class: "quiet" }, text)))));
   }
 
-  function charts(stage, row, channel, data) {
-    const name = `${rfatlas.overview.run}_${rfatlas.label(row).replace("/", "_")}`;
+  function classBars({ data, i }) {
+    const found = data.classes?.[i] ?? [];
+    if (!found.length) return "";
+    return bars("Mean activation by class",
+      found.map(([label, mean]) => ({ label, share: mean, text: rfatlas.text(mean) })),
+      Math.max(...found.map(([, mean]) => Math.abs(mean))));
+  }
+
+  // The classes that lose and gain most without the channel.
+  function classLosses({ data, i }) {
+    const found = data.losses?.values[i];
+    if (!found) return "";
+    const mode = data.losses.mode;
+    if (!found.length) {
+      return html("p", { class: "quiet" }, `No class changes without it (${mode}).`);
+    }
+    const rows = found.map(([label, change, images]) => ({ label, share: change, loses: change < 0,
+      text: `${points(change)} points of ${images} ${images === 1 ? "image" : "images"}` }));
+    return bars(`Top-1 accuracy by class without it (${mode})`, rows,
+      Math.max(...found.map(([, change]) => Math.abs(change))));
+  }
+
+  // A chart that there is not, and why.
+  const gap = (caption, stage, of) => html("figure", { class: "chart" }, html("figcaption", {}, caption),
+    html("p", { class: "gap wide-gap" }, `Not computed: ${why(stage, of)}.`));
+
+  function charts(stage, of) {
+    const { data, i, label, get } = of;
+    const name = `${rfatlas.overview.run}_${label.replace("/", "_")}`;
     const found = [];
     const add = (drawing, caption, suffix) =>
       found.push(figure(drawing, caption, `${name}_${suffix}`));
-    const curve = (kind) => data?.[kind]?.values[channel] ?? null;
+    const curve = (kind) => data[kind]?.values[i] ?? null;
     if (stage === "gratings") {
-      const orientation = curve("orientation");
-      if (orientation) {
-        // The curve is periodic: it ends where it begins.
-        add(lines({ x: [...data.orientation.axis, 180], series: [{ values: [...orientation, orientation[0]] }],
-          xLabel: "orientation of modulation (°)", yLabel: "response",
-          mark: rfatlas.value("orientation_deg", row), xTicks: [0, 45, 90, 135, 180],
-          title: `Orientation tuning of ${rfatlas.label(row)}` }), "Orientation", "orientation");
-      }
-      const frequency = curve("frequency");
-      if (frequency) {
-        add(lines({ x: data.frequency.axis, series: [{ values: frequency }], log: true,
-          xLabel: "spatial frequency (cycles/px)", yLabel: "response",
-          mark: rfatlas.value("sf_cpp", row),
-          title: `Spatial-frequency tuning of ${rfatlas.label(row)}` }), "Spatial frequency", "frequency");
-      }
-      const phase = curve("phase");
-      if (phase) {
-        add(lines({ x: [...data.phase.axis, 360], series: [{ values: [...phase, phase[0]] }],
-          xLabel: "phase (°)", yLabel: "response", xTicks: [0, 90, 180, 270, 360],
-          title: `Response of ${rfatlas.label(row)} to the phase of its best grating` }),
-        "Phase of the best grating", "phase");
-      }
+      const [orientation, frequency, phase] = ["orientation", "frequency", "phase"].map(curve);
+      if (!orientation) return [gap("Orientation, spatial frequency, phase", stage, of)];
+      // The curve is periodic: it ends where it begins.
+      add(lines({ x: [...data.orientation.axis, 180], series: [{ values: [...orientation, orientation[0]] }],
+        xLabel: "orientation of modulation (°)", yLabel: "response", mark: get("orientation_deg"),
+        xTicks: [0, 45, 90, 135, 180], title: `Orientation tuning of ${label}` }),
+      "Orientation", "orientation");
+      add(lines({ x: data.frequency.axis, series: [{ values: frequency }], log: true,
+        xLabel: "spatial frequency (cycles/px)", yLabel: "response", mark: get("sf_cpp"),
+        title: `Spatial-frequency tuning of ${label}` }), "Spatial frequency", "frequency");
+      const [o, f] = [data.surface.orientation, data.surface.frequency];
+      const all = rfatlas.bytes(data.surface.values[i]);
+      const best = all.indexOf(255);
+      add(surface({ orientations: o, frequencies: f, values: all,
+        mark: [Math.floor(best / f.length), best % f.length],
+        title: `Responses of ${label} to all gratings` }), "All gratings", "gratings");
+      add(lines({ x: [...data.phase.axis, 360], series: [{ values: [...phase, phase[0]] }],
+        xLabel: "phase (°)", yLabel: "response", xTicks: [0, 90, 180, 270, 360],
+        title: `Response of ${label} to the phase of its best grating` }),
+      "Phase of the best grating", "phase");
     }
     if (stage === "color") {
-      const hue = curve("hue");
+      const [hue, axes, direction] = ["hue", "axes", "direction"].map(curve);
       if (hue) {
-        add(polar({ degrees: data.hue.axis, values: hue, mark: rfatlas.value("hue_deg", row),
+        add(polar({ degrees: data.hue.axis, values: hue, mark: get("hue_deg"),
           axes: [[0, "+L−M"], [90, "+S"], [180, "−L+M"], [270, "−S"]], rim: data.hue.colours,
-          title: `Hue tuning of ${rfatlas.label(row)} in the DKL plane` }), "Hue, DKL plane (line: hue_deg)", "hue");
-      }
-      const axes = curve("axes");
+          title: `Hue tuning of ${label} in the DKL plane` }), "Hue, DKL plane (line: hue_deg)", "hue");
+      } else found.push(gap("Hue, DKL plane", stage, of));
       if (axes) {
         add(lines({ x: data.axes.axis, log: true, xLabel: "spatial frequency (cycles/px)",
-          yLabel: "response", series: ["L+M", "L−M", "S−(L+M)"].map((axis, i) => (
-            { name: axis, values: axes[i], colour: ["#767676", "#D55E00", "#7A5BC7"][i] })),
-          title: `Responses of ${rfatlas.label(row)} to gratings along three opponent axes` }),
-        "Opponent axes", "axes");
+          yLabel: "response", series: ["L+M", "L−M", "S−(L+M)"].map((axis, k) => (
+            { name: axis, values: axes[k], colour: ["#767676", "#D55E00", "#7A5BC7"][k] })),
+          title: `Responses of ${label} to gratings along three opponent axes` }),
+        "Gratings along the opponent axes", "axes");
+      } else found.push(gap("Gratings along the opponent axes", stage, of));
+      if (direction) {
+        add(lines({ x: [...data.direction.axis, 180],
+          series: [{ values: [...direction, direction[0]] }], xTicks: [0, 45, 90, 135, 180],
+          xLabel: "direction of colour (°): 0 L−M, 90 S", yLabel: "response",
+          mark: get("color_direction_deg"),
+          title: `Tuning of ${label} to the direction of colour of gratings` }),
+        "Coloured gratings", "direction");
       }
     }
     if (stage === "ablation") {
       for (const [column, caption, unit] of [
         ["delta_top1", "Top-1 without it", "change of top-1 accuracy"],
-        ["delta_loss", "Loss without it", "change of loss"]]) {
+        ["delta_loss", "Loss without it", "change of loss (nats)"]]) {
         const items = MODES.filter((mode) => rfatlas.column(`${mode}_${column}`)).map((mode) => ({
           name: mode,
-          value: rfatlas.value(`${mode}_${column}`, row),
-          low: rfatlas.value(`${mode}_${column}_lo`, row),
-          high: rfatlas.value(`${mode}_${column}_hi`, row),
+          value: get(`${mode}_${column}`),
+          low: get(`${mode}_${column}_lo`),
+          high: get(`${mode}_${column}_hi`),
         })).filter((item) => item.value !== null);
         if (items.length) {
           add(intervals({ items, xLabel: `${unit}, 95 % interval`,
-            title: `${caption}: ${items.map((i) => `${i.name} ${rfatlas.text(i.value)}`).join(", ")}` }),
+            title: `${caption}: ${items.map((one) => `${one.name} ${rfatlas.text(one.value)}`).join(", ")}` }),
           caption, column);
-        }
+        } else if (column === "delta_top1") found.push(gap(caption, stage, of));
       }
     }
     return found;
   }
 
-  return { setup, open, get current() { return current; } };
+  return { setup, open, follow, get current() { return current; } };
 })();

@@ -1,166 +1,370 @@
 // A scatter plot of two columns, over the channels that the grid shows. What is selected here is
-// selected there.
+// selected there. uPlot draws the axes and knows where a value lies; points and tools are drawn here.
 "use strict";
 
 rfatlas.scatter = (() => {
+  const { html, svg, COLOURS } = rfatlas.draw;
   const view = rfatlas.view;
   const settings = { x: null, y: null, colour: "layer", xLog: false, yLog: false };
-  // More points than this are drawn by WebGL.
-  const MANY = 20000;
-  // Traces of one colour each; a column with more values than this has a few colours only.
-  const MOST_TRACES = 24;
-  let element, note;
-  let plotted = false;
-  let drawn = 0;
+  // A column with more values than this has one colour only.
+  const MOST_COLOURS = 24;
+  const [SIZE, CHOSEN, FAINT, OPACITY] = [2.6, 4, 0.12, 0.75];
+  // Pointers nearer than this to a point, in CSS pixels, mean it.
+  const NEAR = 10;
+  let element, note, legend, hover;
+  let plot = null;
+  let tool = "box";
+  let zoom = null;
+  let points = { rows: [], x: [], y: [], colours: [], names: [] };
 
-  function setup(place, remark) {
-    [element, note] = [place, remark];
+  function setup(places) {
+    ({ element, note, legend, hover } = places);
     view.on("rows", draw);
-    view.on("selection", draw);
+    view.on("selection", () => plot?.redraw(false));
+    new ResizeObserver(() => {
+      if (plot) plot.setSize(size());
+      else draw();
+    }).observe(element);
   }
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const size = () => ({ width: Math.max(element.clientWidth, 120),
+    height: Math.max(element.clientHeight, 120) });
+  const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
+
+  function mixed(stops, share) {
+    const at = clamp(share, 0, 1) * (stops.length - 1);
+    const i = Math.min(Math.floor(at), stops.length - 2);
+    const mix = stops[i].map((c, k) => Math.round(c + (at - i) * (stops[i + 1][k] - c)));
+    return `rgb(${mix.join(",")})`;
+  }
 
   // From violet over green to yellow, an order that stays one in grey; never as dark or as light as
   // the page.
-  function ramp(share) {
-    const stops = document.documentElement.dataset.theme === "dark"
-      ? [[130, 90, 190], [80, 120, 190], [40, 160, 150], [110, 200, 100], [253, 231, 37]]
-      : [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 180, 98], [215, 180, 0]];
-    const at = Math.min(share * (stops.length - 1), stops.length - 1.0001);
-    const [i, rest] = [Math.floor(at), at - Math.floor(at)];
-    return `rgb(${stops[i].map((c, k) => Math.round(c + rest * (stops[i + 1][k] - c))).join(",")})`;
-  }
+  const stops = () => (document.documentElement.dataset.theme === "dark"
+    ? [[130, 90, 190], [80, 120, 190], [40, 160, 150], [110, 200, 100], [253, 231, 37]]
+    : [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 180, 98], [215, 180, 0]]);
 
-  function groups(rows) {
+  // The colour of each row, and what the legend says of them.
+  function colouring(rows) {
     const column = rfatlas.column(settings.colour);
-    if (!column) return [{ name: "", rows, colour: rfatlas.draw.COLOURS[0] }];
-    const byValue = new Map();
-    for (const row of rows) {
-      const v = rfatlas.text(column.values[row]);
-      if (!byValue.has(v)) byValue.set(v, []);
-      byValue.get(v).push(row);
+    const plain = { colours: rows.map(() => COLOURS[0]), legend: [] };
+    if (!column) return plain;
+    if (column.kind === "number") {
+      const values = rows.map((row) => rfatlas.value(column.name, row) ?? NaN);
+      const finite = values.filter(Number.isFinite);
+      if (!finite.length) return plain;
+      const low = finite.reduce((a, b) => Math.min(a, b));
+      const high = finite.reduce((a, b) => Math.max(a, b));
+      return {
+        colours: values.map((v) => (Number.isFinite(v) ? mixed(stops(), (v - low) / (high - low || 1))
+          : css("--quiet"))),
+        legend: [], bar: { low, high, colours: stops().map((c) => `rgb(${c.join(",")})`) },
+      };
     }
+    const texts = rows.map((row) => rfatlas.text(settings.colour === "layer"
+      ? rfatlas.overview.layers[rfatlas.layerOf(row)].name : rfatlas.value(column.name, row)));
+    const there = new Set(texts);
     // Layers in the order of the network; what is missing last.
     const names = settings.colour === "layer"
-      ? rfatlas.overview.layers.map((layer) => layer.name).filter((name) => byValue.has(name))
-      : [...byValue.keys()].sort((a, b) => (a === "–") - (b === "–") || a.localeCompare(b));
-    if (names.length > MOST_TRACES) {
-      return [{ name: "", rows, colour: rfatlas.draw.COLOURS[0] }];
-    }
-    const palette = rfatlas.draw.COLOURS;
-    return names.map((name, i) => ({
-      name, rows: byValue.get(name),
-      colour: settings.colour === "layer" && names.length > 3
-        ? ramp(names.length > 1 ? i / (names.length - 1) : 0)
-        : palette[i % palette.length],
-    }));
+      ? rfatlas.overview.layers.map((layer) => layer.name).filter((name) => there.has(name))
+      : [...there].sort((a, b) => (a === "–") - (b === "–") || a.localeCompare(b));
+    if (names.length > MOST_COLOURS) return plain;
+    const ordered = settings.colour === "layer" && names.length > 3;
+    const colour = new Map(names.map((name, i) => [name,
+      name === "–" ? css("--quiet")
+        : ordered ? mixed(stops(), i / (names.length - 1)) : COLOURS[i % COLOURS.length]]));
+    return { colours: texts.map((text) => colour.get(text)),
+      legend: names.length > 1 ? [...colour] : [] };
   }
 
-  function traces(rows) {
-    const [x, y] = [rfatlas.column(settings.x).values, rfatlas.column(settings.y).values];
-    const usable = rows.filter((row) => Number.isFinite(x[row]) && Number.isFinite(y[row])
+  function collect() {
+    const [x, y] = [rfatlas.reader(settings.x).numbers, rfatlas.reader(settings.y).numbers];
+    const usable = view.rows.filter((row) => Number.isFinite(x[row]) && Number.isFinite(y[row])
       && (!settings.xLog || x[row] > 0) && (!settings.yLog || y[row] > 0));
-    const chosen = view.state.selection;
-    const number = rfatlas.column(settings.colour)?.kind === "number";
-    const parts = number ? [{ name: "", rows: usable, colour: null }] : groups(usable);
-    const any = usable.some((row) => chosen.has(row));
-    const found = parts.map((part) => ({
-      type: usable.length > MANY ? "scattergl" : "scatter",
-      mode: "markers",
-      name: part.name,
-      x: part.rows.map((row) => x[row]),
-      y: part.rows.map((row) => y[row]),
-      customdata: part.rows,
-      text: part.rows.map((row) => plain(rfatlas.label(row))),
-      hovertemplate: "%{text}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>",
-      showlegend: parts.length > 1,
-      marker: {
-        size: 6, opacity: 0.75, line: { width: 0 },
-        color: part.colour ?? part.rows.map((row) => rfatlas.value(settings.colour, row)),
-        ...(number && { colorscale: "Viridis", showscale: true,
-          colorbar: { thickness: 10, len: 0.9, title: { text: settings.colour, side: "right" } } }),
-      },
-      selectedpoints: any ? part.rows.flatMap((row, i) => (chosen.has(row) ? [i] : [])) : null,
-      selected: { marker: { opacity: 1, size: 9 } },
-      unselected: { marker: { opacity: 0.12 } },
-    }));
-    return [found, usable.length];
+    points = {
+      rows: usable,
+      x: Float64Array.from(usable, (row) => x[row]),
+      y: Float64Array.from(usable, (row) => y[row]),
+      ...colouring(usable),
+    };
   }
 
-  // Plotly reads a little markup in its texts; names are shown as they are.
-  const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-
-  function draw() {
-    if (!window.Plotly || !settings.x) return;
-    const [data, count] = traces(view.rows);
-    const ink = css("--ink");
-    const axis = (name, log) => ({
-      title: { text: name, standoff: 8 }, type: log ? "log" : "linear", gridcolor: css("--line"),
-      zerolinecolor: css("--line"), linecolor: css("--quiet"), automargin: true,
-    });
-    const layout = {
-      paper_bgcolor: css("--paper"), plot_bgcolor: css("--paper"),
-      font: { color: ink, size: 12, family: "system-ui, sans-serif" },
-      margin: { l: 52, r: 12, t: 12, b: 46 }, dragmode: "select", hovermode: "closest",
-      xaxis: axis(settings.x, settings.xLog), yaxis: axis(settings.y, settings.yLog),
-      legend: { orientation: "h", yref: "container", y: 0, font: { size: 11 }, itemsizing: "constant" },
-      uirevision: JSON.stringify(settings),
-      // Another one each time, or Plotly would keep the points that it marked itself.
-      selectionrevision: ++drawn,
-      // A box that was drawn does not stay: the marked points say what is selected.
-      selections: [],
-    };
-    const config = { displaylogo: false, showLink: false, plotlyServerURL: "",
-      modeBarButtonsToRemove: ["sendDataToCloud", "toImage", "autoScale2d"] };
-    window.Plotly.react(element, data, layout, config);
-    if (!plotted) {
-      plotted = true;
-      new ResizeObserver(() => window.Plotly.Plots.resize(element)).observe(element);
-      element.on("plotly_selected", picked);
-      element.on("plotly_doubleclick", () => view.select([]));
-      element.on("plotly_click", (event) => {
-        const row = event.points[0].customdata;
-        view.select([row]);
-        rfatlas.grid.reveal(row, false);
-      });
+  // The ends of an axis: the data with a little room, in its own scale.
+  function range(values, log) {
+    if (!values.length) return log ? [0.1, 10] : [0, 1];
+    let [low, high] = [Infinity, -Infinity];
+    for (const v of values) {
+      low = Math.min(low, v);
+      high = Math.max(high, v);
     }
-    const left = view.rows.length - count;
+    if (log) {
+      const room = (high / low) ** 0.04 || 1;
+      return high > low ? [low / room, high * room] : [low / 2, high * 2];
+    }
+    const room = (high - low) * 0.04 || Math.abs(high) * 0.1 || 1;
+    return [low - room, high + room];
+  }
+
+  async function draw() {
+    if (!settings.x || !element?.clientWidth) return;
+    const names = [settings.x, settings.y, settings.colour];
+    if (!rfatlas.loaded(names)) {
+      try {
+        await rfatlas.need(names);
+      } catch (error) {
+        note.textContent = error.message;
+        return;
+      }
+      if (![settings.x, settings.y, settings.colour].every((name, i) => name === names[i])) return;
+    }
+    collect();
+    plot?.destroy();
+    plot = new uPlot(options(), [null, [points.x, points.y]], element);
+    plot.over.addEventListener("pointerdown", down);
+    plot.over.addEventListener("pointermove", point);
+    plot.over.addEventListener("pointerleave", () => { hover.hidden = true; });
+    plot.over.addEventListener("dblclick", () => {
+      if (zoom) unzoom();
+      else view.select([]);
+    });
+    explain();
+    const left = view.rows.length - points.rows.length;
     note.textContent = left ? `${left} of the channels shown lack one of the values.` : "";
     element.setAttribute("aria-label",
-      `Scatter plot of ${settings.y} against ${settings.x}, ${count} channels`);
+      `Scatter plot of ${settings.y} against ${settings.x}, ${points.rows.length} channels`);
+    element.dataset.drawn = "true";
   }
 
-  function picked(event) {
-    // Plotly reports that `draw` removed the box, too; what a reader drags has a range or a lasso.
-    if (!event?.range && !event?.lassoPoints) return;
-    const chosen = event.points.map((point) => point.customdata);
-    // Drawing from inside Plotly's own event would confuse it.
-    setTimeout(() => {
-      view.select(chosen);
-      const first = view.rows.find((row) => view.state.selection.has(row));
-      if (first !== undefined) rfatlas.grid.reveal(first, false);
+  function options() {
+    const axis = (name) => ({
+      label: name, labelSize: 22, labelFont: "12px system-ui, sans-serif",
+      font: "11px system-ui, sans-serif", stroke: css("--ink"),
+      grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1, size: 5 },
+      values: (_, splits) => splits.map((v) => (v === null ? "" : rfatlas.text(v))),
     });
+    const [x, y] = zoom ?? [range(points.x, settings.xLog), range(points.y, settings.yLog)];
+    return {
+      ...size(), mode: 2, legend: { show: false },
+      cursor: { show: false, drag: { x: false, y: false } },
+      scales: {
+        x: { time: false, distr: settings.xLog ? 3 : 1, range: () => x },
+        y: { distr: settings.yLog ? 3 : 1, range: () => y },
+      },
+      axes: [{ ...axis(settings.x), size: 34 }, { ...axis(settings.y), size: 52 }],
+      series: [{}, { facets: [{ scale: "x", auto: true }, { scale: "y", auto: true }], paths }],
+    };
   }
 
-  async function start() {
-    await rfatlas.script("plotly.min.js");
+  const anySelected = () => points.rows.some((row) => view.state.selection.has(row));
+
+  function paths(u) {
+    const { ctx } = u;
+    const ratio = uPlot.pxRatio;
+    const any = anySelected();
+    const dots = (chosen) => {
+      ctx.globalAlpha = chosen ? 1 : any ? FAINT : OPACITY;
+      const radius = (chosen ? CHOSEN : SIZE) * ratio;
+      for (let i = 0; i < points.rows.length; i++) {
+        if ((any && view.state.selection.has(points.rows[i])) !== chosen) continue;
+        ctx.fillStyle = points.colours[i];
+        ctx.beginPath();
+        ctx.arc(u.valToPos(points.x[i], "x", true), u.valToPos(points.y[i], "y", true), radius, 0,
+          2 * Math.PI);
+        ctx.fill();
+      }
+    };
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+    ctx.clip();
+    dots(false);
+    if (any) dots(true);
+    ctx.restore();
+    return null;
+  }
+
+  function explain() {
+    const swatch = (colour) => html("span", { class: "swatch", style: { background: colour } });
+    const { bar } = points;
+    legend.replaceChildren(...(bar
+      ? [html("span", { class: "quiet" }, settings.colour), rfatlas.text(bar.low),
+        html("span", { class: "ramp",
+          style: { background: `linear-gradient(to right, ${bar.colours.join(",")})` } }),
+        rfatlas.text(bar.high)]
+      : points.legend.map(([name, colour]) => html("span", { class: "key" }, swatch(colour), name))));
+  }
+
+  // Where the points are in the plot's area, in CSS pixels.
+  const place = (i) => [plot.valToPos(points.x[i], "x"), plot.valToPos(points.y[i], "y")];
+
+  function nearest(x, y) {
+    let [best, distance] = [-1, NEAR ** 2];
+    for (let i = 0; i < points.rows.length; i++) {
+      const [px, py] = place(i);
+      const d = (px - x) ** 2 + (py - y) ** 2;
+      if (d < distance) [best, distance] = [i, d];
+    }
+    return best;
+  }
+
+  function at(event) {
+    const area = plot.over.getBoundingClientRect();
+    return [event.clientX - area.left, event.clientY - area.top];
+  }
+
+  // The channel under the pointer, with its picture.
+  function point(event) {
+    if (event.buttons) return;
+    const [x, y] = at(event);
+    const i = nearest(x, y);
+    plot.over.style.cursor = i < 0 ? "crosshair" : "pointer";
+    hover.hidden = i < 0;
+    if (i < 0) return;
+    const row = points.rows[i];
+    hover.replaceChildren(rfatlas.grid.picture(row) ?? "",
+      html("strong", {}, rfatlas.label(row)),
+      html("span", {}, `${settings.x} ${rfatlas.text(points.x[i])}`),
+      html("span", {}, `${settings.y} ${rfatlas.text(points.y[i])}`));
+    const box = hover.getBoundingClientRect();
+    hover.style.left = `${clamp(event.clientX + 14, 4, innerWidth - box.width - 4)}px`;
+    hover.style.top = `${clamp(event.clientY + 14, 4, innerHeight - box.height - 4)}px`;
+  }
+
+  // A box or a lasso, from where the pointer goes down until it goes up again.
+  function down(event) {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    hover.hidden = true;
+    const { over } = plot;
+    over.setPointerCapture(event.pointerId);
+    const trace = [at(event)];
+    const shape = svg("path", { class: "drawn" });
+    const sheet = svg("svg", { class: "sheet" }, shape);
+    over.append(sheet);
+    const corners = () => {
+      const [[x0, y0], [x1, y1]] = [trace[0], trace.at(-1)];
+      return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]];
+    };
+    const outline = () => (tool === "lasso" ? trace : corners());
+    const move = (moved) => {
+      const { width, height } = over.getBoundingClientRect();
+      const [x, y] = at(moved);
+      trace.push([clamp(x, 0, width), clamp(y, 0, height)]);
+      shape.setAttribute("d", `${rfatlas.draw.path(outline())}Z`);
+    };
+    const stop = () => {
+      over.removeEventListener("pointermove", move);
+      over.removeEventListener("pointerup", up);
+      over.removeEventListener("pointercancel", stop);
+      sheet.remove();
+    };
+    const up = (last) => {
+      move(last);
+      stop();
+      const far = trace.some(([x, y]) => Math.hypot(x - trace[0][0], y - trace[0][1]) > 4);
+      if (!far) tap(trace[0], last);
+      else if (tool === "zoom") zoomTo(corners());
+      else pick(outline(), last);
+    };
+    over.addEventListener("pointermove", move);
+    over.addEventListener("pointerup", up);
+    over.addEventListener("pointercancel", stop);
+  }
+
+  function tap([x, y], event) {
+    const i = nearest(x, y);
+    if (i < 0) return;
+    const row = points.rows[i];
+    if (adds(event)) view.toggle(row);
+    else view.select([row]);
+    rfatlas.grid.reveal(row, false);
+  }
+
+  // With Shift, Ctrl, or the switch beside the grid, what is picked comes to what is selected.
+  const adds = (event) => event.shiftKey || event.ctrlKey || event.metaKey || rfatlas.grid.selecting;
+
+  function inside([x, y], outline) {
+    let within = false;
+    for (let i = 0, j = outline.length - 1; i < outline.length; j = i++) {
+      const [[xi, yi], [xj, yj]] = [outline[i], outline[j]];
+      if ((yi > y) !== (yj > y) && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) within = !within;
+    }
+    return within;
+  }
+
+  function pick(outline, event) {
+    const chosen = points.rows.filter((_, i) => inside(place(i), outline));
+    view.select(adds(event) ? [...view.state.selection, ...chosen] : chosen);
+    const first = view.rows.find((row) => view.state.selection.has(row));
+    if (first !== undefined) rfatlas.grid.reveal(first, false);
+  }
+
+  function zoomTo([[x0, y0], , [x1, y1]]) {
+    const ends = (a, b, scale) => [plot.posToVal(a, scale), plot.posToVal(b, scale)].sort((u, v) => u - v);
+    zoom = [ends(x0, x1, "x"), ends(y0, y1, "y")];
     draw();
-    performance.mark("scatter");
+  }
+
+  function unzoom() {
+    zoom = null;
+    draw();
   }
 
   function change(values) {
     Object.assign(settings, values);
-    draw();
+    zoom = null;
+    return draw();
   }
 
+  // The plot as it stands, as a drawing of its own.
   function save() {
-    if (!plotted) return;
-    window.Plotly.downloadImage(element, {
-      format: "svg", width: 800, height: 600,
-      filename: `${rfatlas.overview.run}_${settings.y}_${settings.x}`,
+    if (!plot) return;
+    const [W, H, left, right, top, bottom] = [800, 600, 70, 20, 34, 52];
+    const { ticks, logTicks } = rfatlas.draw;
+    const { x: sx, y: sy } = plot.scales;
+    const scaled = (v, log) => (log ? Math.log10(v) : v);
+    const along = (v, { min, max }, log, from, to) => from
+      + ((scaled(v, log) - scaled(min, log)) / (scaled(max, log) - scaled(min, log))) * (to - from);
+    const px = (v) => along(v, sx, settings.xLog, left, W - right);
+    const py = (v) => along(v, sy, settings.yLog, H - bottom, top);
+    const marks = ({ min, max }, log) => (log ? logTicks(min, max) : ticks(min, max, 6));
+    const line = (x1, y1, x2, y2) => svg("line", { x1, y1, x2, y2, stroke: "#d0d0d0" });
+    const any = anySelected();
+    const dots = points.rows.map((row, i) => {
+      const chosen = any && view.state.selection.has(row);
+      const [cx, cy] = [px(points.x[i]), py(points.y[i])];
+      if (cx < left || cx > W - right || cy < top || cy > H - bottom) return null;
+      return svg("circle", { cx: cx.toFixed(2), cy: cy.toFixed(2), r: chosen ? CHOSEN : SIZE,
+        fill: points.colours[i], "fill-opacity": chosen ? 1 : any ? FAINT : OPACITY },
+      svg("title", {}, rfatlas.label(row)));
     });
+    let at_ = left;
+    const keys = points.legend.flatMap(([name, colour]) => {
+      const x = at_;
+      at_ += 26 + 6.5 * name.length;
+      return [svg("circle", { cx: x + 5, cy: 16, r: 5, fill: colour }),
+        svg("text", { x: x + 14, y: 20 }, name)];
+    });
+    const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, width: W, height: H, "font-size": 12,
+      "font-family": "sans-serif", fill: "currentColor" },
+    marks(sx, settings.xLog).map((t) => [line(px(t), top, px(t), H - bottom),
+      svg("text", { x: px(t), y: H - bottom + 16, "text-anchor": "middle" }, rfatlas.text(t))]).flat(),
+    marks(sy, settings.yLog).map((t) => [line(left, py(t), W - right, py(t)),
+      svg("text", { x: left - 6, y: py(t) + 4, "text-anchor": "end" }, rfatlas.text(t))]).flat(),
+    dots, keys,
+    svg("path", { d: `M${left},${top}V${H - bottom}H${W - right}`, fill: "none", stroke: "currentColor" }),
+    svg("text", { x: (left + W - right) / 2, y: H - 12, "text-anchor": "middle" }, settings.x),
+    svg("text", { x: 18, y: (top + H - bottom) / 2, "text-anchor": "middle",
+      transform: `rotate(-90 18 ${(top + H - bottom) / 2})` }, settings.y));
+    rfatlas.draw.saveSvg(drawing, `${rfatlas.overview.run}_${settings.y}_${settings.x}`);
   }
 
-  return { setup, start, change, draw, save, settings };
+  return {
+    setup, change, draw, save, settings, unzoom,
+    use: (name) => { tool = name; },
+    // For tests: what is plotted, and where the values of the axes lie on the page.
+    get points() { return points; },
+    get plot() { return plot; },
+  };
 })();

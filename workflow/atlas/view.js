@@ -12,73 +12,110 @@ rfatlas.view = (() => {
     layer: null, search: "", filters: [], sort: null, descending: false,
     selection: new Set(), onlySelected: false,
   };
-  const listeners = { rows: [], selection: [] };
+  const listeners = { rows: [], selection: [], problem: [] };
   let rows = [];
-  let haystack = null;
+  let asked = 0;
 
   const { missing } = rfatlas;
+  const textual = () => rfatlas.overview.columns
+    .filter((c) => (c.kind === "choice" || c.kind === "text") && c.name !== "layer")
+    .map((c) => c.name);
 
-  function passes(filter, row) {
-    const v = rfatlas.value(filter.column, row);
-    if (filter.operator === "missing") return missing(v);
-    if (filter.operator === "known") return !missing(v);
-    // A filter without a value yet lets everything pass.
-    if (filter.value === "") return true;
-    if (missing(v)) return false;
+  // A test of one row; a filter without a value yet lets everything pass.
+  function test(filter) {
+    const { at } = rfatlas.reader(filter.column);
+    if (filter.operator === "missing") return (row) => missing(at(row));
+    if (filter.operator === "known") return (row) => !missing(at(row));
+    if (filter.value === "") return () => true;
     const kind = rfatlas.column(filter.column).kind;
     if (kind === "number") {
       const bound = Number(filter.value);
-      return { "≥": v >= bound, "≤": v <= bound, "=": v === bound, "≠": v !== bound }[filter.operator];
+      // NaN, which is what is missing, fails each of them.
+      return {
+        "≥": (row) => at(row) >= bound,
+        "≤": (row) => at(row) <= bound,
+        "=": (row) => at(row) === bound,
+        "≠": (row) => !missing(at(row)) && at(row) !== bound,
+      }[filter.operator];
     }
-    if (kind === "boolean") return v === (filter.value === "yes");
-    const has = String(v).toLowerCase();
+    if (kind === "boolean") return (row) => at(row) === (filter.value === "yes");
     const wanted = filter.value.toLowerCase();
-    if (filter.operator === "contains") return has.includes(wanted);
-    return (has === wanted) === (filter.operator === "is");
+    return (row) => {
+      const has = at(row)?.toLowerCase();
+      if (has === undefined) return false;
+      if (filter.operator === "contains") return has.includes(wanted);
+      return (has === wanted) === (filter.operator === "is");
+    };
   }
 
-  function words(row) {
-    haystack ??= new Array(rfatlas.total);
-    haystack[row] ??= [
-      rfatlas.label(row),
-      rfatlas.label(row).replace("/", " "),
-      ...rfatlas.overview.columns.filter((c) => c.kind === "choice" || c.kind === "text")
-        .map((c) => c.values[row] ?? ""),
-    ].join(" ").toLowerCase();
-    return haystack[row];
-  }
-
-  function found(row, asked) {
-    if (asked.length === 1 && asked[0].includes("/")) {
+  // A word is looked for in the name of the channel and in all columns with texts.
+  function word(wanted) {
+    const hits = textual().map((name) => {
+      const { texts, codes } = rfatlas.reader(name);
+      const fits = texts.map((text) => text.toLowerCase().includes(wanted));
+      return (row) => codes[row] > 0 && fits[codes[row] - 1];
+    });
+    return (row) => {
       const label = rfatlas.label(row).toLowerCase();
-      return /\d$/.test(asked[0]) ? label.endsWith(asked[0]) : label.includes(asked[0]);
+      return label.includes(wanted) || hits.some((hit) => hit(row));
+    };
+  }
+
+  function tests() {
+    const found = state.filters.map(test);
+    const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+    const name = words.length === 1 && words[0].includes("/");
+    if (name) {
+      found.push((row) => {
+        const label = rfatlas.label(row).toLowerCase();
+        return /\d$/.test(words[0]) ? label.endsWith(words[0]) : label.includes(words[0]);
+      });
+    } else if (words.length) {
+      found.push(...words.map(word));
     }
-    return asked.every((word) => words(row).includes(word));
+    return found;
   }
 
   function order(list) {
     const column = state.sort && rfatlas.column(state.sort);
     if (!column) return state.descending ? list.reverse() : list;
     const sign = state.descending ? -1 : 1;
-    const values = column.values;
+    const { at } = rfatlas.reader(state.sort);
     return list.sort((a, b) => {
-      const [v, w] = [values[a], values[b]];
+      const [v, w] = [at(a), at(b)];
       // Missing values stand last either way.
       if (missing(v) || missing(w)) return missing(v) - missing(w) || a - b;
       return (typeof v === "string" ? v.localeCompare(w) : v - w) * sign || a - b;
     });
   }
 
-  function update() {
+  function needed() {
+    return [
+      ...state.filters.map((filter) => filter.column),
+      ...(state.sort ? [state.sort] : []),
+      ...(state.search.trim() ? textual() : []),
+    ];
+  }
+
+  async function update() {
+    const mine = ++asked;
+    if (!rfatlas.loaded(needed())) {
+      try {
+        await rfatlas.need(needed());
+      } catch (error) {
+        listeners.problem.forEach((listener) => listener(error.message));
+        return;
+      }
+      // Something else was asked for in the meantime.
+      if (mine !== asked) return;
+    }
     const list = [];
-    const asked = state.search.toLowerCase().split(/\s+/).filter(Boolean);
     const only = state.onlySelected && state.selection.size > 0;
+    const passes = tests();
     for (let row = 0; row < rfatlas.total; row++) {
       if (state.layer !== null && rfatlas.layerOf(row) !== state.layer) continue;
       if (only && !state.selection.has(row)) continue;
-      if (!state.filters.every((filter) => passes(filter, row))) continue;
-      if (asked.length && !found(row, asked)) continue;
-      list.push(row);
+      if (passes.every((pass) => pass(row))) list.push(row);
     }
     rows = order(list);
     listeners.rows.forEach((listener) => listener());
@@ -86,7 +123,7 @@ rfatlas.view = (() => {
 
   function change(values) {
     Object.assign(state, values);
-    update();
+    return update();
   }
 
   function select(chosen) {

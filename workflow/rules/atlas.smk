@@ -1,21 +1,46 @@
-# Stage atlas: a static site to look at the channels of a run; it opens from disk with no network.
+# Stage atlas: a static site to look at the channels of a run, which opens from disk with no network,
+# and a page that leads to the sites of all runs.
 # In:  results/<run>/channels.csv, model.json, activations.h5, the run's packed images (names of
-#      files and classes), the HDF5 files of the stages in ATLAS_STAGES and virtual_filters.h5, as
-#      far as they are on, docs/columns.md (what the columns mean), workflow/atlas/ (the pages)
-# Out: results/<run>/atlas/index.html and what it loads
+#      files and classes), the HDF5 files of the stages in ATLAS_TOPICS, virtual_filters.h5,
+#      findings.json and the matched channels of the stage compare, as far as they are on,
+#      docs/columns.md (what the columns mean), workflow/atlas/ (the pages)
+# Out: results/<run>/atlas/index.html and what it loads; results/index.html
 
-# The stages whose fields and curves are shown; of the others their columns are.
-ATLAS_STAGES = [
-    stage
-    for stage in [
-        "receptive_fields",
-        "skip_residual",
-        "gratings",
-        "color",
-        "preferred_stimulus",
-    ]
-    if stage in CHANNEL_STAGES
+# The stages whose files of each layer are shown; of the others their columns are.
+ATLAS_TOPICS = [
+    "receptive_fields",
+    "skip_residual",
+    "gratings",
+    "color",
+    "preferred_stimulus",
+    "ablation",
 ]
+
+ATLAS_ASSETS = Path(workflow.basedir) / "workflow" / "atlas"
+
+
+def atlas_layers(run):
+    """The layers of a run whose files the atlas shows, by stage."""
+    stages = [stage for stage in ATLAS_TOPICS if stage_on(stage, run)]
+    return {stage: stage_layers(run, stage) for stage in stages}
+
+
+def atlas_absent(run):
+    """Why the atlas of a run has nothing of a stage."""
+    found = {}
+    for stage in ["gabor", "virtual_filters", *ATLAS_TOPICS]:
+        if stage in settings["runs"][run]["without"]:
+            found[stage] = f"this run goes without it (runs.{run}.without in the config)"
+        elif not stage_on(stage, run):
+            found[stage] = f"it is switched off (stages.{stage} in the config)"
+        elif stage == "ablation" and run not in ablation_runs():
+            found[stage] = preflight.no_ablation(plan, run)
+    return found
+
+
+def atlas_groups(run):
+    """The groups of networks side by side that a run is in."""
+    return [group for group, runs in compare_groups().items() if run in runs]
 
 
 rule atlas_site:
@@ -24,19 +49,27 @@ rule atlas_site:
         description="results/{run}/model.json",
         activations="results/{run}/activations.h5",
         images=lambda wildcards: run_images(wildcards.run),
-        fields=lambda wildcards: expand(
-            "results/{run}/{stage}/{layer}.h5",
-            run=wildcards.run,
-            stage=[stage for stage in ATLAS_STAGES if stage_on(stage, wildcards.run)],
-            layer=run_layers(wildcards.run),
-        ),
-        virtual_filters=lambda wildcards: [
-            f"results/{wildcards.run}/virtual_filters.h5"
-            for stage in CHANNEL_STAGES
-            if stage == "virtual_filters" and stage_on(stage, wildcards.run)
+        fields=lambda wildcards: [
+            f"results/{wildcards.run}/{stage}/{layer}.h5"
+            for stage, layers in atlas_layers(wildcards.run).items()
+            for layer in layers
         ],
+        virtual_filters=lambda wildcards: [
+            file
+            for file in [f"results/{wildcards.run}/virtual_filters.h5"]
+            if stage_on("virtual_filters", wildcards.run)
+        ],
+        findings=lambda wildcards: [
+            file
+            for file in [f"results/{wildcards.run}/findings.json"]
+            if stage_on("findings", wildcards.run)
+        ],
+        matched=lambda wildcards: expand(
+            "results/compare/{group}/matched.csv", group=atlas_groups(wildcards.run)
+        ),
         columns=Path(workflow.basedir) / "docs" / "columns.md",
-        assets=sorted((Path(workflow.basedir) / "workflow" / "atlas").iterdir()),
+        template=ATLAS_ASSETS / "index.html.j2",
+        assets=sorted(path for path in ATLAS_ASSETS.rglob("*") if path.is_file()),
     output:
         directory("results/{run}/atlas"),
     log:
@@ -53,8 +86,12 @@ rule atlas_site:
     params:
         code=versions.digest("atlas"),
         run="{run}",
-        layers=lambda wildcards: run_layers(wildcards.run),
-        stages=lambda wildcards: [stage for stage in ATLAS_STAGES if stage_on(stage, wildcards.run)],
+        stages=lambda wildcards: atlas_layers(wildcards.run),
+        absent=lambda wildcards: atlas_absent(wildcards.run),
+        references=lambda wildcards: [
+            compare_groups()[group][0] for group in atlas_groups(wildcards.run)
+        ],
+        runs=lambda wildcards: [run for run in runs_with("atlas") if run != wildcards.run],
         source=settings["receptive_fields"]["source"],
     script:
         "../../scripts/atlas.py"
