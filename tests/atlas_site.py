@@ -1,5 +1,6 @@
 """An atlas of an invented run, for the tests of its files and those in a browser."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -53,11 +54,23 @@ def sources(run: Run, folder: Path, *stages: str) -> atlas.Sources:
     )
 
 
-def handed_over(path: Path) -> list:
-    """The values that a data script of the atlas hands to the page."""
-    text = path.read_text(encoding="ascii")
-    inner = re.fullmatch(r"rfatlas\.\w+\((.*)\);\n", text, re.DOTALL)[1]
-    return json.loads(f"[{inner}]")
+def handed_over(site: Path, name: str) -> dict:
+    """The value that a data script of a site hands to the page."""
+    text = (site / "data" / f"{name}.js").read_text(encoding="ascii")
+    given, inner = re.fullmatch(r'rfatlas\.receive\("([\w-]+)",(.*)\);\n', text, re.DOTALL).groups()
+    assert given == name
+    return json.loads(inner)
+
+
+def unpacked(column: dict) -> list:
+    """The values of a column, from its data script; None for what is missing."""
+    if "numbers" in column:
+        numbers = np.frombuffer(base64.b64decode(column["numbers"]), "<f8")
+        return [None if np.isnan(number) else number for number in numbers.tolist()]
+    if "flags" in column:
+        return [{0: False, 1: True, 2: None}[flag] for flag in base64.b64decode(column["flags"])]
+    codes = np.frombuffer(base64.b64decode(column["codes"]), f"<u{column['width']}")
+    return [[None, *column["texts"]][code] for code in codes]
 
 
 def write_gratings(path: Path, channels: int) -> dict[str, np.ndarray]:

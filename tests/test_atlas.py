@@ -1,13 +1,16 @@
 """Stage atlas: what the pages are given, against the files they are made from."""
 
+import base64
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from atlas_site import MARKUP, handed_over, sources, write_gratings, write_table
+from atlas_site import MARKUP, handed_over, sources, unpacked, write_gratings, write_table
 from PIL import Image
 from synthetic import IMAGE, Layer, Run
 
@@ -34,25 +37,40 @@ def built(tmp_path_factory):
 
 def test_the_page_gets_the_whole_table(built):
     _, folder, table = built
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     found = {column["name"]: column for column in overview["columns"]}
     assert list(found) == list(table.columns)
-    for name in table:
+    for place, name in enumerate(table):
         wanted = [None if pd.isna(value) else value for value in table[name]]
-        values = found[name]["values"]
-        assert [value is None for value in values] == [value is None for value in wanted], name
-        if found[name]["kind"] == "number":
-            np.testing.assert_allclose(np.array(values, float), table[name].to_numpy(float), 1e-8)
-        else:
-            assert values == wanted, name
+        values = unpacked(handed_over(folder / "atlas", f"column-{place:03d}"))
+        assert values == wanted, name
+        assert found[name]["known"] == table[name].notna().sum()
     assert found["inactive"]["kind"] == "boolean"
     assert found["layer"]["kind"] == found["preferred_class"]["kind"] == "choice"
     assert found["filter_norm"]["kind"] == found["n_top"]["kind"] == "number"
 
 
+def test_passports_hold_the_rows_of_the_table(monkeypatch, tmp_path):
+    monkeypatch.setattr(atlas, "BLOCK", 5)
+    run = Run(layers=[Layer("conv1", 12, 8, 7, 2, 0.5), Layer("layer1.0", 4, 4, 19, 4, 0.5)])
+    folder = run.write(tmp_path / "demo")
+    table = write_table(run, folder)
+    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    row = 0
+    for name in ("00-00", "00-01", "00-02", "01-00"):
+        data = handed_over(folder / "atlas", f"passports-{name}")
+        assert data["first"] == row
+        assert len(data["values"]) == len(data["missing"]) == len(data["top"]["units"])
+        for values in data["values"]:
+            wanted = [None if pd.isna(value) else value for value in table.iloc[row]]
+            assert values == wanted
+            row += 1
+    assert row == len(table)
+
+
 def test_layers_are_where_their_rows_are(built):
     run, folder, table = built
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     for layer in overview["layers"]:
         rows = table.iloc[layer["first"] : layer["first"] + layer["channels"]]
         assert (rows["layer"] == layer["name"]).all()
@@ -73,9 +91,24 @@ def test_infinities_booleans_and_gaps_survive_json():
 # ---- what the columns mean
 
 
+def test_packed_columns_keep_their_values():
+    numbers = pd.Series([1.5, np.inf, -np.inf, np.nan, 3.0, 0.333333333])
+    found = unpacked(atlas.packed(numbers))
+    assert found == [1.5, np.inf, -np.inf, None, 3, 0.333333333]
+    counts = pd.Series([1, None, 3], dtype="Int64")
+    assert unpacked(atlas.packed(counts)) == [1, None, 3]
+    flags = pd.Series([True, np.nan, False], dtype=object)
+    assert unpacked(atlas.packed(flags)) == [True, None, False]
+    texts = pd.Series(["b", np.nan, "a", "b"])
+    assert unpacked(atlas.packed(texts)) == ["b", None, "a", "b"]
+    many = pd.Series([f"name {i}" for i in range(70_000)])
+    assert atlas.packed(many)["width"] == 4
+    assert unpacked(atlas.packed(many)) == many.tolist()
+
+
 def test_every_column_is_explained(built):
     _, folder, _ = built
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     for column in overview["columns"]:
         assert column["meaning"] and column["section"], column["name"]
         assert "`" not in column["meaning"] + column["formula"]
@@ -146,49 +179,68 @@ def test_every_column_of_the_page_is_read():
 
 def test_markup_in_names_is_text(built):
     _, folder, _ = built
-    script = (folder / "atlas" / "data" / "table.js").read_text()
-    assert script.isascii()
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    for path in (folder / "atlas" / "data").iterdir():
+        assert path.read_text().isascii()
+    overview = handed_over(folder / "atlas", "overview")
     assert overview["classNames"][1] == MARKUP
-    columns = [dict.fromkeys(("name", "meaning", "unit", "formula", "source"), MARKUP)]
     page = atlas.render(
         ROOT / "workflow" / "atlas",
         run=MARKUP,
         facts=dict.fromkeys(("images", "channels", "layers", "top1", "weights", "factory"), MARKUP),
-        sections=[{"title": MARKUP, "columns": columns}],
-        references=[MARKUP],
+        runs=[MARKUP],
     )
     assert "<img" not in page
-    assert page.count("&lt;img src=x onerror=&#34;") == 15
+    assert page.count("&lt;img src=x onerror=&#34;") == 9
+    assert 'href="../../%3Cimg%20src' in page
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(built):
     _, folder, _ = built
-    for path in [folder / "atlas" / "index.html", *(ROOT / "workflow" / "atlas").iterdir()]:
+    own = [path for path in (ROOT / "workflow" / "atlas").iterdir() if path.is_file()]
+    for path in [folder / "atlas" / "index.html", *own]:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|@import|\bfetch\(|XMLHttpRequest|innerHTML", text), path
     page = (folder / "atlas" / "index.html").read_text(encoding="utf-8")
     for name in re.findall(r'(?:src|href)="([^"#]+)"', page):
-        assert name == "data:," or (folder / "atlas" / name).is_file(), name
-    assert (folder / "atlas" / "plotly.min.js").stat().st_size > 1e6
+        outside = name == "data:," or name == "../findings.html"
+        assert outside or (folder / "atlas" / name).is_file(), name
+    assert "Permission is hereby granted" in (folder / "atlas" / "uplot" / "LICENSE").read_text()
 
 
 # ---- pictures
 
 
-def cut(path: Path, index: int, layout: dict) -> np.ndarray:
+def cut(path: Path, index: int, side: int, columns: int) -> np.ndarray:
     """The tile at `index` of a sheet or strip."""
-    side, columns = layout["side"], layout["columns"]
     row, column = index // columns, index % columns
     with Image.open(path) as image:
-        assert image.size == (columns * side, layout["rows"] * side)
+        assert image.size[0] % side == image.size[1] % side == 0
+        assert row < image.size[1] // side and column < image.size[0] // side
         pixels = np.asarray(image.convert("RGB"))
     return pixels[row * side : (row + 1) * side, column * side : (column + 1) * side]
 
 
+def cut_strip(path: Path, index: int, entry: dict) -> np.ndarray:
+    """The tile at `index` of the strip of a passport of a layer."""
+    with Image.open(path) as image:
+        side, columns, rows = (entry["strip"][key] for key in ("side", "columns", "rows"))
+        assert image.size == (columns * side, rows * side)
+    return cut(path, index, side, columns)
+
+
+def thumbnail(site: Path, kind: str, layer: int, channel: int) -> np.ndarray:
+    """The thumbnail of a channel in the grid of a site."""
+    entry = handed_over(site, "overview")["layers"][layer]
+    sprite = entry["sprites"][kind]
+    sheet, place = divmod(channel, sprite["tiles"])
+    path = site / "sprites" / f"{kind}-{layer:02d}-{sheet:02d}.webp"
+    there = min(sprite["tiles"], entry["channels"] - sheet * sprite["tiles"])
+    return cut(path, place, sprite["side"], min(sprite["columns"], there))
+
+
 def test_pictures_of_small_fields_are_exact(built):
     run, folder, _ = built
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     layer, entry = run.layers[0], overview["layers"][0]
     names = [tile["name"] for tile in entry["strip"]["tiles"]]
     assert entry["strip"]["side"] == layer.size == entry["window"]
@@ -197,29 +249,43 @@ def test_pictures_of_small_fields_are_exact(built):
             path = folder / "atlas" / "passports" / "00" / f"{channel}.webp"
             field = file["mean_gradient"][channel]
             wanted = 127.5 + 127.5 * np.moveaxis(field, 0, -1) / np.abs(field).max()
-            strip = cut(path, names.index("mean_gradient"), entry["strip"])
+            strip = cut_strip(path, names.index("mean_gradient"), entry)
             np.testing.assert_allclose(strip, wanted.clip(0, 255), atol=1)
-            sheet = folder / "atlas" / "sprites" / "mean_gradient-00.webp"
-            found = cut(sheet, channel, entry["sprites"]["mean_gradient"])
+            found = thumbnail(folder / "atlas", "mean_gradient", 0, channel)
             np.testing.assert_array_equal(found, strip)
             inside = file["patch"][channel, 3].any(-1)
-            patch = cut(path, names.index("patch_3"), entry["strip"])
+            patch = cut_strip(path, names.index("patch_3"), entry)
             np.testing.assert_array_equal(patch[inside], file["patch"][channel, 3][inside])
+
+
+def test_thumbnails_of_many_channels_stand_in_several_sheets(tmp_path):
+    run = Run(layers=[Layer("conv1", 70, 2, 7, 2, 0.5)], images=4, top_k=2)
+    folder = run.write(tmp_path / "demo")
+    write_table(run, folder)
+    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    sheets = sorted((folder / "atlas" / "sprites").glob("mean_image-00-*.webp"))
+    assert len(sheets) == 3
+    with h5py.File(folder / "receptive_fields" / "conv1.h5") as file:
+        for channel in (0, 31, 32, 63, 64, 69):
+            seen = file["count"][channel] > 0
+            wanted = 255 * np.moveaxis(file["mean_image"][channel], 0, -1)
+            shown = thumbnail(folder / "atlas", "mean_image", 0, channel)
+            np.testing.assert_allclose(shown[seen], wanted[seen], atol=1)
 
 
 def test_pictures_of_large_fields_resemble_them(built):
     run, folder, _ = built
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     entry = overview["layers"][2]
     names = [tile["name"] for tile in entry["strip"]["tiles"]]
     assert entry["strip"]["side"] == atlas_pictures.PICTURE
     with h5py.File(folder / "receptive_fields" / "layer2.0.h5") as file:
         for channel in range(6):
             field, count = file["mean_gradient"][channel], file["count"][channel]
-            shown = cut(
+            shown = cut_strip(
                 folder / "atlas" / "passports" / "02" / f"{channel}.webp",
                 names.index("mean_gradient"),
-                entry["strip"],
+                entry,
             )
             size = field.shape[-1]
             small = np.asarray(Image.fromarray(shown).resize((size, size)), float)
@@ -230,13 +296,13 @@ def test_pictures_of_large_fields_resemble_them(built):
 
 def test_a_silent_channel_is_hatched_and_has_no_units(built):
     _, folder, _ = built
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     entry = overview["layers"][1]
     path = folder / "atlas" / "passports" / "01" / "2.webp"
     for index in range(len(entry["strip"]["tiles"])):
-        shown = cut(path, index, entry["strip"])
+        shown = cut_strip(path, index, entry)
         np.testing.assert_array_equal(shown, style.hatch(entry["strip"]["side"]))
-    _, layer = handed_over(folder / "atlas" / "data" / "layer-01.js")
+    layer = handed_over(folder / "atlas", "passports-01-00")
     assert layer["top"]["units"][2] == []
     assert layer["missing"][2] == [tile["name"] for tile in entry["strip"]["tiles"]]
     assert layer["missing"][3] == []
@@ -245,7 +311,7 @@ def test_a_silent_channel_is_hatched_and_has_no_units(built):
 
 def test_pixels_outside_the_image_are_hatched(built):
     run, folder, _ = built
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     layer, entry = run.layers[0], overview["layers"][0]
     _, _, yx = run.top(layer)
     hatched = style.hatch(layer.size)
@@ -257,7 +323,7 @@ def test_pixels_outside_the_image_are_hatched(built):
             rows = np.floor(y) + np.arange(layer.size)
             columns = np.floor(x) + np.arange(layer.size)
             outside = ((rows < 0) | (rows >= IMAGE))[:, None] | (columns < 0) | (columns >= IMAGE)
-            shown = cut(path, rank, entry["strip"])
+            shown = cut_strip(path, rank, entry)
             np.testing.assert_array_equal(shown[outside], hatched[outside])
             corners += outside.any()
     assert corners > 5
@@ -269,7 +335,7 @@ def test_pixels_outside_the_image_are_hatched(built):
 def test_top_units_name_their_images(built):
     run, folder, _ = built
     for number, layer in enumerate(run.layers):
-        _, data = handed_over(folder / "atlas" / "data" / f"layer-{number:02d}.js")
+        data = handed_over(folder / "atlas", f"passports-{number:02d}-00")
         value, image, _ = run.top(layer)
         for channel, units in enumerate(data["top"]["units"]):
             expected = [index for index in image[channel, :9] if index >= 0]
@@ -283,7 +349,7 @@ def test_top_units_name_their_images(built):
 
 def test_classes_are_those_with_the_largest_means(built):
     run, folder, _ = built
-    _, data = handed_over(folder / "atlas" / "data" / "layer-02.js")
+    data = handed_over(folder / "atlas", "passports-02-00")
     value = run.value["layer2.0"].mean((2, 3), dtype=float)
     means = [value[run.labels == label].mean(0) for label in range(run.classes)]
     for channel, bars in enumerate(data["classes"]):
@@ -304,7 +370,14 @@ def test_tuning_curves_pass_through_the_best_grating(tmp_path):
         across = np.exp(1 - np.log2(axes["frequency"] / 0.1) ** 2) / np.pi
         assert found["frequency"]["values"][channel] == pytest.approx(across, rel=2e-3)
         assert len(found["phase"]["values"][channel]) == 24
-    assert all(found[name]["values"][5] is None for name in ("orientation", "frequency", "phase"))
+    assert all(found[name]["values"][5] is None for name in found)
+    surface = found["surface"]
+    assert surface["frequency"] == axes["frequency"].tolist()
+    for channel in range(5):
+        shown = np.frombuffer(base64.b64decode(surface["values"][channel]), np.uint8)
+        o, f = np.meshgrid(axes["orientation"], axes["frequency"], indexing="ij")
+        wanted = np.exp(np.cos(np.radians(2 * (o - 15 * channel))) - np.log2(f / 0.1) ** 2)
+        np.testing.assert_allclose(shown.reshape(o.shape), 255 * wanted / wanted.max(), atol=0.6)
 
 
 def test_curves_of_color_and_its_maps(tmp_path):
@@ -320,6 +393,8 @@ def test_curves_of_color_and_its_maps(tmp_path):
         file["hue_response"] = 0.5 + np.stack([np.cos(np.radians(hues - d)) for d in (0, 90, 0)])
         file["hue_response"][2] = 0.2
         tuned = random.uniform(0, 1, (3, 6, 2, 3))
+        file["direction"] = np.array([0.0, 90])
+        file["direction_response"] = np.array([[1.0, 0], [0, 2], [0, 0]])
         file["tuned"], file["place"] = tuned, np.array([[1, 0], [0, 2], [-1, -1]])
         file["field_dkl"] = fields
         file.attrs["axis_change"], file["hue_rgb"] = axes, looks
@@ -335,6 +410,7 @@ def test_curves_of_color_and_its_maps(tmp_path):
     ]
     assert found["axes"]["values"][2] is None
     assert len(found["hue"]["colours"]) == 36
+    assert found["direction"] == {"axis": [0, 90], "values": [[1, 0], [0, 2], None]}
     quarter = found["hue"]["colours"][9]
     shown = [int(quarter[at : at + 2], 16) for at in (1, 3, 5)]
     assert shown == pytest.approx((255 * looks[90]).tolist(), abs=0.51)
@@ -342,6 +418,67 @@ def test_curves_of_color_and_its_maps(tmp_path):
     for axis, picture in enumerate(pictures):
         wanted = 0.5 + 0.5 * fields[1, axis][..., None] / limit * axes[axis]
         np.testing.assert_allclose(picture, wanted.clip(0, 1), atol=1e-6)
+
+
+# ---- ablations, matches, findings
+
+
+def test_classes_that_lose_most_stand_first():
+    change = np.array([[-0.5, 0.25, np.nan, 0, -0.125], [0, 0, np.nan, 0, 0]])
+    images = np.array([2, 4, 0, 3, 8])
+    assert atlas.class_losses(change, images) == [[[0, -0.5, 2], [4, -0.125, 8], [1, 0.25, 4]], []]
+    assert atlas.class_losses(change, images, 1)[0] == [[0, -0.5, 2], [1, 0.25, 4]]
+
+
+def test_losses_are_those_of_the_first_mode_and_of_its_channels(tmp_path):
+    with store.create(tmp_path / "conv1.h5", {"stage": "ablation"}) as file:
+        file["channel"], file["label"] = np.array([2, 0]), np.array([0, 1, 1, 1])
+        file["mean/class_delta"] = np.array([[0, -1 / 3], [-1, 0]], np.float32)
+        file["shuffle/class_delta"] = np.zeros((2, 2), np.float32)
+    with store.open(tmp_path / "conv1.h5", "ablation") as file:
+        found = atlas.ablated_classes(file, 3)
+    assert found == {"mode": "mean", "values": [[[0, -1, 1]], None, [[1, -0.3333, 3]]]}
+    with store.create(tmp_path / "none.h5", {"stage": "ablation"}) as file:
+        file["channel"], file["label"] = np.array([0]), np.array([0])
+    with store.open(tmp_path / "none.h5", "ablation") as file:
+        assert atlas.ablated_classes(file, 3) is None
+
+
+def test_matched_channels_are_found_from_both_sides():
+    table = pd.DataFrame(
+        {
+            "run": ["twin", "twin", "other", "twin"],
+            "layer": ["conv1", "conv1", "conv1", "conv2"],
+            "channel": [0, 1, 1, 0],
+            "run_channel": [1, 0, 1, 0],
+            "correlation": [0.5, np.nan, 0.25, 1],
+        }
+    )
+    table.attrs["reference"] = "demo"
+    assert atlas.matches([table, table], "demo", "conv1", 2) == [
+        [["twin", 1, 0.5]],
+        [["other", 1, 0.25]],
+    ]
+    assert atlas.matches([table], "twin", "conv1", 2) == [[], [["demo", 0, 0.5]]]
+    assert atlas.matches([table], "third", "conv1", 1) == [[]]
+
+
+def test_pages_get_findings_and_reasons(tmp_path):
+    run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
+    folder = run.write(tmp_path / "demo")
+    write_table(run, folder)
+    claim = {"claim": "c", "question": "Q?", "sentence": "S.", "missing": None, "rule": "r"}
+    rows = [{"table": "t/t.csv", "line": 3, "layer": "conv1"}]
+    (folder / "findings.json").write_text(json.dumps({"claims": [claim | {"rows": rows}]}))
+    absent = {"color": "it is off"}
+    given = replace(sources(run, folder), findings=folder / "findings.json", absent=absent)
+    atlas.build(replace(given, runs=["twin"]), "top_per_image", folder / "atlas")
+    overview = handed_over(folder / "atlas", "overview")
+    del claim["rule"]
+    assert overview["findings"] == [claim | {"lines": [["t/t.csv", 3]]}]
+    assert overview["absent"] == absent and overview["runs"] == ["twin"]
+    page = (folder / "atlas" / "index.html").read_text()
+    assert '<a href="../../twin/atlas/index.html">twin</a>' in page
 
 
 # ---- runs that lack something
@@ -352,7 +489,7 @@ def test_without_receptive_fields_there_are_still_pages(tmp_path):
     folder = run.write(tmp_path / "demo")
     write_table(run, folder)
     atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
+    overview = handed_over(folder / "atlas", "overview")
     assert overview["thumbnails"] == {}
     assert overview["layers"][0]["strip"] is None
 
@@ -368,10 +505,8 @@ def test_channels_that_a_stage_left_out_are_hatched(tmp_path):
             del file[name]
             file[name] = kept
     atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
-    (overview,) = handed_over(folder / "atlas" / "data" / "table.js")
-    sprites = overview["layers"][0]["sprites"]["mean_gradient"]
-    sheet = folder / "atlas" / "sprites" / "mean_gradient-00.webp"
-    hatched = [(cut(sheet, c, sprites) == style.hatch(sprites["side"])).all() for c in range(4)]
+    shown = [thumbnail(folder / "atlas", "mean_gradient", 0, channel) for channel in range(4)]
+    hatched = [(tile == style.hatch(len(tile))).all() for tile in shown]
     assert hatched == [False, False, True, True]
 
 
@@ -383,6 +518,27 @@ def test_a_layer_that_the_model_lacks_is_named(tmp_path):
     store.write_table(table, folder / "channels.csv")
     with pytest.raises(RfatlasError, match=r"channels\.csv: layer 'conv2' is not in model\.json"):
         atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
+
+
+@pytest.mark.parametrize(
+    ("file", "dataset"),
+    [
+        ("receptive_fields/conv1.h5", "mean_gradient"),
+        ("gratings/conv1.h5", "best_response"),
+        ("activations.h5", "conv1/top_per_image_yx"),
+        ("images.h5", "names"),
+    ],
+)
+def test_a_renamed_dataset_is_named(tmp_path, file, dataset):
+    run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
+    folder = run.write(tmp_path / "demo")
+    write_gratings(folder / "gratings" / "conv1.h5", 4)
+    write_table(run, folder)
+    with h5py.File(folder / file, "r+") as changed:
+        changed.move(dataset, "something_else")
+    given = sources(run, folder, "receptive_fields", "gratings")
+    with pytest.raises(RfatlasError, match=rf"{file}: no dataset '{dataset}'"):
+        atlas.build(given, "top_per_image", folder / "atlas")
 
 
 def test_the_same_run_gives_the_same_pages(built, tmp_path):

@@ -6,6 +6,7 @@ request to any network.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium here (Debian: apt-get install chromium chromium-driver)",
 )
 
+#: Why the site has nothing of some stages.
+ABSENT = {stage: f"{stage} is off" for stage in ("color", "preferred_stimulus", "virtual_filters")}
+
 SVG = "{http://www.w3.org/2000/svg}"
 
 ARGUMENTS = (
@@ -58,9 +62,8 @@ def site(tmp_path_factory):
         write_gratings(folder / "gratings" / f"{layer.name}.h5", layer.channels)
     channels = sum(layer.channels for layer in run.layers)
     table = write_table(run, folder, measured(channels))
-    atlas.build(
-        sources(run, folder, "receptive_fields", "gratings"), "top_per_image", folder / "atlas"
-    )
+    given = replace(sources(run, folder, "receptive_fields", "gratings"), absent=ABSENT)
+    atlas.build(given, "top_per_image", folder / "atlas")
     return run, folder / "atlas" / "index.html", table
 
 
@@ -120,8 +123,17 @@ class Page:
     def press(self, *keys: str) -> None:
         ActionChains(self.driver).send_keys(*keys).perform()
 
+    def settle(self) -> None:
+        """Wait until grid and plot show what was asked for."""
+        self.until(lambda: self.run("return rfatlas.view.settled && rfatlas.scatter.settled"))
+
     def choose(self, selector: str, value: str) -> None:
         Select(self.one(selector)).select_by_value(value)
+        self.settle()
+
+    def search(self, text: str) -> None:
+        self.one("#search").send_keys(text)
+        self.settle()
 
     def shown(self) -> list[int]:
         """Rows of the table in the order of the grid."""
@@ -140,11 +152,23 @@ class Page:
         return {int(cell.get_attribute("data-row")) for cell in cells}
 
     def plotted(self) -> set[int]:
-        """Rows whose points are marked as selected."""
+        """Rows whose points are drawn as selected: opaque, beside faint ones."""
+        self.run(
+            "const draw = rfatlas.scatter.plot; window.drawn = [];"
+            "const arc = CanvasRenderingContext2D.prototype.arc;"
+            "CanvasRenderingContext2D.prototype.arc = function (...a) {"
+            " window.drawn.push([this.globalAlpha, a[0], a[1]]); return arc.apply(this, a); };"
+            "draw.redraw(false); return Promise.resolve().then(() => {"
+            " CanvasRenderingContext2D.prototype.arc = arc; });"
+        )
         return set(
             self.run(
-                "return document.getElementById('scatter').data.flatMap((trace) =>"
-                " (trace.selectedpoints ?? []).map((i) => trace.customdata[i]))"
+                "const { points, plot } = rfatlas.scatter;"
+                "const at = (i) => [plot.valToPos(points.x[i], 'x', true),"
+                " plot.valToPos(points.y[i], 'y', true)].map((v) => v.toFixed(3)).join();"
+                "const opaque = new Set(window.drawn.filter(([alpha]) => alpha === 1)"
+                ".map(([, x, y]) => [x, y].map((v) => v.toFixed(3)).join()));"
+                "return points.rows.filter((_, i) => opaque.has(at(i)))"
             )
         )
 
@@ -159,6 +183,7 @@ class Page:
             Select(field).select_by_visible_text(value)
         elif value:
             field.send_keys(value)
+        self.settle()
 
     def downloaded(self, pattern: str) -> Path:
         def found() -> list[Path]:
@@ -185,7 +210,7 @@ def page(site, browser):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
             asked.append(message["params"]["request"]["url"])
-    assert any(url.endswith("/data/table.js") for url in asked), "requests are logged"
+    assert any(url.endswith("/data/overview.js") for url in asked), "requests are logged"
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
 
 
@@ -238,15 +263,15 @@ def test_layers_and_search(page, site):
     _, _, table = site
     next(b for b in page.all("#layers button") if b.text.startswith("layer1.0")).click()
     assert page.shown() == table.index[table["layer"] == "layer1.0"].tolist()
-    page.one("#search").send_keys("zebra")
+    page.search("zebra")
     inside = (table["layer"] == "layer1.0") & (table["preferred_class"] == "zebra")
     assert page.shown() == table.index[inside].tolist()
     page.one("#search").send_keys(Keys.ESCAPE)
     page.all("#layers button")[0].click()
-    page.one("#search").send_keys("conv1/1")
+    page.search("conv1/1")
     wanted = table.index[(table["layer"] == "conv1") & (table["channel"] == 1)]
     assert page.shown() == wanted.tolist()
-    page.one("#search").send_keys("xyz")
+    page.search("xyz")
     assert page.shown() == []
     page.one("#reset").click()
     assert len(page.shown()) == len(table)
@@ -258,12 +283,10 @@ def test_layers_and_search(page, site):
 def box(page: Page, share: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
     """Drag a box in the scatter plot, given as shares of the plot's area from its top left; return
     the values (x0, x1, y0, y1) it encloses."""
-    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.settle()
     area = page.run(
-        "const l = document.getElementById('scatter')._fullLayout;"
-        "const box = document.getElementById('scatter').getBoundingClientRect();"
-        "return [box.left + l.xaxis._offset, box.top + l.yaxis._offset,"
-        " l.xaxis._length, l.yaxis._length]"
+        "const box = rfatlas.scatter.plot.over.getBoundingClientRect();"
+        "return [box.left, box.top, box.width, box.height]"
     )
     left, top, width, height = area
     x0, x1 = (round(left + s * width) for s in share[:2])
@@ -276,9 +299,9 @@ def box(page: Page, share: tuple[float, float, float, float]) -> tuple[float, fl
     mouse.w3c_actions.pointer_action.pointer_up()
     mouse.perform()
     ends = page.run(
-        "const l = document.getElementById('scatter')._fullLayout;"
-        "return [[arguments[0], arguments[1]].map((x) => l.xaxis.p2d(x)),"
-        " [arguments[2], arguments[3]].map((y) => l.yaxis.p2d(y))]",
+        "const { plot } = rfatlas.scatter;"
+        "return [[arguments[0], arguments[1]].map((x) => plot.posToVal(x, 'x')),"
+        " [arguments[2], arguments[3]].map((y) => plot.posToVal(y, 'y'))]",
         *(x0 - left, x1 - left, y0 - top, y1 - top),
     )
     return (*sorted(ends[0]), *sorted(ends[1]))
@@ -303,7 +326,7 @@ def test_a_box_in_the_scatter_plot_selects_in_the_grid(page, site):
 
 
 def test_what_is_selected_in_the_grid_is_marked_in_the_plot(page):
-    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.settle()
     page.choose("#scatter-x", "filter_norm")
     page.choose("#scatter-y", "activation_var")
     page.one("[data-row='3']").send_keys(Keys.SPACE)
@@ -316,20 +339,20 @@ def test_what_is_selected_in_the_grid_is_marked_in_the_plot(page):
 
 def test_the_scatter_plot_shows_what_the_grid_shows(page, site):
     _, _, table = site
-    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.settle()
     page.choose("#scatter-x", "osi")
     page.choose("#scatter-y", "filter_norm")
     page.add_filter("color_class", "is", "non_opponent")
     points = page.run(
-        "return document.getElementById('scatter').data.flatMap((t) =>"
-        " t.customdata.map((row, i) => [row, t.x[i], t.y[i]]))"
+        "const { rows, x, y } = rfatlas.scatter.points;"
+        "return rows.map((row, i) => [row, x[i], y[i]])"
     )
     wanted = table[(table["color_class"] == "non_opponent") & table["osi"].notna()]
     assert sorted(row for row, _, _ in points) == wanted.index.tolist()
     for row, x, y in points:
         assert (x, y) == pytest.approx((table["osi"][row], table["filter_norm"][row]), rel=1e-8)
     page.choose("#scatter-colour", "color_class")
-    assert page.run("return document.getElementById('scatter').data.length") == 1
+    assert page.all("#scatter-legend .key") == [], "one value needs no legend"
 
 
 # ---- the keyboard
@@ -370,7 +393,7 @@ def test_a_passport_shows_what_is_known(page, site):
     page.until(lambda: page.one("#passport").is_displayed())
     row = table.iloc[3]
     shown = page.run(
-        "return Object.fromEntries([...document.querySelectorAll('#passport dt')]"
+        "return Object.fromEntries([...document.querySelectorAll('#passport .cards dt')]"
         ".map((t) => [t.textContent, t.nextElementSibling.textContent]))"
     )
     assert set(shown) == set(table.columns) - {"layer", "channel"}
@@ -392,8 +415,29 @@ def test_a_passport_shows_what_is_known(page, site):
     outline = page.one("#passport .outline")
     assert outline.get_attribute("aria-label").startswith("Gabor fit: ")
     pictures = page.all("#passport .tile")
-    assert len(pictures) == 13
+    assert len(pictures) == 13, "nine patches, and four fields, one of them with its Gabor"
     assert all(picture.get_attribute("aria-label") for picture in pictures)
+
+
+def test_what_is_not_known_says_why(page, site):
+    _, path, _ = site
+    page.open(path, "#conv1/3")
+    page.until(lambda: page.one("#passport").is_displayed())
+    gaps = [gap.get_attribute("aria-label") for gap in page.all("#passport .gap[role=img]")]
+    assert gaps == [
+        "No preferred stimulus: preferred_stimulus is off",
+        "No least preferred stimulus: preferred_stimulus is off",
+        "No L+M: color is off",
+        "No L−M: color is off",
+        "No S−(L+M): color is off",
+    ]
+    cards = {card.find_element(By.TAG_NAME, "h3").text: card for card in page.all(".card")}
+    assert "Not computed: virtual_filters is off." in cards["Virtual filters"].text
+    assert "Not computed: color is off." in cards["Colour"].text
+    # The last channel answers to no grating, and the table has no column that says why.
+    page.open(path, "#conv1/11")
+    page.until(lambda: page.one("#passport").is_displayed())
+    assert "Not computed: there is none of this channel." in page.text("#passport .wide-gap")
 
 
 def test_the_gabor_lies_where_the_columns_say(page, site):
@@ -464,7 +508,7 @@ def test_markup_is_shown_and_not_run(page, site):
     titles = [cell.get_attribute("title") for cell in page.all("#grid [data-row]")]
     assert all(title.endswith(f": {MARKUP}") for title in titles)
     page.choose("#scatter-colour", "preferred_class")
-    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.settle()
     page.open(path, f"#{quote('conv1/3')}")
     page.until(lambda: page.one("#passport").is_displayed())
     assert MARKUP in page.run("return document.getElementById('passport').textContent")
@@ -492,13 +536,12 @@ def test_the_table_can_be_saved(page, site):
 
 def test_figures_can_be_saved(page, site):
     _, path, _ = site
-    page.until(lambda: page.run("return Boolean(document.getElementById('scatter').data)"))
+    page.settle()
     page.one("#download-scatter").click()
     saved = ElementTree.parse(page.downloaded("demo_*_*.svg")).getroot()
     assert saved.tag == f"{SVG}svg"
-    points = [
-        path for path in saved.iter(f"{SVG}path") if path.get("class", "").startswith("point")
-    ]
+    # The legend, in one line above the plot, has circles, too.
+    points = [one for one in saved.iter(f"{SVG}circle") if one.find(f"{SVG}title") is not None]
     assert len(points) == 24, "two channels have no osi"
     page.open(path, "#conv1/3")
     page.until(lambda: page.all("#passport .chart"))

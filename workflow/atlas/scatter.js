@@ -15,6 +15,8 @@ rfatlas.scatter = (() => {
   let plot = null;
   let tool = "box";
   let zoom = null;
+  let asked = 0;
+  let drawn = 0;
   let points = { rows: [], x: [], y: [], colours: [], names: [] };
 
   function setup(places) {
@@ -108,6 +110,7 @@ rfatlas.scatter = (() => {
 
   async function draw() {
     if (!settings.x || !element?.clientWidth) return;
+    const mine = ++asked;
     const names = [settings.x, settings.y, settings.colour];
     if (!rfatlas.loaded(names)) {
       try {
@@ -116,8 +119,10 @@ rfatlas.scatter = (() => {
         note.textContent = error.message;
         return;
       }
-      if (![settings.x, settings.y, settings.colour].every((name, i) => name === names[i])) return;
+      // Something else was asked for in the meantime.
+      if (mine !== asked) return;
     }
+    drawn = mine;
     collect();
     plot?.destroy();
     plot = new uPlot(options(), [null, [points.x, points.y]], element);
@@ -133,6 +138,7 @@ rfatlas.scatter = (() => {
     note.textContent = left ? `${left} of the channels shown lack one of the values.` : "";
     element.setAttribute("aria-label",
       `Scatter plot of ${settings.y} against ${settings.x}, ${points.rows.length} channels`);
+    if (!element.dataset.drawn) performance.mark("scatter");
     element.dataset.drawn = "true";
   }
 
@@ -366,5 +372,6 @@ rfatlas.scatter = (() => {
     // For tests: what is plotted, and where the values of the axes lie on the page.
     get points() { return points; },
     get plot() { return plot; },
+    get settled() { return plot !== null && drawn === asked; },
   };
 })();

@@ -15,6 +15,7 @@ rfatlas.view = (() => {
   const listeners = { rows: [], selection: [], problem: [] };
   let rows = [];
   let asked = 0;
+  let done = 0;
 
   const { missing } = rfatlas;
   const textual = () => rfatlas.overview.columns
@@ -103,6 +104,7 @@ rfatlas.view = (() => {
       try {
         await rfatlas.need(needed());
       } catch (error) {
+        done = mine;
         listeners.problem.forEach((listener) => listener(error.message));
         return;
       }
@@ -118,6 +120,7 @@ rfatlas.view = (() => {
       if (passes.every((pass) => pass(row))) list.push(row);
     }
     rows = order(list);
+    done = mine;
     listeners.rows.forEach((listener) => listener());
   }
 
@@ -145,5 +148,7 @@ rfatlas.view = (() => {
     OPERATORS, state, change, update, select, toggle,
     on: (what, listener) => listeners[what].push(listener),
     get rows() { return rows; },
+    // Whether the rows are those that were asked for last.
+    get settled() { return done === asked; },
   };
 })();
