@@ -21,8 +21,12 @@ with jobs.job(snakemake) as log:
         for name, figure in drawn.items():
             for path in getattr(snakemake.output, name):
                 style.save(figure, path)
-        for layer, source, path in zip(
-            params.montages, snakemake.input.fields, snakemake.output.montages, strict=True
+        for layer, source, png, pdf in zip(
+            params.montages,
+            snakemake.input.fields,
+            snakemake.output.montages,
+            snakemake.output.montages_pdf,
+            strict=True,
         ):
             with store.open(source, "receptive_fields") as receptive_field:
                 fields = figures.read_fields(
@@ -35,5 +39,6 @@ with jobs.job(snakemake) as log:
                     params.source,
                 )
             montage = figures.montage(fields, table[table["layer"] == layer], run, layer)
-            style.save(montage, path, figures.MONTAGE_DPI)
-            log.info("%s: %d channels", path, len(fields.channel))
+            for path in (png, pdf):
+                style.save(montage, path, figures.MONTAGE_DPI)
+            log.info("%s: %d channels", png, len(fields.channel))

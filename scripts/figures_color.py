@@ -14,10 +14,14 @@ with jobs.job(snakemake) as log, contextlib.ExitStack() as opened:
         for layer, path in zip(params.layers, snakemake.input.responses, strict=True)
     }
     rows = {layer: table[table["layer"] == layer] for layer in params.layers}
-    for layer, path in zip(params.layers, snakemake.output.sheets, strict=True):
+    for layer, png, pdf in zip(
+        params.layers, snakemake.output.sheets, snakemake.output.sheets_pdf, strict=True
+    ):
         found = figures_color.read_channels(files[layer], params.channels)
-        style.save(figures_color.sheet(found, rows[layer], run, layer), path, sheets.DPI)
-        log.info("%s: %d channels", path, len(found.channel))
+        figure = figures_color.sheet(found, rows[layer], run, layer)
+        for path in (png, pdf):
+            style.save(figure, path, sheets.DPI)
+        log.info("%s: %d channels", png, len(found.channel))
     curves = {
         name: [
             figures_color.read_curves(files[layer], layer, channel) for layer, channel in members

@@ -4,10 +4,13 @@ from rfatlas import figures_gabor, jobs, sheets, store, style
 
 with jobs.job(snakemake) as log:
     params, input = snakemake.params, snakemake.input
-    for layer, fits, fields, output in zip(
-        params.layers, input.fits, input.fields, snakemake.output, strict=True
+    output = snakemake.output
+    for layer, fits, fields, png, pdf in zip(
+        params.layers, input.fits, input.fields, output.png, output.pdf, strict=True
     ):
         with store.open(fits, "gabor") as fitted, store.open(fields, "receptive_fields") as source:
             found = figures_gabor.read(fitted, source, params.channels)
-        style.save(figures_gabor.sheet(found, params.run, layer), output, sheets.DPI)
-        log.info("%s: %d channels", output, len(found.channel))
+        figure = figures_gabor.sheet(found, params.run, layer)
+        for path in (png, pdf):
+            style.save(figure, path, sheets.DPI)
+        log.info("%s: %d channels", png, len(found.channel))

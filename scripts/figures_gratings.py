@@ -5,11 +5,11 @@ import contextlib
 from rfatlas import figures_gratings, jobs, sheets, store, style
 
 with jobs.job(snakemake) as log:
-    params = snakemake.params
+    params, output = snakemake.params, snakemake.output
     table = store.read_table(snakemake.input.channels)
     fields = snakemake.input.get("fields", [])
-    for number, (layer, source, output) in enumerate(
-        zip(params.layers, snakemake.input.responses, snakemake.output, strict=True)
+    for number, (layer, source, png, pdf) in enumerate(
+        zip(params.layers, snakemake.input.responses, output.png, output.pdf, strict=True)
     ):
         with contextlib.ExitStack() as opened:
             file = opened.enter_context(store.open(source, "gratings"))
@@ -18,5 +18,7 @@ with jobs.job(snakemake) as log:
                 field = opened.enter_context(store.open(fields[number], "receptive_fields"))
             found = figures_gratings.read(file, field, params.channels)
         rows = table[table["layer"] == layer]
-        style.save(figures_gratings.sheet(found, rows, params.run, layer), output, sheets.DPI)
-        log.info("%s: %d channels", output, len(found.channel))
+        figure = figures_gratings.sheet(found, rows, params.run, layer)
+        for path in (png, pdf):
+            style.save(figure, path, sheets.DPI)
+        log.info("%s: %d channels", png, len(found.channel))

@@ -8,11 +8,11 @@ with (
     jobs.job(snakemake) as log,
     store.open(snakemake.input.activations, "activations") as activations,
 ):
-    params = snakemake.params
+    params, output = snakemake.params, snakemake.output
     table = store.read_table(snakemake.input.channels)
     fields = snakemake.input.get("fields", [])
-    for number, (layer, source, output) in enumerate(
-        zip(params.layers, snakemake.input.stimuli, snakemake.output, strict=True)
+    for number, (layer, source, png, pdf) in enumerate(
+        zip(params.layers, snakemake.input.stimuli, output.png, output.pdf, strict=True)
     ):
         rows = table[table["layer"] == layer]
         with contextlib.ExitStack() as opened:
@@ -24,5 +24,6 @@ with (
                 file, rows, field, activations[layer], params.channels, params.source
             )
         figure = figures_preferred_stimulus.sheet(found, rows, params.run, layer)
-        style.save(figure, output, sheets.DPI)
-        log.info("%s: %d channels", output, len(found.channel))
+        for path in (png, pdf):
+            style.save(figure, path, sheets.DPI)
+        log.info("%s: %d channels", png, len(found.channel))

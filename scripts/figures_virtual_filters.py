@@ -21,9 +21,8 @@ with jobs.job(snakemake) as log:
         style.save(figure, pdf)
         log.info("%s", png)
     fields = snakemake.input.get("fields", [])
-    for number, (layer, output) in enumerate(
-        zip(params.layers, snakemake.output.get("sheets", []), strict=True)
-    ):
+    pages = (snakemake.output.get(name, []) for name in ("sheets", "sheets_pdf"))
+    for number, (layer, png, pdf) in enumerate(zip(params.layers, *pages, strict=True)):
         rows = table[table["layer"] == layer]
         with contextlib.ExitStack() as opened:
             file = opened.enter_context(store.open(snakemake.input.filters[0], "virtual_filters"))
@@ -32,5 +31,6 @@ with jobs.job(snakemake) as log:
                 field = opened.enter_context(store.open(fields[number], "receptive_fields"))
             found = figures_virtual_filters.read(file[layer], field, len(rows), params.channels)
         figure = figures_virtual_filters.sheet(found, rows, run, layer)
-        style.save(figure, output, sheets.DPI)
-        log.info("%s: %d channels", output, len(found.channel))
+        for path in (png, pdf):
+            style.save(figure, path, sheets.DPI)
+        log.info("%s: %d channels", png, len(found.channel))

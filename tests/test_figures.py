@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from PIL import Image
@@ -483,6 +484,7 @@ def test_the_script_draws_every_figure_of_a_run(written, tmp_path, monkeypatch, 
         for name in ("rf_size", "sparsity", "accuracy")
     }
     output["montages"] = [str(out / f"montage_{name}.png") for name in names]
+    output["montages_pdf"] = [str(out / f"montage_{name}.pdf") for name in names]
     script(
         "figures",
         tmp_path,
@@ -503,6 +505,9 @@ def test_the_script_draws_every_figure_of_a_run(written, tmp_path, monkeypatch, 
     )
     expected = sorted(path for paths in output.values() for path in paths)
     assert sorted(map(str, out.iterdir())) == expected
+    for path in out.glob("*.pdf"):
+        page = pdf.read(path)
+        assert pdf.outlined(page) and "demo · " in page.text
 
 
 def test_the_script_compares_the_runs(written, tmp_path, monkeypatch):

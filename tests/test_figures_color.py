@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pandas as pd
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from matplotlib.colors import to_hex
@@ -334,6 +335,7 @@ def test_the_script_draws_all_figures(tmp_path, monkeypatch, with_twin):
         ),
         output=SimpleNamespace(
             sheets=[str(tmp_path / "figures" / f"color_{layer}.png") for layer in layers],
+            sheets_pdf=[str(tmp_path / "figures" / f"color_{layer}.pdf") for layer in layers],
             png=[str(tmp_path / "figures" / f"opponency_{name}.png") for name in names],
             pdf=[str(tmp_path / "figures" / f"opponency_{name}.pdf") for name in names],
         ),
@@ -351,8 +353,11 @@ def test_the_script_draws_all_figures(tmp_path, monkeypatch, with_twin):
     )
     runpy.run_path(str(ROOT / "scripts" / "figures_color.py"), {"snakemake": snakemake})
     output = snakemake.output
-    for path in (*output.sheets, *output.png, *output.pdf):
+    for path in (*output.sheets, *output.png):
         assert Path(path).stat().st_size > 5000, path
+    for path in (*output.sheets_pdf, *output.pdf):
+        page = pdf.read(path)
+        assert pdf.outlined(page) and "demo · " in page.text
     for path in (*output.sheets, *output.png):
         with Image.open(path) as image:
             assert np.ptp(np.asarray(image)) > 200

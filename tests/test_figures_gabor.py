@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -133,7 +134,7 @@ def test_the_script_draws_every_layer(tmp_path, monkeypatch):
             fits=[str(tmp_path / "gabor" / "conv1.h5")],
             fields=[str(tmp_path / "receptive_fields" / "conv1.h5")],
         ),
-        output=[str(output)],
+        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
         params=SimpleNamespace(run="demo", layers=["conv1"], channels=4),
         log=[str(tmp_path / "log.txt")],
         rule="figures_gabor",
@@ -143,3 +144,5 @@ def test_the_script_draws_every_layer(tmp_path, monkeypatch):
     with Image.open(output) as image:
         place = drawn.sheets.layout(4, 3, drawn.SIDE)
         assert image.size == (place.width, place.height)
+    page = pdf.read(output.with_suffix(".pdf"))
+    assert pdf.outlined(page) and "demo · conv1" in page.text

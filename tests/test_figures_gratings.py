@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pandas as pd
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -210,7 +211,7 @@ def test_the_script_draws_every_layer(tmp_path, monkeypatch, with_fields):
     output = tmp_path / "figures" / "gratings_conv1.png"
     snakemake = SimpleNamespace(
         input=Input(**given),
-        output=[str(output)],
+        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
         params=SimpleNamespace(run="demo", layers=["conv1"], channels=4),
         log=[str(tmp_path / "log.txt")],
         rule="figures_gratings",
@@ -220,3 +221,5 @@ def test_the_script_draws_every_layer(tmp_path, monkeypatch, with_fields):
     with Image.open(output) as image:
         place = drawn.sheets.layout(4, 3 if with_fields else 2, drawn.SIDE)
         assert image.size == (place.width, place.height)
+    page = pdf.read(output.with_suffix(".pdf"))
+    assert pdf.outlined(page) and "demo · conv1" in page.text

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -144,7 +145,7 @@ def test_the_script_draws_every_layer(written, tmp_path, monkeypatch, with_field
     output = tmp_path / "figures" / "preferred_stimulus_layer1.0.png"
     snakemake = SimpleNamespace(
         input=Input(**given),
-        output=[str(output)],
+        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
         params=SimpleNamespace(
             run="demo", layers=["layer1.0"], channels=32, source="top_per_image"
         ),
@@ -158,3 +159,5 @@ def test_the_script_draws_every_layer(written, tmp_path, monkeypatch, with_field
         columns = 4 if with_fields else 2
         place = sheets.layout(4, columns, sheets.fitting(SIZE, drawn.SIDE))
         assert image.size == (place.width, place.height)
+    page = pdf.read(output.with_suffix(".pdf"))
+    assert pdf.outlined(page) and "demo · layer1.0" in page.text

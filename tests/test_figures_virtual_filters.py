@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -216,6 +217,7 @@ def test_the_script_draws_what_is_asked_for(written, tmp_path, monkeypatch, laye
         ),
         output=Files(
             sheets=[str(tmp_path / f"{layer}.png") for layer in layers],
+            sheets_pdf=[str(tmp_path / f"{layer}.pdf") for layer in layers],
             png=[str(tmp_path / f"{name}.png") for name in names],
             pdf=[str(tmp_path / f"{name}.pdf") for name in names],
         ),
@@ -226,8 +228,12 @@ def test_the_script_draws_what_is_asked_for(written, tmp_path, monkeypatch, laye
     )
     script = ROOT / "scripts" / "figures_virtual_filters.py"
     runpy.run_path(str(script), {"snakemake": snakemake})
-    for path in (*snakemake.output.sheets, *snakemake.output.png, *snakemake.output.pdf):
+    output = snakemake.output
+    for path in (*output.sheets, *output.png):
         assert Path(path).stat().st_size > 3000, path
+    for path in (*output.sheets_pdf, *output.pdf):
+        page = pdf.read(path)
+        assert pdf.outlined(page) and "demo · " in page.text
     for path in snakemake.output.sheets:
         with Image.open(path) as image:
             assert image.size[0] >= sheets.MIN_WIDTH

@@ -1,11 +1,12 @@
 """Sheets: where pictures and labels stand."""
 
 import numpy as np
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from rfatlas import sheets
+from rfatlas import sheets, style
 
 
 def pixels(figure) -> np.ndarray:
@@ -66,3 +67,25 @@ def test_labels_can_be_read(rows):
     page.below(2, "0.0022 to 0.4\ncycles per px")
     figure = page.finish()
     assert overlaps(figure) == [] and cut_off(figure) == []
+
+
+def test_a_pdf_holds_the_pictures_pixel_by_pixel_and_the_rest_as_vectors(tmp_path):
+    page = sheets.Sheet(5, 80, "a run · conv1", "facts", ["one", "two\nlines"])
+    random = np.random.default_rng(0)
+    for row in range(5):
+        page.paint(row, 0, random.integers(0, 256, (80, 80, 3), np.uint8))
+        page.label(row, 200 + row, [(f"OSI 0.{row}5", "k")])
+    place, figure = page.layout, page.finish()
+    for stem in ("one", "two"):
+        style.save(figure, tmp_path / f"{stem}.pdf", sheets.DPI)
+    held = pdf.read(tmp_path / "one.pdf")
+    assert held.size == pytest.approx((place.width / sheets.DPI, place.height / sheets.DPI))
+    assert pdf.outlined(held)
+    for text in ("a run · conv1", "facts", "one", "204", "OSI 0.35"):
+        assert text in held.text
+    # What the page shows where no text is: the pictures as they were painted, and white.
+    (picture,) = held.pictures
+    for artist in figure.axes[0].texts:
+        artist.remove()
+    np.testing.assert_array_equal(picture, pixels(figure))
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "two.pdf").read_bytes()

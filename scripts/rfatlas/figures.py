@@ -226,8 +226,7 @@ def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure
     axes.set_axis_off()
     axes.set_xlim(0, layout.width)
     axes.set_ylim(layout.height, 0)
-    figure.figimage(canvas, zorder=-1)
-    axes.patch.set_visible(False)
+    style.lay_pixels(axes, canvas)
 
     axes.text(MARGIN, 12, f"{run} · {layer}", fontsize=13, fontweight="bold", va="top")
     axes.text(MARGIN, 38, _montage_facts(fields, window), fontsize=9, color=style.GREY, va="top")

@@ -114,7 +114,6 @@ class Sheet:
         self.axes.set_axis_off()
         self.axes.set_xlim(0, place.width)
         self.axes.set_ylim(place.height, 0)
-        self.axes.patch.set_visible(False)
         self.axes.text(MARGIN, 12, title, fontsize=13, fontweight="bold", va="top")
         self.axes.text(MARGIN, 38, facts, fontsize=9, color=style.GREY, va="top")
         for last in place.last_rows() if headings else ():
@@ -173,5 +172,5 @@ class Sheet:
 
     def finish(self) -> Figure:
         """Return the figure, to be saved at `DPI`."""
-        self._figure.figimage(self._canvas, zorder=-1)
+        style.lay_pixels(self.axes, self._canvas)
         return self._figure

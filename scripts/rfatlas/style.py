@@ -82,7 +82,7 @@ def figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     """Write a figure as its suffix says (.png or .pdf), byte-identical each time.
 
-    A PNG has no alpha channel; a PDF holds its fonts.
+    A PNG has no alpha channel. A PDF holds its fonts, and the pixels of `lay_pixels` as they are.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,18 @@ def save(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     else:
         # Embedding a font logs hundreds of lines.
         logging.getLogger("fontTools").setLevel(logging.WARNING)
-        figure.savefig(path, metadata={"CreationDate": None})
+        figure.savefig(path, dpi=dpi, metadata={"CreationDate": None})
+
+
+def lay_pixels(axes: Axes, pixels: np.ndarray) -> None:
+    """Lay pixels, uint8 (H, W, 3), under what is drawn on axes that span a figure of W x H pixels.
+
+    A PNG at the figure's own resolution and a PDF show them without resampling.
+    """
+    height, width = pixels.shape[:2]
+    extent = (0, width, 0, height)
+    # From the last line up, so that a PDF stores the picture upright, too.
+    axes.imshow(pixels[::-1], extent=extent, aspect="auto", interpolation="none", zorder=-1)
 
 
 def layer_axis(axes: Axes, layers: Sequence[str]) -> None:

@@ -298,10 +298,9 @@ def stimulus_samples(run, layers):
 
 
 def figure_files():
-    """All figures: of each run, and where there are several runs, of all together."""
+    """All figures, as PNG and as PDF: of each run, and of several runs together."""
     drawn = runs_with("figures")
-    names = ["rf_size.png", "sparsity.png", "accuracy.png"]
-    files = [f"results/{run}/figures/{name}" for run in drawn for name in names]
+    names = {run: ["rf_size", "sparsity", "accuracy"] for run in drawn}
     for topic, stem in (
         ("receptive_fields", "montage"),
         ("gabor", "gabor"),
@@ -310,36 +309,24 @@ def figure_files():
         ("color", "color"),
         ("virtual_filters", "virtual_filters"),
     ):
-        files += [
-            f"results/{run}/figures/{stem}_{layer}.png"
-            for run in drawn
-            if stage_on(topic, run)
-            for layer in run_layers(run)
-        ]
-    files += [f"results/{run}/figures/{name}.png" for run in drawn for name in virtual_figures(run)]
-    files += [
-        f"results/{run}/figures/orientation_{name}.png"
-        for run in drawn
-        for name in orientation_figures(run)
-    ]
-    files += [
-        f"results/{run}/figures/opponency_{name}.png"
-        for run in drawn
-        if stage_on("opponency", run)
-        for name in COLOR_FIGURES
-    ]
-    files += [
-        f"results/compare/{group}/figures/{name}.png"
+        for run in drawn:
+            if stage_on(topic, run):
+                names[run] += [f"{stem}_{layer}" for layer in run_layers(run)]
+    for run in drawn:
+        names[run] += virtual_figures(run)
+        names[run] += [f"orientation_{name}" for name in orientation_figures(run)]
+        if stage_on("opponency", run):
+            names[run] += [f"opponency_{name}" for name in COLOR_FIGURES]
+        if run in ablation_runs():
+            names[run] += [f"ablation_{name}" for name in ablation_figures(run)]
+    stems = [f"results/{run}/figures/{name}" for run in drawn for name in names[run]]
+    stems += [
+        f"results/compare/{group}/figures/{name}"
         for group in compare_groups()
         for name in compare_figures()
     ]
-    files += [
-        f"results/{run}/figures/ablation_{name}.png"
-        for run in drawn
-        if run in ablation_runs()
-        for name in ablation_figures(run)
-    ]
-    return files + (["results/figures/accuracy.png"] if len(run_names()) > 1 else [])
+    stems += ["results/figures/accuracy"] if len(run_names()) > 1 else []
+    return [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")]
 
 
 def compare_groups():

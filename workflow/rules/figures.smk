@@ -2,7 +2,7 @@
 # In:  results/<run>/channels.csv, model.json, activations.h5 and, with the stage receptive_fields,
 #      results/<run>/receptive_fields/<layer>.h5
 # Out: results/<run>/figures/{rf_size,sparsity,accuracy}.{png,pdf}, with the stage receptive_fields
-#      results/<run>/figures/montage_<layer>.png; of several runs results/figures/accuracy.{png,pdf}
+#      results/<run>/figures/montage_<layer>.{png,pdf}; of several runs results/figures/accuracy.{png,pdf}
 
 # The layers of a run are known only with its name, and an output cannot ask a function: so each run
 # has a rule of its own.
@@ -28,6 +28,7 @@ for run in run_names():
                 )
                 for depth, layer in enumerate(montaged)
             ],
+            montages_pdf=[f"results/{run}/figures/montage_{layer}.pdf" for layer in montaged],
             rf_size=[
                 report(
                     f"results/{run}/figures/rf_size.png",

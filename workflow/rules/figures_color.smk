@@ -1,6 +1,6 @@
 # Stage figures, topic color: opponency and tuning to colour, one job per run.
 # In:  results/<run>/channels.csv, results/<run>/opponency/*.csv, results/<run>/color/<layer>.h5
-# Out: results/<run>/figures/color_<layer>.png, results/<run>/figures/opponency_<figure>.{png,pdf}
+# Out: results/<run>/figures/color_<layer>.{png,pdf}, results/<run>/figures/opponency_<figure>.{png,pdf}
 
 for run in runs_with("opponency"):
 
@@ -25,6 +25,7 @@ for run in runs_with("opponency"):
                 )
                 for depth, layer in enumerate(run_layers(run))
             ],
+            sheets_pdf=[f"results/{run}/figures/color_{layer}.pdf" for layer in run_layers(run)],
             png=[
                 report(
                     f"results/{run}/figures/opponency_{name}.png",

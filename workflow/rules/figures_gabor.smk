@@ -1,6 +1,6 @@
 # Stage figures, topic gabor: the Gabors fitted to the mean gradients of each layer, one job per run.
 # In:  results/<run>/gabor/<layer>.h5, results/<run>/receptive_fields/<layer>.h5
-# Out: results/<run>/figures/gabor_<layer>.png
+# Out: results/<run>/figures/gabor_<layer>.{png,pdf}
 
 if stage_on("gabor"):
 
@@ -13,7 +13,7 @@ if stage_on("gabor"):
                 fits=[f"results/{run}/gabor/{layer}.h5" for layer in run_layers(run)],
                 fields=[f"results/{run}/receptive_fields/{layer}.h5" for layer in run_layers(run)],
             output:
-                [
+                png=[
                     report(
                         f"results/{run}/figures/gabor_{layer}.png",
                         caption="../report/gabor.rst",
@@ -23,6 +23,7 @@ if stage_on("gabor"):
                     )
                     for depth, layer in enumerate(run_layers(run))
                 ],
+                pdf=[f"results/{run}/figures/gabor_{layer}.pdf" for layer in run_layers(run)],
             log:
                 f"logs/figures_gabor/{run}.log",
             benchmark:

@@ -1,7 +1,7 @@
 # Stage figures, topic gratings: how the channels of each layer are tuned, one job per run.
 # In:  results/<run>/channels.csv, results/<run>/gratings/<layer>.h5 and, with the stage
 #      receptive_fields, results/<run>/receptive_fields/<layer>.h5
-# Out: results/<run>/figures/gratings_<layer>.png
+# Out: results/<run>/figures/gratings_<layer>.{png,pdf}
 
 if stage_on("gratings"):
 
@@ -19,7 +19,7 @@ if stage_on("gratings"):
                     if stage_on("receptive_fields", run)
                 ],
             output:
-                [
+                png=[
                     report(
                         f"results/{run}/figures/gratings_{layer}.png",
                         caption="../report/gratings.rst",
@@ -29,6 +29,7 @@ if stage_on("gratings"):
                     )
                     for depth, layer in enumerate(run_layers(run))
                 ],
+                pdf=[f"results/{run}/figures/gratings_{layer}.pdf" for layer in run_layers(run)],
             log:
                 f"logs/figures_gratings/{run}.log",
             benchmark:

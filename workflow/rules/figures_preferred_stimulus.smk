@@ -1,7 +1,7 @@
 # Stage figures, topic preferred stimuli: what drives the channels of each layer, one job per run.
 # In:  results/<run>/channels.csv, activations.h5, results/<run>/preferred_stimulus/<layer>.h5 and,
 #      with the stage receptive_fields, results/<run>/receptive_fields/<layer>.h5
-# Out: results/<run>/figures/preferred_stimulus_<layer>.png
+# Out: results/<run>/figures/preferred_stimulus_<layer>.{png,pdf}
 
 if stage_on("preferred_stimulus"):
 
@@ -22,7 +22,7 @@ if stage_on("preferred_stimulus"):
                     if stage_on("receptive_fields", run)
                 ],
             output:
-                [
+                png=[
                     report(
                         f"results/{run}/figures/preferred_stimulus_{layer}.png",
                         caption="../report/preferred_stimulus.rst",
@@ -31,6 +31,10 @@ if stage_on("preferred_stimulus"):
                         labels={"run": run, "layer": f"{depth:02d} {layer}"},
                     )
                     for depth, layer in enumerate(run_layers(run))
+                ],
+                pdf=[
+                    f"results/{run}/figures/preferred_stimulus_{layer}.pdf"
+                    for layer in run_layers(run)
                 ],
             log:
                 f"logs/figures_preferred_stimulus/{run}.log",

@@ -1,7 +1,7 @@
 # Stage figures, topic virtual filters: what the skip connections hand on, one job per run.
 # In:  results/<run>/channels.csv, that of the run's twin, results/<run>/virtual_filters.h5 and, with
 #      the stage receptive_fields, results/<run>/receptive_fields/<layer>.h5
-# Out: results/<run>/figures/virtual_filters_<layer>.png and
+# Out: results/<run>/figures/virtual_filters_<layer>.{png,pdf} and
 #      results/<run>/figures/{virtual_correlation,skip_share}.{png,pdf}, as far as their stages are on
 
 for run in sorted({*runs_with("virtual_filters"), *runs_with("skip_residual")}):
@@ -32,6 +32,10 @@ for run in sorted({*runs_with("virtual_filters"), *runs_with("skip_residual")}):
                     labels={"run": run, "figure": f"{depth:02d} {layer}"},
                 )
                 for depth, layer in enumerate(virtual_layers(run))
+            ],
+            sheets_pdf=[
+                f"results/{run}/figures/virtual_filters_{layer}.pdf"
+                for layer in virtual_layers(run)
             ],
             png=[
                 report(
