@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -18,7 +20,9 @@ SCRIPT = textwrap.dedent(
     sys.path.insert(0, sys.argv[1])
     from rfatlas import jobs
     from rfatlas.errors import RfatlasError
-    job = SimpleNamespace(log=["logs/deep/a.log"], threads=1, rule="some_rule")
+    job = SimpleNamespace(
+        log=["logs/deep/a.log"], threads=1, rule="some_rule", output=["results/b.png"]
+    )
     with jobs.job(job) as log:
         log.info("hello")
         for _ in jobs.progress(range(3), unit="image", desc="work"):
@@ -27,6 +31,11 @@ SCRIPT = textwrap.dedent(
             raise RfatlasError("config key x: 3 is not 4")
         if sys.argv[2] == "bug":
             raise ZeroDivisionError("oops")
+        if sys.argv[2] == "full":
+            raise OSError(28, "No space left on device")
+        if sys.argv[2] == "long":
+            import time
+            time.sleep(60)
     print("torch" in sys.modules)
     """
 )
@@ -77,7 +86,7 @@ def test_a_job_records_what_it_and_its_workers_used(tmp_path):
     assert 0.6 <= line["cpu_s"]
 
 
-@pytest.mark.parametrize("kind", ["bad", "bug"])
+@pytest.mark.parametrize("kind", ["bad", "bug", "full"])
 def test_bad_input_is_one_line_and_a_bug_a_traceback(tmp_path, kind):
     done = run(tmp_path, kind)
     log = (tmp_path / "logs/deep/a.log").read_text()
@@ -85,6 +94,9 @@ def test_bad_input_is_one_line_and_a_bug_a_traceback(tmp_path, kind):
     if kind == "bad":
         assert done.stderr == "rfatlas: config key x: 3 is not 4\n"
         assert "ERROR config key x: 3 is not 4" in log and "Traceback" not in log
+    elif kind == "full":
+        assert done.stderr.startswith("rfatlas: results/b.png: no room on the disk (or in the quo")
+        assert "results/b.png: no room" in log and "Traceback" not in log
     else:
         assert "ZeroDivisionError: oops" in log and "Traceback" in log
 
@@ -102,3 +114,31 @@ def test_records_of_jobs_at_once_stay_whole(tmp_path):
     assert all(proc.wait() == 0 for proc in procs)
     record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
     assert len([json.loads(line) for line in record]) == 4
+
+
+def test_a_job_ends_when_its_snakemake_is_killed(tmp_path):
+    """A program of that name starts the job through a shell, as Snakemake does, and is killed."""
+    (tmp_path / "job.py").write_text(SCRIPT)
+    (tmp_path / "snakemake").write_text(
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen(['bash', '-c', '{sys.executable} job.py {SCRIPTS} long; echo over'])\n"
+        "time.sleep(60)\n"
+    )
+    running = subprocess.Popen([sys.executable, "snakemake"], cwd=tmp_path)
+    log = tmp_path / "logs/deep/a.log"
+    deadline = time.monotonic() + 30
+    while not (log.exists() and "hello" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes = psutil.Process(running.pid).children(recursive=True)
+    assert len(processes) == 2, "a shell and the job"
+    running.kill()
+    try:
+        gone, alive = psutil.wait_procs(processes, timeout=20)
+        assert not alive
+        assert "Snakemake was killed" in log.read_text()
+    finally:
+        for process in processes:
+            if process.is_running():
+                process.kill()
+        running.wait()

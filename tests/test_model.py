@@ -1,12 +1,15 @@
 """Factories, weights in every form, preprocessing, descriptions; each kind of bad weights
 refused."""
 
+import contextlib
 import hashlib
+import http.server
 import json
 import math
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +134,7 @@ def test_misfits_are_listed(network):
     assert "1 unexpected: extra" in message
     assert "1 misshaped: fc.weight (6, 512) instead of (5, 512)" in message
     assert "2 with NaN or infinite values" in message
+    assert "layer1.0.conv1.weight[0, 0, 0, 0] = nan" in message and "bn1.bias[0] = inf" in message
     assert "layer1.0.conv1.weight" in message and "bn1.bias" in message
 
 
@@ -216,7 +220,114 @@ def test_downloads_are_checked_and_kept(tmp_path, monkeypatch):
 def test_unreachable_url_says_what_to_do(tmp_path):
     with pytest.raises(RfatlasError, match="cannot be downloaded.*set weights to the file's path"):
         model.fetch("https://127.0.0.1:9/w.pth", "0" * 64, tmp_path)
-    assert not list(tmp_path.glob("w.pth"))
+    assert not list(tmp_path.glob("w.pth*[!k]"))
+
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT at /<kind>/w.pth with the fault that `kind` names; notes what is asked."""
+
+    asked: list[tuple[str, str | None]] = []
+
+    def do_GET(self):
+        kind, wanted = self.path.split("/")[1], self.headers.get("Range")
+        first = sum(path == self.path for path, _ in self.asked) == 0
+        self.asked.append((self.path, wanted))
+        if kind == "missing":
+            return self.send_error(404)
+        if kind == "moved":
+            self.send_response(302)
+            self.send_header("Location", "/whole/w.pth")
+            return self.end_headers()
+        body, start = CONTENT, 0
+        if kind == "wrong":
+            body = bytes([body[0] ^ 1]) + body[1:]
+        if wanted and kind != "cut_without_ranges":
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                return self.end_headers()
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        else:
+            self.send_response(200)
+        length = len(body) - start
+        self.send_header("Content-Length", str(length - 1000 if kind == "short" else length))
+        self.end_headers()
+        cut = kind.startswith("cut") and (first or kind == "cut_always")
+        stop = start + length // 3 if cut else len(body)
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body[start:stop])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def asked(kind):
+    return [wanted for path, wanted in Server.asked if path == f"/{kind}/w.pth"]
+
+
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("kind", "requests"),
+    [
+        ("whole", [None]),
+        ("moved", [None]),
+        ("cut", [None, "bytes=100000-"]),
+        ("cut_without_ranges", [None, "bytes=100000-"]),
+    ],
+)
+def test_downloads_that_break_off_go_on(server, tmp_path, kind, requests):
+    Server.asked.clear()
+    path = model.fetch(f"{server}/{kind}/w.pth", DIGEST, tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert asked(kind) == requests
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.pth", "w.pth.lock"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "cannot be downloaded.*404"),
+        ("wrong", "has sha256 .*expected"),
+        ("short", "has sha256 .*expected"),
+        ("cut_always", "cannot be downloaded.*bytes came"),
+    ],
+)
+def test_downloads_that_are_not_what_was_asked_for_are_refused(server, tmp_path, kind, message):
+    with pytest.raises(RfatlasError, match=message):
+        model.fetch(f"{server}/{kind}/w.pth", DIGEST, tmp_path)
+    assert not (tmp_path / "w.pth").exists()
+    kept = tmp_path / "w.pth.part"
+    assert kept.exists() == (kind == "cut_always"), "only what may be its beginning is kept"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [CONTENT[:1234], CONTENT, b"of another file", CONTENT + b"more"],
+    ids=["begun", "whole", "other", "longer"],
+)
+def test_what_a_killed_download_left_is_gone_on_with_or_replaced(server, tmp_path, left):
+    Server.asked.clear()
+    (tmp_path / "w.pth.part").write_bytes(left)
+    path = model.fetch(f"{server}/whole/w.pth", DIGEST[:8].upper(), tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert asked("whole")[0] == f"bytes={len(left)}-"
+    path.write_bytes(CONTENT[:-1])
+    assert model.fetch(f"{server}/whole/w.pth", DIGEST, tmp_path).read_bytes() == CONTENT
 
 
 def test_named_weights_of_torchvision():

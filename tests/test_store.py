@@ -3,6 +3,9 @@ kills."""
 
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -77,6 +80,65 @@ def test_partial_resumes_the_same_question_only(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+HOLDER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from rfatlas import store
+partial = store.Partial(sys.argv[2], {"k": 1})
+partial.save("a", {})
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_never_share_progress(tmp_path, monkeypatch):
+    output = tmp_path / "out.h5"
+    scripts = Path(store.__file__).parents[1]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, scripts, output], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(store, "LOCK_WAIT_S", 0.5)
+        message = rf"out\.h5\.partial: process {holder.pid} of .* is still working at this output"
+        # Another question must not wipe it either.
+        for fingerprint in ({"k": 1}, {"k": 2}):
+            with pytest.raises(RfatlasError, match=message):
+                store.Partial(output, fingerprint)
+        assert (tmp_path / "out.h5.partial" / "a.npz").exists()
+        monkeypatch.setattr(store, "LOCK_WAIT_S", 20)
+        holder.kill()
+        assert store.Partial(output, {"k": 1}).names() == ["a"], "a dead process holds nothing"
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_publishing_that_is_cut_short_is_done_again(tmp_path, monkeypatch):
+    output = tmp_path / "out.h5"
+    partial = store.Partial(output, {})
+    for name in (store.FIELDS, store.TABLE):
+        (partial.folder / name).write_text(name)
+    plain, moved = os.replace, []
+
+    def die_at_the_second(source, target):
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        plain(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", die_at_the_second)
+        store.publish(output)
+    assert not (partial.folder / store.TABLE).exists(), "so the job is not taken for finished"
+    assert not output.exists() and (partial.folder / store.FIELDS).exists()
+    (partial.folder / store.TABLE).write_text("again")
+    store.publish(output)
+    assert output.read_text() == store.FIELDS
+    assert output.with_suffix(".csv").read_text() == "again"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.h5"]
+
+
 def test_allocated_rows_read_back_and_the_file_is_always_valid(tmp_path):
     path = tmp_path / "rows.h5"
     layout = {"a": ((5, 2, 3), np.float64), "b": ((5,), np.int16)}
@@ -96,7 +158,9 @@ def test_allocated_rows_read_back_and_the_file_is_always_valid(tmp_path):
         assert file["a"][3:].ravel().tolist() == list(range(12))
         assert (file["a"][0] == 4).all() and file["b"][:].tolist() == [7, 8, 9, 10, 11]
         mapped = store.array(file["a"])
-        assert isinstance(mapped, np.memmap) and np.array_equal(mapped, file["a"][:])
+        assert np.array_equal(mapped, file["a"][:]) and mapped.shape == (5, 2, 3)
+        for index in (0, -1, slice(1, 4), slice(None, None, -2), [4, 0], (2, slice(1)), ...):
+            assert np.array_equal(mapped[index], file["a"][:][index]), index
 
 
 def test_full_disk_is_an_error_of_the_write(tmp_path, monkeypatch):
@@ -106,7 +170,7 @@ def test_full_disk_is_an_error_of_the_write(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RfatlasError, match=r"rows\.h5: no room on the disk.* for 0\.000 MB more"):
         rows.write("a", 0, np.arange(5))
 
 

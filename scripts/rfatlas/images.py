@@ -21,6 +21,7 @@ beside it tells which are done: a killed job resumes with the rest, and memory d
 the number of images.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -50,7 +51,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from rfatlas import jobs, store, versions
+from rfatlas import checked, jobs, store, versions
 from rfatlas.errors import RfatlasError
 from rfatlas.sources import Listing
 
@@ -350,9 +351,7 @@ class _Rows:
             self._journal.flush()
             os.fsync(self._journal.fileno())
         except OSError as error:
-            raise RfatlasError(
-                f"{self.folder}: progress cannot be written: {error.strerror}"
-            ) from error
+            raise checked.failed(self.folder / "journal.jsonl", error) from error
 
     def close(self) -> None:
         """Put everything noted on record; the rows can then no longer be added to."""
@@ -362,7 +361,9 @@ class _Rows:
         finally:
             self._recorder.shutdown()
             os.close(self._data)
-            self._journal.close()
+            # A line that finds no room is torn and read as such; the reason is told already.
+            with contextlib.suppress(OSError):
+                self._journal.close()
 
     def bad(self) -> Iterator[tuple[int, str]]:
         """Yield (index, reason) of the images that could not be decoded, in order."""
@@ -382,7 +383,7 @@ def _create(path: Path, shape: tuple[int, ...]) -> int:
     The rows end the file. The format of HDF5 1.8 is asked for, since older ones hold at most 4,000
     class names in an attribute.
     """
-    with h5py.File(path, "w", libver="v108") as file:
+    with store.written(path, new=True, libver="v108") as file:
         offset = store.contiguous(file, "images", shape, np.uint8)
     if path.stat().st_size != offset + int(np.prod(shape, dtype=np.int64)):
         raise RuntimeError(
@@ -420,7 +421,7 @@ def _start_worker(
         for index in indices:
             under_way[slot] = index
             offset = rows.offset + index * rows.row_bytes
-            results.append(_one(listing, index, descriptor, offset, resize, crop))
+            results.append(_one(listing, index, descriptor, offset, resize, crop, rows.path))
         under_way[slot] = -1
         return results
 
@@ -439,9 +440,15 @@ def _run(indices: Sequence[int]) -> list[Done]:
 
 
 def _one(
-    listing: Listing, index: int, descriptor: int, offset: int, resize: int, crop: int
+    listing: Listing,
+    index: int,
+    descriptor: int,
+    offset: int,
+    resize: int,
+    crop: int,
+    path: Path,
 ) -> Done:
-    """Decode one image and write it into its row."""
+    """Decode one image and write it into its row of the file at `path`, open as `descriptor`."""
     try:
         stamp = listing.stamp(index)
         size = listing.size(index)
@@ -467,7 +474,7 @@ def _one(
             written = os.pwrite(descriptor, row, offset)
             row, offset = row[written:], offset + written
     except OSError as error:
-        raise RfatlasError(f"the packed images cannot be written: {error.strerror}") from error
+        raise checked.failed(path, error, len(row)) from error
     return Done(index, digest, stamp, None, wide)
 
 
@@ -483,8 +490,8 @@ def _decode_all(
     """Decode the images `left` in worker processes, with a bounded number of tasks under way."""
     chunks = (left[i : i + CHUNK] for i in range(0, len(left), CHUNK))
     workers = max(1, min(workers, -(-len(left) // CHUNK)))
-    # Forked, since other ways run the calling script again in each worker; safe, since no other
-    # thread runs yet.
+    # Forked, since other ways run the calling script again in each worker; safe, since no thread
+    # runs yet but that of `rfatlas.jobs`, which sleeps.
     context = multiprocessing.get_context("fork")
     under_way, started = context.RawArray("q", [-1] * workers), context.Value("i", 0)
     pool = ProcessPoolExecutor(
@@ -548,14 +555,13 @@ def _finish(rows: _Rows, listing: Listing, attrs: Mapping[str, Any]) -> Path:
     """Add labels, names and attributes, leave skipped rows out, and return the file's path."""
     good = np.flatnonzero(rows.good)
     path = rows.path if len(good) == len(listing) else _close_up(rows, good)
-    with h5py.File(path, "r+", libver="v108") as file:
+    with store.written(path, new=False, libver="v108") as file:
         file["labels"] = listing.labels[good]
         names = [listing.names[i] for i in good]
         file.create_dataset("names", data=names, dtype=h5py.string_dtype())
         file.attrs.update(attrs)
         file.attrs["complete"] = True
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    checked.seal(path)
     return path
 
 

@@ -1,5 +1,5 @@
 """What every script of the workflow shares: log file, clear errors, thread count, progress bars,
-start-up time."""
+start-up time, an end when the run is killed."""
 
 import contextlib
 import fcntl
@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 import psutil
 from tqdm import tqdm
 
+from rfatlas import checked
 from rfatlas.errors import RfatlasError
 
 STARTUP_RECORD = Path(".snakemake/rfatlas/startup.jsonl")
@@ -31,11 +33,12 @@ _late_imports_s = 0.0
 def job(snakemake: Any) -> Iterator[logging.Logger]:
     """Run the body of a script of the workflow.
 
-    Logs to the rule's log file and, on a terminal, to it. A RfatlasError ends the job with one line
-    and exit status 1; any other exception leaves its traceback in the log. Appends the job's start-
-    up seconds (from the birth of the process to this line, and a later import of torch), its total,
-    its processor seconds and its peak of memory to `.snakemake/rfatlas/startup.jsonl`: exactly,
-    where Snakemake's benchmark files look at a job now and then.
+    Logs to the rule's log file and, on a terminal, to it. A RfatlasError or a full disk ends the
+    job with one line and exit status 1; any other exception leaves its traceback in the log.
+    Appends the job's start-up seconds (from the birth of the process to this line, and a later
+    import of torch), its total, its processor seconds and its peak of memory to
+    `.snakemake/rfatlas/startup.jsonl`: exactly, where Snakemake's benchmark files look at a job now
+    and then. When Snakemake is killed the job ends, too, within a second or two.
     """
     global _log_stream
     born = psutil.Process().create_time()
@@ -56,20 +59,62 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     if "torch" in sys.modules:
         limit_threads(snakemake.threads)
     log = logging.getLogger("rfatlas")
+    _end_with(_snakemakes())
     try:
         yield log
-    except RfatlasError as error:
+    except Exception as error:
+        if not isinstance(error, RfatlasError):
+            if not checked.is_full(error):
+                log.exception("unexpected error")
+                raise
+            error = checked.no_room(getattr(error, "filename", None) or _first_output(snakemake))
         log.error("%s", error)
         # Without a terminal handler, whoever started Snakemake would see nothing of it.
         if len(handlers) == 1:
             print(f"rfatlas: {error}", file=sys.stderr)
         sys.exit(1)
-    except Exception:
-        log.exception("unexpected error")
-        raise
     finally:
-        _record(snakemake, born, started)
+        # A note, for which no job should fail.
+        with contextlib.suppress(OSError):
+            _record(snakemake, born, started)
         logging.shutdown()
+
+
+def _first_output(snakemake: Any) -> str:
+    return str(next(iter(snakemake.output), "the output"))
+
+
+def _snakemakes() -> list[psutil.Process]:
+    """The processes above this one that are Snakemake's; on a cluster that of this job alone."""
+    found = []
+    for process in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            python, *words = [Path(word).name for word in process.cmdline()] or [""]
+            if python.startswith("python") and "snakemake" in words[:6]:
+                found.append(process)
+    return found
+
+
+def _end_with(processes: list[psutil.Process]) -> None:
+    """End this process, as by SIGKILL, once one of `processes` has ended.
+
+    Snakemake's jobs outlive it when it is killed. What they still did would be lost: the next run
+    removes outputs that were being written, and progress that went into them is no more.
+    """
+
+    def alive(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def watch() -> None:
+        while all(map(alive, processes)):
+            time.sleep(1.0)
+        logging.getLogger("rfatlas").error("Snakemake was killed; so this job ends, too")
+        os._exit(1)
+
+    if processes:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _record(snakemake: Any, born: float, started: float) -> None:

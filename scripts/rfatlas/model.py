@@ -7,8 +7,10 @@ weights came in, with factory and preprocessing in the header) and `results/<run
 """
 
 import difflib
+import fcntl
 import functools
 import hashlib
+import http.client
 import importlib
 import importlib.util
 import json
@@ -16,12 +18,15 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -29,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rfatlas import graph, versions
+from rfatlas import checked, graph, versions
 from rfatlas.errors import RfatlasError
 
 log = logging.getLogger("rfatlas")
@@ -37,6 +42,8 @@ log = logging.getLogger("rfatlas")
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 8
+_DOWNLOAD_ATTEMPTS = 4
+_DOWNLOAD_TIMEOUT_S = 60
 
 
 # ---- factory
@@ -149,36 +156,98 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     """Return the local path of a `file:` or `https:` URL, downloaded into `folder` and checked.
 
     `sha256` holds at least 8 leading hex digits (torchvision's file names carry 8). A download
-    appears under its name only when complete. Raises RfatlasError on a wrong digest or a failed
-    download.
+    appears under its name only when complete and checked; one that broke off goes on from where it
+    was, if the server can. Raises RfatlasError on a wrong digest or a failed download.
     """
     parts = urllib.parse.urlparse(url)
     if parts.scheme == "file":
         path = Path(urllib.parse.unquote(parts.path))
         if not path.is_file():
             raise RfatlasError(f"weights: {url}: no such file")
-    else:
-        path = folder / Path(parts.path).name
-        if not (path.is_file() and _sha256(path).startswith(sha256)):
-            _download(url, path)
-    found = _sha256(path)
-    if sha256 and not found.startswith(sha256.lower()):
-        raise RfatlasError(f"weights: {url} has sha256 {found}, expected {sha256}")
+        _check_digest(path, url, sha256)
+        return path
+    path = folder / Path(parts.path).name
+    part = path.with_name(path.name + ".part")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two jobs that need the same weights: the second waits and finds them.
+    with path.with_name(path.name + ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        while not (path.is_file() and _sha256(path).startswith(sha256.lower())):
+            resumed = part.exists()
+            _download(url, part)
+            try:
+                _check_digest(part, url, sha256)
+            except RfatlasError:
+                part.unlink()
+                # Half of it may have been of another file.
+                if not resumed:
+                    raise
+            else:
+                os.replace(part, path)
     return path
 
 
-def _download(url: str, path: Path) -> None:
-    import pooch
+def _check_digest(path: Path, url: str, sha256: str) -> None:
+    found = _sha256(path)
+    if not found.startswith(sha256.lower()):
+        raise RfatlasError(f"weights: {url} has sha256 {found}, expected {sha256}")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def _download(url: str, part: Path) -> None:
+    """Fetch what lies on a URL, or what `part` lacks of it, into that file."""
     log.info("downloading %s", url)
     try:
-        pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
-    except Exception as error:
+        with part.open("ab") as file:
+            for attempt in range(_DOWNLOAD_ATTEMPTS):
+                try:
+                    _continue(url, file)
+                    return
+                except urllib.error.HTTPError:
+                    raise
+                except (OSError, http.client.HTTPException) as error:
+                    if checked.is_full(error) or attempt == _DOWNLOAD_ATTEMPTS - 1:
+                        raise
+                    log.info("%s broke off after %d bytes (%s)", url, file.tell(), error)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if checked.is_full(error):
+            raise checked.no_room(part) from error
         raise RfatlasError(
             f"weights: {url} cannot be downloaded ({error}); fetch it by other means, then set "
             "weights to the file's path"
         ) from error
+    finally:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
+
+
+def _continue(url: str, file: IO[bytes]) -> None:
+    """Append what comes behind the bytes that an open file holds, or all anew."""
+    have = file.seek(0, os.SEEK_END)
+    # Compressed on the way, the parts of an answer would not fit together.
+    headers = {"Accept-Encoding": "identity", "User-Agent": "rfatlas"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        answer = urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if not have or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        # All of it is here already, or another file lies there now: the digest tells.
+        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
+            return
+        file.truncate(0)
+        return _continue(url, file)
+    with answer:
+        goes_on = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if answer.status != http.HTTPStatus.PARTIAL_CONTENT or not goes_on:
+            file.truncate(0)
+        start = file.seek(0, os.SEEK_END)
+        shutil.copyfileobj(answer, file, 1 << 20)
+        file.flush()
+        length = answer.headers.get("Content-Length")
+        if length is not None and file.tell() - start != int(length):
+            raise ConnectionError(f"{file.tell() - start} of {length} bytes came")
 
 
 def _sha256(path: Path) -> str:
@@ -274,7 +343,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], source:
         if name in tensors and tensors[name].shape != own[name].shape
     ]
     infinite = [
-        name
+        _first_infinite(name, tensor)
         for name, tensor in tensors.items()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all()
     ]
@@ -290,6 +359,12 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], source:
     if problems:
         raise RfatlasError(f"weights: {source} does not fit the network: {'; '.join(problems)}")
     module.load_state_dict({**own, **tensors})
+
+
+def _first_infinite(name: str, tensor: torch.Tensor) -> str:
+    """Return `name[index] = value` of a tensor's first value that is not finite."""
+    index = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
+    return f"{name}[{', '.join(map(str, index))}] = {tensor[tuple(index)].item()}"
 
 
 def digest(module: nn.Module) -> str:
@@ -517,7 +592,16 @@ def save(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"rfatlas": json.dumps(header, sort_keys=True)})
+    text = json.dumps(header, sort_keys=True)
+    metadata = {"rfatlas": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        if checked.is_full(error):
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            raise checked.no_room(path, size) from error
+        raise
     os.replace(temporary, path)
 
 
@@ -526,8 +610,14 @@ def read_header(path: Path | str) -> dict[str, Any]:
     not ours."""
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads(file.metadata()["rfatlas"])
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+            metadata = file.metadata()
+        text = metadata["rfatlas"]
+        # Files of older versions lack it.
+        expected = metadata.get("sha256")
+        if expected not in (None, hashlib.sha256(text.encode()).hexdigest()):
+            raise ValueError("its header does not have its digest")
+        return json.loads(text)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RfatlasError(
             f"{path}: no model file of this workflow, or a damaged one ({error}); delete it and "
             "rerun the stage model"

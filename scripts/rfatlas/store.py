@@ -2,14 +2,20 @@
 
 Every result file carries the attributes of design.md section 4; `complete` is written last.
 `identity` hashes these attributes: since each file names the identities of its inputs, the hash
-addresses the content through the whole chain.
+addresses the content through the whole chain. Finished files carry checksums of all their bytes
+(`rfatlas.checked`), which are compared as they are read.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from rfatlas import __version__, versions
+from rfatlas import __version__, checked, versions
 from rfatlas.errors import RfatlasError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("rfatlas")
 
 
 def provenance(
@@ -50,31 +58,61 @@ def provenance(
 
 @contextlib.contextmanager
 def create(path: str | Path, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
-    """Yield a new HDF5 file that appears at `path` only when the block ends without an error."""
+    """Yield a new HDF5 file that appears at `path` only when the block ends without an error.
+
+    Raises RfatlasError, naming the file, if the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with h5py.File(temporary, "w") as file:
+        with written(temporary, new=True, name=path) as file:
             file.attrs.update(attrs)
             yield file
             file.attrs["complete"] = True
+        checked.seal(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+@contextlib.contextmanager
+def written(
+    path: str | Path, new: bool, name: str | Path = "", libver: str | None = None
+) -> Iterator[h5py.File]:
+    """Yield an HDF5 file to write (`new`) or to change; it is closed and unsealed afterwards.
+
+    Raises RfatlasError, naming `name` (default: the file), if the disk is full.
+    """
+    if not new:
+        checked.unseal(path)
+    try:
+        writer = checked.Writer(path, new)
+        file = h5py.File(writer, "w" if new else "r+", libver=libver)
+        try:
+            yield file
+        finally:
+            writer.closing = True
+            file.close()
+        if writer.error is not None:
+            raise writer.error
+    except OSError as error:
+        if not checked.is_full(error):
+            raise
+        raise checked.no_room(name or path, writer.needed) from error
+
+
 def open(path: str | Path, stage: str | None = None) -> h5py.File:
     """Open a finished result file for reading.
 
-    Raises RfatlasError, naming the file, if it is missing, truncated or not HDF5, unfinished, or of
-    another stage.
+    Raises RfatlasError, naming the file, if it is missing, truncated or not HDF5, damaged,
+    unfinished, or of another stage; any later reading does where it meets damaged bytes.
     """
     if not Path(path).is_file():
         raise RfatlasError(f"{path}: no such file; run the stage {stage or 'that writes it'} first")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(checked.Reader(path), "r")
     except OSError as error:
         raise RfatlasError(
             f"{path}: not a readable HDF5 file, probably truncated or damaged ({error}); "
@@ -102,27 +140,85 @@ def identity(path: str | Path) -> str:
     return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode()).hexdigest()
 
 
+#: Seconds to wait for a process that still works at the same output.
+LOCK_WAIT_S = 30.0
+_LOCK = "lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# Open lock files of this process by folder: it may take up its own progress again.
+_locks: dict[Path, int] = {}
+
+
+def _lock(folder: Path, wait_s: float) -> None:
+    """Make `folder` this process's own until it ends, or until `_unlock`."""
+    path, deadline = folder / _LOCK, time.monotonic() + wait_s
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        own = _locks.get(folder.absolute())
+        if own is not None and path.exists() and os.path.samestat(os.fstat(own), path.stat()):
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the folder between the two lines.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+            os.close(descriptor)
+            continue
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning("%s: this file system has no locks; start no two runs here", folder)
+            break
+        if time.monotonic() > deadline:
+            raise RfatlasError(
+                f"{folder}: {holder} is still working at this output, left over from a run that "
+                "was killed or started twice; wait until it ends, or end it, then give the same "
+                "command again"
+            )
+        time.sleep(0.2)
+    _unlock(folder)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
+    _locks[folder.absolute()] = descriptor
+
+
+def _unlock(folder: Path) -> None:
+    descriptor = _locks.pop(folder.absolute(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 class Partial:
     """Progress of one output, kept beside it in the undeclared folder `<output>.partial`.
 
     Snakemake does not know the folder, so it survives a killed or failed job. Records are written
     atomically. A folder with another fingerprint (params, stage version, weights, image list) is
-    wiped: it belongs to another question.
+    wiped: it belongs to another question. One process at a time has the folder: jobs of a run that
+    was killed may live on for a while.
+
+    Raises RfatlasError if another process has it and keeps it for LOCK_WAIT_S.
     """
 
     def __init__(self, output: str | Path, fingerprint: Mapping[str, Any]):
         self.folder = Path(f"{output}.partial")
+        _lock(self.folder, LOCK_WAIT_S)
         wanted = json.dumps(fingerprint, sort_keys=True, default=str)
         stamp = self.folder / "fingerprint.json"
-        if self.folder.exists() and (not stamp.is_file() or stamp.read_text() != wanted):
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not stamp.exists():
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            _clear(self.folder)
             temporary = stamp.with_suffix(".tmp")
-            temporary.write_text(wanted)
+            try:
+                temporary.write_text(wanted)
+            except OSError as error:
+                raise checked.failed(stamp, error, len(wanted)) from error
             os.replace(temporary, stamp)
         for leftover in self.folder.glob("*.npz.tmp"):
             leftover.unlink()
+        if records := self.names():
+            log.info("resuming: %s holds %d records", self.folder, len(records))
 
     def names(self) -> list[str]:
         """Return the names of the finished records, sorted."""
@@ -132,11 +228,17 @@ class Partial:
         """Write one record; it exists afterwards completely or not at all."""
         path = self.folder / f"{name}.npz"
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            # Room for whoever comes next: this record is done again.
+            temporary.unlink(missing_ok=True)
+            size = sum(np.asarray(array).nbytes for array in arrays.values())
+            raise checked.failed(path, error, size) from error
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of one record; raises RfatlasError if the file is damaged."""
@@ -151,7 +253,21 @@ class Partial:
 
     def finish(self) -> None:
         """Remove the folder; call it when the output is in place."""
-        shutil.rmtree(self.folder)
+        _remove(self.folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove all that is in a `.partial` folder but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+    _unlock(folder)
 
 
 #: What a stage leaves in the `.partial` folder of `<layer>.h5` once the layer is finished.
@@ -165,9 +281,10 @@ def publish(output: str | Path) -> None:
     removes the outputs of a killed job, and knows nothing of the `.partial` folders.
     """
     folder = Path(f"{output}.partial")
-    os.replace(folder / FIELDS, output)
+    # The table first: a folder without it is not finished, and its work is taken up again.
     os.replace(folder / TABLE, Path(output).with_suffix(".csv"))
-    shutil.rmtree(folder)
+    os.replace(folder / FIELDS, output)
+    _remove(folder)
 
 
 def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> int:
@@ -200,7 +317,7 @@ class Allocated:
         self._path = Path(path)
         if not self._path.exists():
             temporary = self._path.with_name(self._path.name + ".tmp")
-            with h5py.File(temporary, "w") as file:
+            with written(temporary, new=True, name=self._path) as file:
                 file.attrs.update(attrs)
                 file.attrs["complete"] = False
                 for name, (shape, dtype) in datasets.items():
@@ -216,7 +333,7 @@ class Allocated:
     def write(self, name: str, row: int, values: np.ndarray) -> None:
         """Write `values` (n, ...) to the rows `row` to `row + n - 1` of dataset `name`.
 
-        Raises OSError (ENOSPC) when the disk is full, ValueError if the shape of a row is another.
+        Raises RfatlasError when the disk is full, ValueError if the shape of a row is another.
         """
         offset, dtype, shape = self._rows[name]
         values = np.ascontiguousarray(values, dtype)
@@ -224,35 +341,42 @@ class Allocated:
             raise ValueError(f"{name}: rows of shape {values.shape[1:]}, expected {shape}")
         at = offset + row * dtype.itemsize * int(np.prod(shape))
         remaining = memoryview(values).cast("B")
-        while remaining:
-            written = os.pwrite(self._descriptor, remaining, at)
-            remaining, at = remaining[written:], at + written
+        try:
+            while remaining:
+                count = os.pwrite(self._descriptor, remaining, at)
+                remaining, at = remaining[count:], at + count
+        except OSError as error:
+            raise checked.failed(self._path, error, len(remaining)) from error
 
     def complete(self) -> None:
-        """Flush the rows and mark the file complete; nothing can be written afterwards."""
-        os.fsync(self._descriptor)
+        """Flush the rows, mark the file complete and seal it; nothing can be written afterwards."""
         os.close(self._descriptor)
-        with h5py.File(self._path, "r+") as file:
+        with written(self._path, new=False) as file:
             # Overwrites one value in place, so that even this leaves the file readable if killed.
             file.attrs.modify("complete", True)
+        checked.seal(self._path)
 
 
 def array(dataset: h5py.Dataset) -> Any:
-    """Return a dataset for random reading: a read-only memory map if it is contiguous, else the
-    dataset itself."""
+    """Return a dataset for random reading: a checked, read-only memory map of its rows if it is
+    contiguous and of numbers, else the dataset itself."""
     offset = dataset.id.get_offset()
-    if offset is None:
+    if offset is None or dataset.dtype.hasobject:
         return dataset
-    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
+    return checked.Rows(dataset.file.filename, offset, dataset.dtype, dataset.shape)
 
 
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a table as CSV, whole or not at all; numbers with 9 significant digits, NaN as an empty
-    field."""
+    field. Raises RfatlasError, naming the file, if the disk is full."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    try:
+        table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise checked.failed(path, error) from error
     os.replace(temporary, path)
 
 
