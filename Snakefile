@@ -203,6 +203,7 @@ rule atlas:
 
 onstart:
     startup.rotate()
+    running.note()
 
 
 onsuccess:

@@ -1,6 +1,8 @@
 """Scenes: the same by any route, balanced, coloured like photographs, and labelled truly."""
 
 import csv
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -233,6 +235,50 @@ def test_written_files_are_the_drawn_scenes(tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), images[index])
     # Every class has its folder, also where a small data set leaves it empty.
     assert len(list(folder.iterdir())) == 24
+
+
+def test_drawing_that_was_interrupted_goes_on(tmp_path):
+    """Wherever it dies, no scene is drawn twice, and what is there in the end is the same."""
+    whole, folder = tmp_path / "whole" / "images", tmp_path / "images"
+    scenes.write(whole, tmp_path / "whole" / "labels.csv", 30, 24, 5)
+    seen = []
+
+    def die(at):
+        def progress(drawn):
+            for item in drawn:
+                if len(seen) == at:
+                    raise KeyboardInterrupt
+                seen.append(1)
+                yield item
+
+        return progress
+
+    for at in (0, 7, 29):
+        with pytest.raises(KeyboardInterrupt):
+            scenes.write(folder, tmp_path / "labels.csv", 30, 24, 5, progress=die(at))
+        assert not folder.exists() and not (tmp_path / "labels.csv").exists()
+    scenes.write(folder, tmp_path / "labels.csv", 30, 24, 5, progress=die(None))
+    assert len(seen) == 30
+    assert (tmp_path / "labels.csv").read_bytes() == whole.with_name("labels.csv").read_bytes()
+    drawn = sorted(path.relative_to(whole) for path in whole.rglob("*.png"))
+    assert drawn == sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    assert all((whole / name).read_bytes() == (folder / name).read_bytes() for name in drawn)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels.csv", "whole"]
+
+
+def test_a_killed_worker_is_an_error_and_not_a_wait_for_ever(tmp_path, monkeypatch):
+    plain, parent = scenes.scene, os.getpid()
+
+    def deadly(index, *rest):
+        if index == 20 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(index, *rest)
+
+    monkeypatch.setattr(scenes, "scene", deadly)
+    monkeypatch.setattr(scenes, "_CHUNK", 8)
+    with pytest.raises(RfatlasError, match="scenes: a worker process died"):
+        scenes.write(tmp_path / "images", tmp_path / "labels.csv", 60, 24, 5, processes=2)
+    assert not (tmp_path / "images").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,15 @@ asked for, each once, so that one job can read its part of a file of any size. A
 table (of an older version, or changed by another program) is read unchecked.
 """
 
+import contextlib
 import errno
 import os
 import shutil
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -56,6 +58,21 @@ def failed(path: str | Path, error: OSError, needed: int | None = None) -> Rfatl
     if is_full(error):
         return no_room(path, needed)
     return RfatlasError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def text(path: str | Path) -> Iterator[TextIO]:
+    """Yield a text file (UTF-8, for the module csv, too) that appears at `path` whole or not at
+    all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise failed(path, error) from error
 
 
 def seal(path: str | Path) -> None:

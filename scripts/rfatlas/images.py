@@ -31,7 +31,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -425,14 +424,8 @@ def _start_worker(
         under_way[slot] = -1
         return results
 
-    def watch() -> None:
-        # When the parent is killed nobody tells its workers; they would wait for tasks for ever.
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
     _work = work
-    threading.Thread(target=watch, daemon=True).start()
+    jobs.end_with_parent(parent)
 
 
 def _run(indices: Sequence[int]) -> list[Done]:
@@ -543,12 +536,10 @@ def _refuse_bad(listing: Listing, rows: _Rows, results: Sequence[Done]) -> None:
 
 def _write_bad(path: Path, entries: Iterator[tuple[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with checked.text(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "reason"])
         table.writerows(entries)
-    os.replace(temporary, path)
 
 
 def _finish(rows: _Rows, listing: Listing, attrs: Mapping[str, Any]) -> Path:

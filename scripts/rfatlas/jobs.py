@@ -117,6 +117,20 @@ def _end_with(processes: list[psutil.Process]) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def end_with_parent(parent: int) -> None:
+    """End this worker process when `parent`, the process that started it, has ended.
+
+    When a process is killed nobody tells its workers; they would wait for tasks for ever.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _record(snakemake: Any, born: float, started: float) -> None:
     STARTUP_RECORD.parent.mkdir(parents=True, exist_ok=True)
     own = resource.getrusage(resource.RUSAGE_SELF)

@@ -16,12 +16,15 @@ the same.
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import logging
 import math
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +32,10 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from rfatlas import checked, jobs, store, versions
 from rfatlas.errors import RfatlasError
+
+log = logging.getLogger("rfatlas")
 
 SHAPES = ("disc", "square", "triangle", "star", "cross", "ring")
 HUES = ("red", "yellow", "green", "blue")
@@ -149,25 +155,47 @@ def write(
     """Write `count` scenes as `<folder>/<label>_<name>/NNNNN.png` and list them in `table`.
 
     The columns of the CSV file `table` are file (relative to the table), label and class_name.
-    `progress` wraps the iterator over scenes. Raises RfatlasError where an argument is out of its
-    range.
+    `progress` wraps the iterator over scenes. Killed, the work resumes from `<folder>.partial`.
+    Raises RfatlasError where an argument is out of its range, or the disk is full.
     """
     check(count, size, seed)
     folder, table = Path(folder), Path(table)
+    made_from = {"count": count, "size": size, "seed": seed, "version": versions.stage("scenes")}
+    partial = store.Partial(folder, made_from)
+    drawn = partial.folder / "scenes"
     for number, name in enumerate(CLASS_NAMES):
-        (folder / _class_folder(number, name)).mkdir(parents=True, exist_ok=True)
+        (drawn / _class_folder(number, name)).mkdir(parents=True, exist_ok=True)
     table.parent.mkdir(parents=True, exist_ok=True)
-    relative = Path(os.path.relpath(folder, table.parent))
-    with open(table, "w", newline="", encoding="utf-8") as handle:
-        rows = csv.writer(handle, lineterminator="\n")
-        rows.writerow(["file", "label", "class_name"])
-        for index, (image, number) in enumerate(
-            progress(_scenes(range(count), size, seed, processes))
-        ):
-            name = CLASS_NAMES[number]
-            inside = Path(_class_folder(number, name)) / f"{index:05d}.png"
-            Image.fromarray(image).save(folder / inside)
-            rows.writerow([(relative / inside).as_posix(), number, name])
+    labels = [label(index, seed) for index in range(count)]
+    names = [
+        Path(_class_folder(number, CLASS_NAMES[number])) / f"{index:05d}.png"
+        for index, number in enumerate(labels)
+    ]
+    left = [index for index, name in enumerate(names) if not (drawn / name).exists()]
+    if len(left) < count:
+        log.info("resuming: %d of %d scenes are drawn", count - len(left), count)
+    pictures = _scenes(left, size, seed, processes)
+    for index, (image, _) in zip(left, progress(pictures), strict=True):
+        temporary = partial.folder / "unfinished.png"
+        try:
+            Image.fromarray(image).save(temporary)
+        except OSError as error:
+            raise checked.failed(folder / names[index], error) from error
+        os.replace(temporary, drawn / names[index])
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(drawn, folder)
+    inside = Path(os.path.relpath(folder, table.parent))
+    rows = {
+        "file": [(inside / name).as_posix() for name in names],
+        "label": labels,
+        "class_name": [CLASS_NAMES[number] for number in labels],
+    }
+    with checked.text(table) as handle:
+        written = csv.writer(handle, lineterminator="\n")
+        written.writerow(rows)
+        written.writerows(zip(*rows.values(), strict=True))
+    partial.finish()
 
 
 def check(count: int, size: int, seed: int) -> None:
@@ -192,15 +220,24 @@ def _scenes(indices, size, seed, processes):
         return _flat(map(_chunk, chunks))
     # Forked, since other ways run the calling script again in each worker; safe, since they only
     # use numpy. At once, before a progress bar starts its thread.
-    pool = multiprocessing.get_context("fork").Pool(workers)
-    return _flat(pool.imap(_chunk, chunks), pool)
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, context, jobs.end_with_parent, (os.getpid(),))
+    return _flat(pool.map(_chunk, chunks), pool)
 
 
 def _flat(drawn, pool=None):
     """The scenes of all chunks; ends the pool with them."""
-    with pool or contextlib.nullcontext():
+    try:
         for chunk in drawn:
             yield from chunk
+    except BrokenProcessPool as error:
+        raise RfatlasError(
+            "scenes: a worker process died, perhaps for lack of memory (use fewer threads); run "
+            "again to go on"
+        ) from error
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
 def _chunk(arguments):

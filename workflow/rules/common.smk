@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from rfatlas import config as rfatlas_config
-from rfatlas import estimates, preflight, startup, versions
+from rfatlas import estimates, preflight, running, startup, versions
 from rfatlas.errors import RfatlasError
 
 
@@ -407,6 +407,8 @@ budget = estimates.Budget(
 
 if workflow.is_main_process and not any(OTHER_TASKS.fullmatch(word) for word in sys.argv):
     print(budget.table(), file=sys.stderr)
+    if hint := running.hint():
+        print(f"rfatlas: {hint}", file=sys.stderr)
     for run in runs_with("ablation"):
         if reason := preflight.no_ablation(plan, run):
             print(f"rfatlas: no ablation of run {run}: {reason}", file=sys.stderr)
