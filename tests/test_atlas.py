@@ -184,7 +184,7 @@ def test_markup_in_names_is_text(built):
     overview = handed_over(folder / "atlas", "overview")
     assert overview["classNames"][1] == MARKUP
     page = atlas.render(
-        ROOT / "workflow" / "atlas",
+        ROOT / "workflow" / "atlas" / atlas.TEMPLATE,
         run=MARKUP,
         facts=dict.fromkeys(("images", "channels", "layers", "top1", "weights", "factory"), MARKUP),
         runs=[MARKUP],
@@ -479,6 +479,30 @@ def test_pages_get_findings_and_reasons(tmp_path):
     assert overview["absent"] == absent and overview["runs"] == ["twin"]
     page = (folder / "atlas" / "index.html").read_text()
     assert '<a href="../../twin/atlas/index.html">twin</a>' in page
+
+
+def test_the_start_page_leads_to_all_runs(tmp_path):
+    run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
+    folder = run.write(tmp_path / "demo")
+    right = (run.logits.argmax(1) == run.labels).mean()
+    entry = {"name": "demo", "network": "net.py:make", "weights": MARKUP, "dataset": "scenes"}
+    entry |= {"layers": 1, "channels": 4, "activations": folder / "activations.h5"}
+    runs = [
+        entry | {"atlas": True, "findings": False},
+        entry | {"name": "a b", "atlas": False, "findings": True},
+    ]
+    page = atlas.start_page(runs, {"pair": ["demo", "a b"]}, ROOT / "workflow/atlas" / atlas.START)
+    assert f"{100 * right:.1f} %" in page
+    assert re.findall('href="(.*?)"', page.split("</style>")[1]) == [
+        "demo/atlas/index.html",
+        "demo/channels.csv",
+        "a%20b/findings.html",
+        "a%20b/channels.csv",
+        "compare/pair/runs.csv",
+        "compare/pair/matching.csv",
+        "compare/pair/fractions.csv",
+    ]
+    assert "<img" not in page
 
 
 # ---- runs that lack something

@@ -1,6 +1,7 @@
 """Findings: the three claims, told from invented tables whose answers are known."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,9 @@ def test_the_page_links_each_row_and_escapes_names(selective):
     page = findings.page(found, TEMPLATE)
     assert "<script" not in page and "<b>" not in page and "a&amp;b" in page
     rows = sum(len(claim["rows"]) + len(claim.get("agreement", [])) for claim in found["claims"])
-    assert page.count("#row=") == rows
+    assert len(re.findall(r'href="#[^"]+:[0-9]+"', page)) == rows
     line = found["claims"][0]["rows"][0]["line"]
-    assert f'href="orientation/selective.csv#row={line}"' in page
+    assert f'href="#orientation/selective.csv:{line}"' in page
+    assert page.count(f'id="orientation/selective.csv:{line}"') == 1
+    assert '<a href="orientation/selective.csv">' in page
     assert "−3.0" in page and "nan" not in page.lower().replace("findings", "")

@@ -46,8 +46,8 @@ HUES = 72
 _DIGITS = 9
 _CURVE_DIGITS = 4
 
-#: What of workflow/atlas/ is a template; everything else there is copied.
-TEMPLATE = "index.html.j2"
+#: What of workflow/atlas/ are templates; everything else there is copied.
+TEMPLATE, START = "index.html.j2", "start.html.j2"
 
 
 # ---- what the columns mean
@@ -546,7 +546,7 @@ def build(sources: Sources, source: str, folder: Path, log=lambda text: None) ->
     }
     write_script(folder / "data", "overview", overview)
     _copy_assets(sources.assets, folder)
-    page = render(sources.assets, run=sources.run, facts=facts, runs=sources.runs)
+    page = render(sources.assets / TEMPLATE, run=sources.run, facts=facts, runs=sources.runs)
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -602,21 +602,42 @@ def write_script(folder: Path, name: str, value: Any) -> None:
     (folder / f"{name}.js").write_text(f'rfatlas.receive("{name}",{text});\n', encoding="ascii")
 
 
-def render(assets: Path, **values: Any) -> str:
-    """Return index.html; every value is escaped."""
+def start_page(
+    runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]], template: Path
+) -> str:
+    """Return the page that leads to the atlases of all runs.
+
+    Parameters
+    ----------
+    runs
+        Of each run `name`, `network`, `weights`, `dataset`, the path of its `activations`, how many
+        `layers` and `channels` are analysed, and whether it has an `atlas` and `findings`.
+    groups
+        The runs that are compared, by the name of their group.
+    """
+    shown = []
+    for run in runs:
+        with store.open(run["activations"], "activations") as file:
+            output = dict(file["output"].attrs) if "output" in file else {}
+        shown.append({**run, "top1": _share(output.get("top1"))})
+    return render(template, runs=shown, groups=groups)
+
+
+def render(template: Path, **values: Any) -> str:
+    """Return a page made from a template; every value is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(assets),
+        loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(TEMPLATE).render(**values)
+    return environment.get_template(template.name).render(**values)
 
 
 def _copy_assets(assets: Path, folder: Path) -> None:
     for path in sorted(assets.rglob("*")):
-        if path.is_file() and path.name != TEMPLATE:
+        if path.is_file() and path.suffix != ".j2":
             place = folder / path.relative_to(assets)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)

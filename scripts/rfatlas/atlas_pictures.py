@@ -353,8 +353,9 @@ def write(
     Returns
     -------
     `strip`: `side`, `columns`, `rows` and its `tiles` (name, title, note) in their order;
-    `sprites`: by kind `side`, `columns` and `tiles` of a sheet; and by channel the names of the
-    tiles that it has no picture for (hatched all over).
+    `sprites`: by kind `side`, `columns` and `tiles` of a sheet, and `gaps`, the ranges [first,
+    last] of channels without a picture; and by channel the names of the tiles that it has none for
+    (hatched all over).
     """
     if not tiles:
         return {"strip": None, "sprites": {}}, [[] for _ in range(channels)]
@@ -394,7 +395,19 @@ def write(
             ],
         },
         "sprites": {
-            kind: {"side": sides[kind], "columns": SHEET_COLUMNS, "tiles": SHEET} for kind in kinds
+            kind: {
+                "side": sides[kind],
+                "columns": SHEET_COLUMNS,
+                "tiles": SHEET,
+                "gaps": _ranges([kind in names for names in missing]),
+            }
+            for kind in kinds
         },
     }
     return layout, missing
+
+
+def _ranges(flags: Sequence[bool]) -> list[list[int]]:
+    """Return the ranges [first, last] of True."""
+    edges = np.flatnonzero(np.diff(np.r_[False, flags, False].astype(int)))
+    return [[int(first), int(stop) - 1] for first, stop in edges.reshape(-1, 2)]

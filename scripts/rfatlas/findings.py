@@ -157,7 +157,12 @@ def page(findings: Mapping[str, Any], template: Path) -> str:
     )
     environment.filters["percent"] = _percent
     environment.filters["points"] = _points
-    return environment.get_template(template.name).render(findings)
+    tables: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for claim in findings["claims"]:
+        for row in [*claim["rows"], *claim.get("agreement", ())]:
+            tables.setdefault(row["table"], {})[row["line"]] = row
+    listed = {table: [rows[line] for line in sorted(rows)] for table, rows in tables.items()}
+    return environment.get_template(template.name).render(**findings, tables=listed)
 
 
 def _unanswered(claim: str, question: str, table: str, stage: str) -> dict[str, Any]:

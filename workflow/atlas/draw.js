@@ -75,7 +75,7 @@ rfatlas.draw = (() => {
   // Lines over a common axis. `series`: [{values, colour, name, dash}]; `log`: logarithmic x;
   // `mark`: an x to point at, `xTicks` its own ticks.
   function lines({ x, series, xLabel, yLabel, log = false, mark = null, xTicks = null, title }) {
-    const [W, H, left, right, bottom] = [300, 190, 46, 10, 38];
+    const [W, H, left, right, bottom] = [300, 190, 54, 10, 38];
     // Several lines have a legend above them.
     const top = series.length > 1 ? 24 : 10;
     const scale = log ? Math.log : (v) => v;
@@ -202,7 +202,7 @@ rfatlas.draw = (() => {
   // Responses to all gratings: `values` bytes, orientation by orientation; `mark` [orientation,
   // frequency] is the best one.
   function surface({ orientations, frequencies, values, mark, title }) {
-    const [W, H, left, right, top, bottom] = [300, 190, 46, 10, 10, 38];
+    const [W, H, left, right, top, bottom] = [300, 190, 58, 10, 10, 38];
     const [w, h] = [(W - left - right) / orientations.length, (H - top - bottom) / frequencies.length];
     const y = (k) => H - bottom - (k + 1) * h;
     const parts = [];

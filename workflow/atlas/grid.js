@@ -97,6 +97,7 @@ rfatlas.grid = (() => {
     const sprite = kind && layer.sprites[kind];
     if (!sprite) return null;
     const channel = rfatlas.channelOf(row);
+    if (sprite.gaps.some(([first, last]) => first <= channel && channel <= last)) return null;
     const sheet = Math.floor(channel / sprite.tiles);
     // The last sheet of a layer may be smaller.
     const there = Math.min(sprite.tiles, layer.channels - sheet * sprite.tiles);
@@ -122,7 +123,7 @@ rfatlas.grid = (() => {
       "aria-label": `${name}${silent ? ", inactive" : ""}${sort ? `, ${sort} ${shown}` : ""}`,
     },
     picture(row) ?? html("div", { class: "tile none", "aria-hidden": "true",
-      style: { width: `${SHOWN}px`, height: `${SHOWN}px` } }, String(channel)),
+      style: { width: `${SHOWN}px`, height: `${SHOWN}px` } }, kind ? "no picture" : String(channel)),
     html("span", { class: "cell-name" }, view.state.layer === null ? rfatlas.label(row) : String(channel)),
     html("span", { class: "cell-value" }, shown));
   }

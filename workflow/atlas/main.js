@@ -314,7 +314,7 @@
     }
     $("unzoom").addEventListener("click", () => rfatlas.scatter.unzoom());
     rfatlas.scatter.setup({ element: $("scatter"), note: $("scatter-note"),
-      legend: $("scatter-legend"), hover: $("hover") });
+      legend: $("scatter-legend"), hover: $("hover"), reset: $("unzoom") });
   }
 
   function dialogs() {
@@ -336,7 +336,7 @@
 
   // What a claim came to, and the lines of the tables behind it.
   function finding({ claim, question, sentence, missing, lines }) {
-    const place = (table, line) => `../findings.html#${table.replace(/\W+/g, "-")}-${line}`;
+    const place = (table, line) => `../findings.html#${encodeURI(table)}:${line}`;
     const tables = new Map();
     for (const [table, line] of lines) {
       if (!tables.has(table)) tables.set(table, []);

@@ -9,8 +9,8 @@ rfatlas.passport = (() => {
   const FIRST = 14;
   const MODES = ["zero", "mean", "shuffle"];
   const HERO = ["mean_image", "mean_gradient", "gabor", "effective", "stimulus", "off_stimulus"];
-  // These sections come first, the others in the order of the columns.
-  const ORDER = ["gratings", "color", "ablation", "gabor", "receptive_fields"];
+  // These sections come first, in this order.
+  const ORDER = ["gratings", "color", "ablation"];
   // What belongs to a stage: its title where it is off, its pictures, the column that says why there
   // is nothing.
   const STAGES = {
@@ -119,7 +119,7 @@ rfatlas.passport = (() => {
     try {
       Object.assign(of, await rfatlas.facts(row));
       content = [heading(of), glance(of), units(of), pictures(HERO, of, "What it prefers"),
-        html("div", { class: "cards" }, sections(of))];
+        html("div", { class: "cards" }, html("div"), html("div"))];
     } catch (error) {
       content = [heading({ ...of, get: () => null }), html("p", { class: "nothing" }, error.message)];
     }
@@ -129,9 +129,18 @@ rfatlas.passport = (() => {
     document.title = `${of.label} · ${rfatlas.overview.run} · rfatlas`;
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
+    if (of.data) stack(dialog.querySelector(".cards"), sections(of));
     const again = old && dialog.querySelector(`.${CSS.escape(old.split(" ")[0])}`);
     (again || dialog.querySelector(".close")).focus({ preventScroll: true });
     dialog.dataset.shows = of.label;
+  }
+
+  // Two columns of about the same height, the first cards on top.
+  function stack(place, cards) {
+    const [left, right] = place.children;
+    for (const one of cards) {
+      (left.offsetHeight <= right.offsetHeight ? left : right).append(one);
+    }
   }
 
   function heading({ row, label, get }) {
@@ -160,7 +169,8 @@ rfatlas.passport = (() => {
 
   const term = (name, text = name) =>
     html("button", { type: "button", class: "term", "data-explain": name }, text);
-  const points = (share) => rfatlas.text(Number((100 * share).toPrecision(3)));
+  const brief = (v) => rfatlas.text(typeof v === "number" ? Number(v.toPrecision(3)) : v);
+  const points = (share) => `${share > 0 ? "+" : ""}${brief(100 * share)}`;
   const interval = (of, mode) => {
     const [lo, hi] = ["lo", "hi"].map((end) => of.get(`${mode}_delta_top1_${end}`));
     return lo === null || hi === null ? "" : `95 % interval ${points(lo)} to ${points(hi)}`;
@@ -169,7 +179,7 @@ rfatlas.passport = (() => {
   // The numbers that a reader asks for first.
   function glance(of) {
     const { get } = of;
-    const shown = (name, unit = "") => (get(name) === null ? null : `${rfatlas.text(get(name))}${unit}`);
+    const shown = (name, unit = "") => (get(name) === null ? null : `${brief(get(name))}${unit}`);
     const mode = MODES.find((one) => get(`${one}_delta_top1`) !== null) ?? "zero";
     const effect = get(`${mode}_delta_top1`);
     const hue = get("hue_deg");
@@ -300,13 +310,10 @@ rfatlas.passport = (() => {
       cards.push({ stages: [stage], make: () => card(title, html("p", { class: "quiet" },
         `Not computed: ${why(stage, of)}.`)) });
     }
-    const rank = ({ stages }) => {
-      const found = ORDER.findIndex((stage) => stages.includes(stage));
-      return found < 0 ? ORDER.length : found;
-    };
-    return [trust(of), others(of),
-      ...cards.map((one, i) => [one, i]).sort(([a, i], [b, j]) => rank(a) - rank(b) || i - j)
-        .map(([one]) => one.make())];
+    const first = ORDER.flatMap((stage) => cards.filter(({ stages }) => stages.includes(stage)));
+    const rest = cards.filter((one) => !first.includes(one));
+    return [...first.map((one) => one.make()), trust(of), others(of), ...rest.map((one) => one.make())]
+      .filter(Boolean);
   }
 
   function sectionCard(title, columns, of) {
@@ -326,7 +333,8 @@ rfatlas.passport = (() => {
   }
 
   function trust(of) {
-    const columns = TRUST.map(rfatlas.column).filter(Boolean);
+    const columns = TRUST.map(rfatlas.column)
+      .filter((column) => column && !rfatlas.missing(of.get(column.name)));
     return columns.length ? card("How reliable this is",
       html("dl", {}, columns.flatMap((column) => number(column, of)))) : "";
   }

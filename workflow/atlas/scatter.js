@@ -11,7 +11,7 @@ rfatlas.scatter = (() => {
   const [SIZE, CHOSEN, FAINT, OPACITY] = [2.6, 4, 0.12, 0.75];
   // Pointers nearer than this to a point, in CSS pixels, mean it.
   const NEAR = 10;
-  let element, note, legend, hover;
+  let element, note, legend, hover, reset;
   let plot = null;
   let tool = "box";
   let zoom = null;
@@ -20,7 +20,7 @@ rfatlas.scatter = (() => {
   let points = { rows: [], x: [], y: [], colours: [], names: [] };
 
   function setup(places) {
-    ({ element, note, legend, hover } = places);
+    ({ element, note, legend, hover, reset } = places);
     view.on("rows", draw);
     view.on("selection", () => plot?.redraw(false));
     new ResizeObserver(() => {
@@ -47,10 +47,14 @@ rfatlas.scatter = (() => {
     ? [[130, 90, 190], [80, 120, 190], [40, 160, 150], [110, 200, 100], [253, 231, 37]]
     : [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 180, 98], [215, 180, 0]]);
 
+  // On a dark page the first of the colours would be too dark.
+  const palette = () => (document.documentElement.dataset.theme === "dark"
+    ? [COLOURS[5], ...COLOURS.slice(1, 5), "#f0e442", COLOURS[6]] : COLOURS);
+
   // The colour of each row, and what the legend says of them.
   function colouring(rows) {
     const column = rfatlas.column(settings.colour);
-    const plain = { colours: rows.map(() => COLOURS[0]), legend: [] };
+    const plain = { colours: rows.map(() => palette()[0]), legend: [] };
     if (!column) return plain;
     if (column.kind === "number") {
       const values = rows.map((row) => rfatlas.value(column.name, row) ?? NaN);
@@ -75,7 +79,7 @@ rfatlas.scatter = (() => {
     const ordered = settings.colour === "layer" && names.length > 3;
     const colour = new Map(names.map((name, i) => [name,
       name === "–" ? css("--quiet")
-        : ordered ? mixed(stops(), i / (names.length - 1)) : COLOURS[i % COLOURS.length]]));
+        : ordered ? mixed(stops(), i / (names.length - 1)) : palette()[i % COLOURS.length]]));
     return { colours: texts.map((text) => colour.get(text)),
       legend: names.length > 1 ? [...colour] : [] };
   }
@@ -134,6 +138,7 @@ rfatlas.scatter = (() => {
       else view.select([]);
     });
     explain();
+    reset.hidden = zoom === null;
     const left = view.rows.length - points.rows.length;
     note.textContent = left ? `${left} of the channels shown lack one of the values.` : "";
     element.setAttribute("aria-label",

@@ -95,3 +95,40 @@ rule atlas_site:
         source=settings["receptive_fields"]["source"],
     script:
         "../../scripts/atlas.py"
+
+
+rule atlas_start:
+    input:
+        activations=expand("results/{run}/activations.h5", run=run_names()),
+        template=ATLAS_ASSETS / "start.html.j2",
+    output:
+        "results/index.html",
+    log:
+        "logs/atlas/start.log",
+    benchmark:
+        "benchmarks/atlas/start.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=budget.mem_mb("findings"),
+        runtime=10,
+        gpu=0,
+    params:
+        code=versions.digest("atlas"),
+        runs=[
+            {
+                "name": run,
+                "network": model_config(run)["factory"],
+                "weights": model_config(run)["weights"],
+                "dataset": run_dataset(run),
+                "layers": len(run_layers(run)),
+                "channels": sum(layer_channels(run, run_layers(run))),
+                "atlas": stage_on("atlas", run),
+                "findings": stage_on("findings", run),
+            }
+            for run in run_names()
+        ],
+        groups=compare_groups(),
+    script:
+        "../../scripts/atlas_start.py"

@@ -353,8 +353,8 @@ def compare_figures():
 
 
 def atlas_files():
-    """The site of each run, a folder."""
-    return expand("results/{run}/atlas", run=runs_with("atlas"))
+    """The site of each run, a folder, and the page that leads to them."""
+    return [*expand("results/{run}/atlas", run=runs_with("atlas")), "results/index.html"]
 
 
 def stage_on(name, run=None):
