@@ -17,7 +17,7 @@ import pytest
 from atlas_site import MARKUP, measured, sources, write_gratings, write_table
 from synthetic import Layer, Run
 
-from rfatlas import atlas
+from rfatlas import atlas, store
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.chrome.options import Options  # noqa: E402
@@ -36,6 +36,9 @@ pytestmark = pytest.mark.skipif(
 
 #: Why the site has nothing of some stages.
 ABSENT = {stage: f"{stage} is off" for stage in ("color", "preferred_stimulus", "virtual_filters")}
+
+#: The rows behind a finding.
+LINES = [{"table": "orientation/selective.csv", "line": line} for line in (4, 10)]
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -62,7 +65,26 @@ def site(tmp_path_factory):
         write_gratings(folder / "gratings" / f"{layer.name}.h5", layer.channels)
     channels = sum(layer.channels for layer in run.layers)
     table = write_table(run, folder, measured(channels))
-    given = replace(sources(run, folder, "receptive_fields", "gratings"), absent=ABSENT)
+    for layer in run.layers:
+        with store.create(folder / "ablation" / f"{layer.name}.h5", {"stage": "ablation"}) as file:
+            file["channel"], file["label"] = np.arange(layer.channels), run.labels
+            change = np.zeros((layer.channels, run.classes), np.float32)
+            change[3, [1, 3]] = -0.5, 0.25
+            file["zero/class_delta"] = change
+    matched = {"run": ["twin", "gone"], "layer": "conv1", "channel": 3, "run_channel": [7, 8]}
+    store.write_table(pd.DataFrame(matched | {"correlation": [0.75, 0.5]}), folder / "matched.csv")
+    claims = [
+        {"claim": "a", "question": "Why?", "sentence": MARKUP, "missing": None, "rows": LINES},
+        {"claim": "b", "question": "Not?", "sentence": "", "missing": "it is off", "rows": []},
+    ]
+    (folder / "findings.json").write_text(json.dumps({"claims": claims}))
+    given = replace(
+        sources(run, folder, "receptive_fields", "gratings", "ablation"),
+        absent=ABSENT,
+        matched=[("demo", folder / "matched.csv")],
+        findings=folder / "findings.json",
+        runs=["twin"],
+    )
     atlas.build(given, "top_per_image", folder / "atlas")
     return run, folder / "atlas" / "index.html", table
 
@@ -291,6 +313,12 @@ def box(page: Page, share: tuple[float, float, float, float]) -> tuple[float, fl
     left, top, width, height = area
     x0, x1 = (round(left + s * width) for s in share[:2])
     y0, y1 = (round(top + s * height) for s in share[2:])
+    ends = page.run(
+        "const { plot } = rfatlas.scatter;"
+        "return [[arguments[0], arguments[1]].map((x) => plot.posToVal(x, 'x')),"
+        " [arguments[2], arguments[3]].map((y) => plot.posToVal(y, 'y'))]",
+        *(x0 - left, x1 - left, y0 - top, y1 - top),
+    )
     mouse = ActionChains(page.driver, duration=50)
     mouse.w3c_actions.pointer_action.move_to_location(x0, y0)
     mouse.w3c_actions.pointer_action.pointer_down()
@@ -298,12 +326,6 @@ def box(page: Page, share: tuple[float, float, float, float]) -> tuple[float, fl
     mouse.w3c_actions.pointer_action.move_to_location(x1, y1)
     mouse.w3c_actions.pointer_action.pointer_up()
     mouse.perform()
-    ends = page.run(
-        "const { plot } = rfatlas.scatter;"
-        "return [[arguments[0], arguments[1]].map((x) => plot.posToVal(x, 'x')),"
-        " [arguments[2], arguments[3]].map((y) => plot.posToVal(y, 'y'))]",
-        *(x0 - left, x1 - left, y0 - top, y1 - top),
-    )
     return (*sorted(ends[0]), *sorted(ends[1]))
 
 
@@ -323,6 +345,182 @@ def test_a_box_in_the_scatter_plot_selects_in_the_grid(page, site):
     page.one("#clear-selection").click()
     assert page.marked() == page.plotted() == set()
     assert len(page.shown()) == len(table)
+
+
+def test_a_lasso_selects_what_lies_inside(page, site):
+    _, _, table = site
+    page.choose("#scatter-x", "filter_norm")
+    page.choose("#scatter-y", "activation_var")
+    page.one("[data-tool=lasso]").click()
+    area = page.run("return rfatlas.scatter.plot.over.getBoundingClientRect().toJSON()")
+    # A triangle: left below, left above, right below.
+    share = np.array([[0.01, 0.99], [0.01, 0.01], [0.99, 0.99]])
+    corners = share * [area["width"], area["height"]] + [area["left"], area["top"]]
+    mouse = ActionChains(page.driver, duration=20)
+    pointer = mouse.w3c_actions.pointer_action
+    pointer.move_to_location(*corners[0].round().astype(int).tolist())
+    pointer.pointer_down()
+    for corner in corners[1:]:
+        pointer.move_to_location(*corner.round().astype(int).tolist())
+    pointer.pointer_up()
+    mouse.perform()
+    ends = page.run(
+        "const { plot } = rfatlas.scatter;"
+        "const { width, height } = plot.over.getBoundingClientRect();"
+        "return [plot.posToVal(0, 'x'), plot.posToVal(width, 'x'),"
+        " plot.posToVal(height, 'y'), plot.posToVal(0, 'y')]"
+    )
+    x = (table["filter_norm"] - ends[0]) / (ends[1] - ends[0])
+    y = (table["activation_var"] - ends[2]) / (ends[3] - ends[2])
+    # Points on the very edge may fall on either side.
+    assert set(table.index[x + y < 0.95]) <= page.marked() <= set(table.index[x + y < 1.01])
+    assert page.marked() == page.plotted() != set()
+
+
+def test_the_plot_can_be_enlarged(page):
+    page.choose("#scatter-x", "filter_norm")
+    page.choose("#scatter-y", "activation_var")
+    assert not page.one("#unzoom").is_displayed()
+    page.one("[data-tool=zoom]").click()
+    x0, x1, y0, y1 = box(page, (0.2, 0.6, 0.3, 0.8))
+    page.settle()
+    scales = "const { x, y } = rfatlas.scatter.plot.scales; return [x.min, x.max, y.min, y.max]"
+    assert page.run(scales) == pytest.approx([x0, x1, y0, y1])
+    assert page.marked() == set()
+    page.one("#unzoom").click()
+    page.settle()
+    low, high, *_ = page.run(scales)
+    assert low < x0 and high > x1
+
+
+def test_a_point_under_the_pointer_shows_its_channel(page, site):
+    _, _, table = site
+    page.choose("#scatter-x", "filter_norm")
+    page.choose("#scatter-y", "activation_var")
+    row, x, y = page.run(
+        "const { points, plot } = rfatlas.scatter; const box = plot.over.getBoundingClientRect();"
+        "return [points.rows[5], box.left + plot.valToPos(points.x[5], 'x'),"
+        " box.top + plot.valToPos(points.y[5], 'y')]"
+    )
+    mouse = ActionChains(page.driver, duration=20)
+    mouse.w3c_actions.pointer_action.move_to_location(round(x), round(y))
+    mouse.perform()
+    shown = page.until(lambda: page.text("#hover"))
+    assert shown.startswith(f"{table['layer'][row]}/{table['channel'][row]}\n")
+    assert page.all("#hover .tile[aria-label^='mean gradient of ']")
+    mouse.w3c_actions.pointer_action.click()
+    mouse.perform()
+    page.until(lambda: page.marked() == {row})
+
+
+def test_channels_are_selected_without_a_keyboard(page):
+    page.one("#selecting").click()
+    for row in (2, 5, 9, 5):
+        page.one(f"[data-row='{row}']").click()
+    assert page.marked() == {2, 9}
+    assert not page.one("#passport").is_displayed()
+    page.search("conv1/")
+    page.one("#select-shown").click()
+    assert page.text("#status") == "12 of 26 channels, 12 selected"
+    page.one("#selecting").click()
+    page.one("[data-row='4']").click()
+    page.until(lambda: page.one("#passport").is_displayed())
+    page.one("#passport .choose").click()
+    page.press(Keys.ESCAPE)
+    page.until(lambda: not page.one("#passport").is_displayed())
+    assert page.text("#status") == "12 of 26 channels, 11 selected"
+
+
+def test_a_finger_selects_in_the_plot(page, site):
+    _, _, table = site
+    page.choose("#scatter-x", "filter_norm")
+    page.choose("#scatter-y", "activation_var")
+    area = page.run("return rfatlas.scatter.plot.over.getBoundingClientRect().toJSON()")
+    touch = {"type": "touchStart", "touchPoints": [{"x": area["left"] + 2, "y": area["top"] + 2}]}
+    page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", touch)
+    for share in (0.5, 0.99):
+        there = {"x": area["left"] + share * area["width"], "y": area["top"] + area["height"] - 2}
+        move = {"type": "touchMove", "touchPoints": [there]}
+        page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", move)
+    page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.until(lambda: page.text("#status") == "26 of 26 channels, 26 selected")
+
+
+# ---- the address
+
+
+def test_the_address_keeps_what_is_shown(page, site):
+    _, path, table = site
+    page.choose("#sort", "osi")
+    page.add_filter("color_class", "is not", "non_opponent")
+    page.add_filter("osi", "≥", "0.2")
+    page.choose("#thumbnail", "mean_image")
+    page.choose("#scatter-x", "filter_norm")
+    page.one("#scatter-y-log").click()
+    page.search("class")
+    kept = page.run("return location.hash")
+    wanted = page.shown()
+    assert 0 < len(wanted) < len(table)
+    page.open(path, kept)
+    page.settle()
+    assert page.shown() == page.cells() == wanted
+    assert page.run("return location.hash") == kept
+    for selector, value in {
+        "#sort": "osi",
+        "#thumbnail": "mean_image",
+        "#scatter-x": "filter_norm",
+        "#search": "class",
+    }.items():
+        assert page.one(selector).get_attribute("value") == value
+    assert page.one("#scatter-y-log").is_selected()
+    assert len(page.all("#filters .filter")) == 2
+    page.one("#grid [data-row]").click()
+    page.until(lambda: page.one("#passport").is_displayed())
+    first = table.loc[wanted[0]]
+    address = page.run("return location.hash")
+    assert address == f"#{first['layer']}/{first['channel']}?{kept.removeprefix('#?')}"
+    page.driver.back()
+    page.until(lambda: not page.one("#passport").is_displayed())
+    assert page.run("return location.hash") == kept
+
+
+def test_an_address_with_nonsense_is_ignored(page, site):
+    _, path, table = site
+    page.open(path, "#?sort=nothing&f=nothing+is+1&f=osi+squared+2&x=nothing&layer=nowhere&show=no")
+    page.settle()
+    assert page.shown() == list(range(len(table)))
+
+
+# ---- findings, losses, matches
+
+
+def test_findings_stand_in_the_atlas_with_their_rows(page):
+    page.one("#show-findings").click()
+    sentences = [one.text for one in page.all("#findings .sentence")]
+    assert sentences == [MARKUP, "Not answered: it is off."]
+    links = [one.get_attribute("href") for one in page.all("#findings-list p a")]
+    assert [link.split("findings.html")[1] for link in links] == [
+        "#orientation/selective.csv:4",
+        "#orientation/selective.csv:10",
+    ]
+
+
+def test_classes_lost_and_matches_stand_in_the_passport(page, site):
+    run, path, _ = site
+    page.open(path, "#conv1/3")
+    page.until(lambda: page.one("#passport").is_displayed())
+    table = next(t for t in page.all("#passport .bars") if "without it" in t.text)
+    lines = [row.text.replace("\n", " ") for row in table.find_elements(By.TAG_NAME, "tr")]
+    count = [int((run.labels == label).sum()) for label in (1, 3)]
+    assert lines == [
+        f"{MARKUP} −50 points of {count[0]} images",
+        f"zebra +25 points of {count[1]} images",
+    ]
+    card = next(c for c in page.all(".card") if c.text.startswith("Its match"))
+    (link,) = card.find_elements(By.TAG_NAME, "a")
+    assert link.get_attribute("href").endswith("/twin/atlas/index.html#conv1/7")
+    assert "gone" in card.text and "correlation 0.5" in card.text
+    assert "No class changes without it (zero)." not in page.text("#passport")
 
 
 def test_what_is_selected_in_the_grid_is_marked_in_the_plot(page):
@@ -396,7 +594,8 @@ def test_a_passport_shows_what_is_known(page, site):
         "return Object.fromEntries([...document.querySelectorAll('#passport .cards dt')]"
         ".map((t) => [t.textContent, t.nextElementSibling.textContent]))"
     )
-    assert set(shown) == set(table.columns) - {"layer", "channel"}
+    matched = {"twin", "gone"}
+    assert set(shown) - matched == set(table.columns) - {"layer", "channel"}
     for name in ("osi", "filter_norm", "activation_var", "zero_delta_top1_lo"):
         value = shown[name].replace("−", "-").split()[0]
         assert float(value) == pytest.approx(row[name], rel=2e-3), name
@@ -597,7 +796,7 @@ def test_thousands_of_channels_make_few_elements(page, tmp_path):
     page.one("[data-row='0']").click()
     page.until(lambda: page.one("#passport").is_displayed())
     page.press(Keys.ESCAPE)
-    page.until(lambda: not page.one("#passport").is_displayed())
+    page.until(lambda: page.run("return document.activeElement.dataset.row") == "0")
     page.press(Keys.END)
     assert page.run("return document.activeElement.getAttribute('aria-label')") == (
         "layer7 channel 499"

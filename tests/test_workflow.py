@@ -279,6 +279,7 @@ def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
             assert (results / f"{name}.csv").is_file()
             assert (results / "figures" / f"montage_{layer}.png").is_file()
         assert (results / "atlas" / "index.html").is_file()
+    assert (folder / "results" / "index.html").is_file()
     assert not list(folder.rglob("*.partial")), "progress is removed with the last step"
     assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in \d\d jobs", output)
 
@@ -306,7 +307,10 @@ UNITS = FIELDS | {"receptive_fields", "skip_residual", "ablation"}
     [
         ({"figures": {"channels": 3}}, {"figures"}),
         ({"channels": {"inactive_norm": 0.2}}, TABLE),
-        ({"ablation_groups": {"controls": 3}}, {"ablation_groups", "findings", "figures"}),
+        (
+            {"ablation_groups": {"controls": 3}},
+            {"ablation_groups", "findings", "figures", "atlas"},
+        ),
         ({"receptive_fields": {"keep": 4}}, FIELDS | {"receptive_fields"}),
         ({"activations": {"top_k": 5}}, UNITS | {"activations"}),
         ({"stages": {"figures": False}}, set()),

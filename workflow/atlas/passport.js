@@ -138,8 +138,10 @@ rfatlas.passport = (() => {
   // Two columns of about the same height, the first cards on top.
   function stack(place, cards) {
     const [left, right] = place.children;
-    for (const one of cards) {
-      (left.offsetHeight <= right.offsetHeight ? left : right).append(one);
+    // A narrow page has one column.
+    const one = right.offsetTop > left.offsetTop;
+    for (const card_ of cards) {
+      (one || left.offsetHeight <= right.offsetHeight ? left : right).append(card_);
     }
   }
 
@@ -321,15 +323,18 @@ rfatlas.passport = (() => {
     const list = (some) => html("dl", {}, some.flatMap((column) => number(column, of)));
     // Of many numbers those that are not known are folded away first.
     const known = columns.filter((column) => !rfatlas.missing(of.get(column.name)));
-    const first = columns.length > FIRST ? known.slice(0, FIRST) : columns;
+    const empty = stages.find((stage) => known.length <= 1 && STAGES[stage]?.reason
+      && of.get(STAGES[stage].reason));
+    const first = empty ? [] : columns.length > FIRST ? known.slice(0, FIRST) : columns;
     const rest = columns.filter((column) => !first.includes(column));
     return card(title,
       stages.map((stage) => (STAGES[stage]?.pictures ? pictures(STAGES[stage].pictures, of) : "")),
       html("div", { class: "charts" }, stages.flatMap((stage) => charts(stage, of))),
       stages.includes("ablation") ? classLosses(of) : "",
       title === "Classes" ? classBars(of) : "",
-      list(first),
-      rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), list(rest)) : "");
+      empty ? html("p", { class: "quiet" }, `Not computed: ${why(empty, of)}.`) : list(first),
+      rest.length ? html("details", {}, html("summary", {}, empty ? `${rest.length} columns` : `${rest.length} more`),
+        list(rest)) : "");
   }
 
   function trust(of) {
@@ -347,7 +352,8 @@ rfatlas.passport = (() => {
     const name = ([run, channel]) => `${layer.name}/${channel}`;
     return card("Its match in other networks",
       html("p", { class: "quiet" },
-        "Paired by the largest sum of correlations over images; below some 0.15 is chance."),
+        "Paired so that the sum of the correlations over images is largest; unrelated channels are "
+          + "paired, too, and correlate a little."),
       html("dl", {}, found.flatMap((match) => [
         html("dt", {}, match[0]),
         html("dd", {}, runs.includes(match[0])

@@ -8,7 +8,7 @@ rfatlas.scatter = (() => {
   const settings = { x: null, y: null, colour: "layer", xLog: false, yLog: false };
   // A column with more values than this has one colour only.
   const MOST_COLOURS = 24;
-  const [SIZE, CHOSEN, FAINT, OPACITY] = [2.6, 4, 0.12, 0.75];
+  const [SIZE, CHOSEN, FAINT, OPACITY] = [2.6, 4, 0.18, 0.75];
   // Pointers nearer than this to a point, in CSS pixels, mean it.
   const NEAR = 10;
   let element, note, legend, hover, reset;
@@ -148,7 +148,10 @@ rfatlas.scatter = (() => {
   }
 
   function options() {
-    const axis = (name) => ({
+    const { ticks, logTicks } = rfatlas.draw;
+    const axis = (name, log) => ({
+      splits: (_, __, low, high) => (log ? logTicks(low, high) : ticks(low, high, 6)),
+      filter: (_, splits) => splits,
       label: name, labelSize: 22, labelFont: "12px system-ui, sans-serif",
       font: "11px system-ui, sans-serif", stroke: css("--ink"),
       grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1, size: 5 },
@@ -162,7 +165,8 @@ rfatlas.scatter = (() => {
         x: { time: false, distr: settings.xLog ? 3 : 1, range: () => x },
         y: { distr: settings.yLog ? 3 : 1, range: () => y },
       },
-      axes: [{ ...axis(settings.x), size: 34 }, { ...axis(settings.y), size: 52 }],
+      axes: [{ ...axis(settings.x, settings.xLog), size: 34 },
+        { ...axis(settings.y, settings.yLog), size: 56 }],
       series: [{}, { facets: [{ scale: "x", auto: true }, { scale: "y", auto: true }], paths }],
     };
   }
