@@ -796,7 +796,7 @@ def test_thousands_of_channels_make_few_elements(page, tmp_path):
     page.one("[data-row='0']").click()
     page.until(lambda: page.one("#passport").is_displayed())
     page.press(Keys.ESCAPE)
-    page.until(lambda: page.run("return document.activeElement.dataset.row") == "0")
+    page.until(lambda: page.run("return rfatlas.passport.current === null"))
     page.press(Keys.END)
     assert page.run("return document.activeElement.getAttribute('aria-label')") == (
         "layer7 channel 499"

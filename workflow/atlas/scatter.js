@@ -115,15 +115,16 @@ rfatlas.scatter = (() => {
   async function draw() {
     if (!settings.x || !element?.clientWidth) return;
     const mine = ++asked;
-    const names = [settings.x, settings.y, settings.colour];
-    if (!rfatlas.loaded(names)) {
+    const names = () => [settings.x, settings.y, settings.colour];
+    // Meanwhile the settings may change.
+    while (!rfatlas.loaded(names())) {
       try {
-        await rfatlas.need(names);
+        await rfatlas.need(names());
       } catch (error) {
         note.textContent = error.message;
         return;
       }
-      // Something else was asked for in the meantime.
+      // Another drawing was asked for.
       if (mine !== asked) return;
     }
     drawn = mine;

@@ -100,7 +100,7 @@ rfatlas.view = (() => {
 
   async function update() {
     const mine = ++asked;
-    if (!rfatlas.loaded(needed())) {
+    while (!rfatlas.loaded(needed())) {
       try {
         await rfatlas.need(needed());
       } catch (error) {
