@@ -25,7 +25,7 @@ with (
             network,
             layers,
             {layer: activations[layer]["mean"][:] for layer in layers},
-            snakemake.resources.mem_mb,
+            jobs.memory_mb(snakemake),
         ),
         store.array(packed["images"]),
         labels,

@@ -17,7 +17,7 @@ with (
     outputs = [Path(file) for file in snakemake.output.predictions]
     for layer, output in zip(params.layers, outputs, strict=True):
         ablator = ablate.Ablator(
-            network, [layer], {layer: activations[layer]["mean"][:]}, snakemake.resources.mem_mb
+            network, [layer], {layer: activations[layer]["mean"][:]}, jobs.memory_mb(snakemake)
         )
         rows = table[table["layer"] == layer].sort_values("channel")
         filters = ablator.has_filters(layer)

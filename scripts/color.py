@@ -44,7 +44,7 @@ with (
             virtual[layer]["filter"][:] if "filter" in virtual.get(layer, {}) else None,
             settings,
             Path(output),
-            snakemake.resources.mem_mb,
+            jobs.memory_mb(snakemake),
             {key: str(value) for key, value in attrs.items()},
             attrs,
         )

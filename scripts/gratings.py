@@ -18,7 +18,7 @@ with (
         "gratings", settings, network.weights_sha256, created_from, str(device)
     )
     for layer, output in zip(snakemake.params.layers, snakemake.output.responses, strict=True):
-        probe = Probe(network, layer, snakemake.resources.mem_mb)
+        probe = Probe(network, layer, jobs.memory_mb(snakemake))
         gratings.measure(
             probe,
             layer,

@@ -50,7 +50,7 @@ with (
                 colours,
                 settings,
                 output,
-                snakemake.resources.mem_mb,
+                jobs.memory_mb(snakemake),
                 {key: str(value) for key, value in attrs.items()},
                 attrs,
                 bar.update,

@@ -33,7 +33,7 @@ with (
                 top,
                 Path(output),
                 settings["keep"],
-                snakemake.resources.mem_mb,
+                jobs.memory_mb(snakemake),
                 {key: str(value) for key, value in attrs.items()},
                 attrs,
                 bar.update,

@@ -32,7 +32,7 @@ with (
                 channels,
                 top,
                 Path(output),
-                snakemake.resources.mem_mb,
+                jobs.memory_mb(snakemake),
                 {key: str(value) for key, value in attrs.items()},
                 attrs,
                 bar.update,

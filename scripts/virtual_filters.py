@@ -13,7 +13,7 @@ with jobs.job(snakemake) as log:
         for layer, path in zip(snakemake.params.layers, snakemake.output.tables, strict=True):
             found, compared, reason = None, {}, ""
             try:
-                found = virtual_filters.virtual(network, layer, snakemake.resources.mem_mb)
+                found = virtual_filters.virtual(network, layer, jobs.memory_mb(snakemake))
             except graph.NoPath as error:
                 reason = str(error)
             if found is not None and layer in fields:

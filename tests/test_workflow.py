@@ -133,10 +133,29 @@ def test_torch_is_not_imported_while_the_graph_is_built(place):
 
 @pytest.mark.parametrize("profile", ["default", "slurm"])
 def test_profiles_hold_only_options_that_snakemake_knows(profile, place):
-    content = yaml.safe_load((ROOT / "workflow" / "profiles" / profile / "config.yaml").read_text())
+    text = (ROOT / "workflow" / "profiles" / profile / "config.yaml").read_text()
+    content = yaml.safe_load(text)
+    # What a site may want, too.
+    content |= dict.fromkeys(re.findall(r"^# ([\w-]+):(?: \S+)?$", text, re.MULTILINE))
     options = snakemake(place, "--help")
     for key in content:
         assert re.search(rf"--{key}\b", options), key
+
+
+def test_a_retry_asks_for_more_memory_and_time(place):
+    words = ("--dry-run", "--configfile", ROOT / "tests" / "configs" / "reduced.yaml")
+    pattern = re.compile(r"^ *rule (\w+):.*?^ +resources: (.*?)$", re.MULTILINE | re.DOTALL)
+    asked = []
+    for attempt in (1, 3):
+        # The attempt is what Snakemake tells a job on a cluster.
+        output = snakemake(place, *words, "--attempt", attempt)
+        for rule, line in sorted(pattern.findall(output)):
+            if rule not in TARGETS:
+                found = dict(re.findall(r"(mem_mb|runtime)=(\d+)", line))
+                asked.append((rule, int(found["mem_mb"]), int(found["runtime"])))
+    count = sum(jobs(output).values())
+    assert len(asked) == 2 * count
+    assert asked[count:] == [(rule, 3 * mb, 3 * minutes) for rule, mb, minutes in asked[:count]]
 
 
 def test_the_default_profile_works(place):

@@ -152,6 +152,14 @@ def _record(snakemake: Any, born: float, started: float) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def memory_mb(snakemake: Any) -> float:
+    """Megabytes that a job may plan its batches for: what was granted to its first attempt.
+
+    A retry asks for more, because the plan may have been the mistake: the rest is room to spare.
+    """
+    return snakemake.resources.mem_mb / snakemake.resources.attempt
+
+
 def limit_threads(threads: int) -> None:
     """Give torch `threads` threads, importing it if that has not happened yet."""
     global _late_imports_s

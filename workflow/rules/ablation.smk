@@ -42,9 +42,10 @@ for run in ablation_runs():
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=budget.mem_mb("ablation"),
-                runtime=budget.minutes("ablation", run),
+                mem_mb=grown(budget.mem_mb("ablation")),
+                runtime=grown(budget.minutes("ablation", run)),
                 gpu=gpus(),
+                attempt=attempts,
             params:
                 layers=layers,
                 settings=ABLATION_SETTINGS,
@@ -69,12 +70,14 @@ for run in ablation_runs():
                 f"logs/ablation_gather/{run}/{number}.log",
             benchmark:
                 f"benchmarks/ablation_gather/{run}/{number}.tsv"
+            group:
+                "gathers"
             conda:
                 "../../environment.yaml"
             threads: 1
             resources:
-                mem_mb=budget.mem_mb("ablation"),
-                runtime=60,
+                mem_mb=grown(budget.mem_mb("ablation")),
+                runtime=grown(60),
                 gpu=0,
             params:
                 layers=layers,

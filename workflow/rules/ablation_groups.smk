@@ -34,9 +34,10 @@ for run in ablation_runs():
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=budget.mem_mb("ablation_groups"),
-                runtime=budget.minutes("ablation_groups", run),
+                mem_mb=grown(budget.mem_mb("ablation_groups")),
+                runtime=grown(budget.minutes("ablation_groups", run)),
                 gpu=gpus(),
+                attempt=attempts,
             params:
                 layers=layers,
                 settings=ABLATION_GROUPS_SETTINGS,
@@ -85,12 +86,14 @@ rule ablation_groups_tables:
         "logs/ablation_groups_tables/{run}.log",
     benchmark:
         "benchmarks/ablation_groups_tables/{run}.tsv"
+    group:
+        "pages"
     conda:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=budget.mem_mb("ablation_groups_tables"),
-        runtime=30,
+        mem_mb=grown(budget.mem_mb("ablation_groups_tables")),
+        runtime=grown(30),
         gpu=0,
     params:
         code=versions.digest("ablation_groups_tables"),

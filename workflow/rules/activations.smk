@@ -18,8 +18,8 @@ rule activations_range:
         "../../environment.yaml"
     threads: 4
     resources:
-        mem_mb=lambda wildcards: budget.mem_mb("activations", wildcards.run),
-        runtime=lambda wildcards: budget.minutes("activations", wildcards.run),
+        mem_mb=grown(lambda wildcards: budget.mem_mb("activations", wildcards.run)),
+        runtime=grown(lambda wildcards: budget.minutes("activations", wildcards.run)),
         gpu=gpus(),
     params:
         layers=lambda wildcards: run_layers(wildcards.run),
@@ -49,8 +49,8 @@ rule activations_merge:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=120,
+        mem_mb=grown(1000),
+        runtime=grown(120),
         gpu=0,
     params:
         version=versions.stage("activations"),

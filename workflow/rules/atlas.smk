@@ -76,12 +76,14 @@ rule atlas_site:
         "logs/atlas/{run}.log",
     benchmark:
         "benchmarks/atlas/{run}.tsv"
+    group:
+        "pages"
     conda:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=budget.mem_mb("atlas"),
-        runtime=lambda wildcards: budget.minutes("atlas", wildcards.run),
+        mem_mb=grown(budget.mem_mb("atlas")),
+        runtime=grown(lambda wildcards: budget.minutes("atlas", wildcards.run)),
         gpu=0,
     params:
         code=versions.digest("atlas"),

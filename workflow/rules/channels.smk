@@ -42,12 +42,14 @@ rule channels_join:
         "logs/channels/{run}.log",
     benchmark:
         "benchmarks/channels/{run}.tsv"
+    group:
+        "tables"
     conda:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=budget.mem_mb("channels"),
-        runtime=10,
+        mem_mb=grown(budget.mem_mb("channels")),
+        runtime=grown(10),
         gpu=0,
     params:
         code=versions.digest("channels"),

@@ -42,9 +42,10 @@ for run in run_names():
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=budget.mem_mb("color"),
-                runtime=budget.minutes("color", run),
+                mem_mb=grown(budget.mem_mb("color")),
+                runtime=grown(budget.minutes("color", run)),
                 gpu=gpus(),
+                attempt=attempts,
             params:
                 layers=layers,
                 settings=COLOR_SETTINGS,

@@ -376,6 +376,19 @@ def twin(run, stages=()):
     return other
 
 
+def attempts(wildcards, attempt):
+    """How often a job was tried, this time included; for a retry, the script asks as a resource."""
+    return attempt
+
+
+def grown(amount):
+    """Memory or time of a job (a number or a function of the wildcards) that a retry (`--retries`)
+    asks for a multiple of: the double, then the triple."""
+    if callable(amount):
+        return lambda wildcards, attempt: attempt * amount(wildcards)
+    return lambda wildcards, attempt: attempt * amount
+
+
 def gpus():
     """GPUs that a job with a network asks for: with device auto, one if this machine has any."""
     if settings["device"] == "auto":

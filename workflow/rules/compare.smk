@@ -52,8 +52,8 @@ if compare_groups():
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=lambda wildcards: budget.mem_mb("compare", wildcards.group),
-            runtime=lambda wildcards: budget.minutes("compare", wildcards.group),
+            mem_mb=grown(lambda wildcards: budget.mem_mb("compare", wildcards.group)),
+            runtime=grown(lambda wildcards: budget.minutes("compare", wildcards.group)),
             gpu=0,
         params:
             code=versions.digest("compare"),

@@ -60,12 +60,14 @@ for run in run_names():
             f"logs/figures/{run}.log",
         benchmark:
             f"benchmarks/figures/{run}.tsv"
+        group:
+            "pages"
         conda:
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=budget.mem_mb("figures"),
-            runtime=30,
+            mem_mb=grown(budget.mem_mb("figures")),
+            runtime=grown(30),
             gpu=0,
         params:
             code=versions.digest("figures"),
@@ -95,12 +97,14 @@ if len(run_names()) > 1:
             "logs/figures_accuracy.log",
         benchmark:
             "benchmarks/figures_accuracy.tsv"
+        group:
+            "pages"
         conda:
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=1000,
-            runtime=10,
+            mem_mb=grown(1000),
+            runtime=grown(10),
             gpu=0,
         params:
             code=versions.digest("figures"),

@@ -29,12 +29,14 @@ for run in ablation_runs():
             f"logs/figures_ablation/{run}.log",
         benchmark:
             f"benchmarks/figures_ablation/{run}.tsv"
+        group:
+            "pages"
         conda:
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=budget.mem_mb("figures_ablation"),
-            runtime=30,
+            mem_mb=grown(budget.mem_mb("figures_ablation")),
+            runtime=grown(30),
             gpu=0,
         params:
             code=versions.digest("figures_ablation"),

@@ -34,12 +34,14 @@ if compare_groups():
             "benchmarks/figures_compare/{group}.tsv"
         wildcard_constraints:
             group=one_of(compare_groups()),
+        group:
+            "pages"
         conda:
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=budget.mem_mb("figures_compare"),
-            runtime=30,
+            mem_mb=grown(budget.mem_mb("figures_compare")),
+            runtime=grown(30),
             gpu=0,
         params:
             code=versions.digest("figures_compare"),

@@ -28,12 +28,14 @@ if stage_on("gabor"):
                 f"logs/figures_gabor/{run}.log",
             benchmark:
                 f"benchmarks/figures_gabor/{run}.tsv"
+            group:
+                "pages"
             conda:
                 "../../environment.yaml"
             threads: 1
             resources:
-                mem_mb=budget.mem_mb("figures_gabor"),
-                runtime=30,
+                mem_mb=grown(budget.mem_mb("figures_gabor")),
+                runtime=grown(30),
                 gpu=0,
             params:
                 code=versions.digest("figures_gabor"),

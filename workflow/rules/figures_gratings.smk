@@ -34,12 +34,14 @@ if stage_on("gratings"):
                 f"logs/figures_gratings/{run}.log",
             benchmark:
                 f"benchmarks/figures_gratings/{run}.tsv"
+            group:
+                "pages"
             conda:
                 "../../environment.yaml"
             threads: 1
             resources:
-                mem_mb=budget.mem_mb("figures_gratings"),
-                runtime=30,
+                mem_mb=grown(budget.mem_mb("figures_gratings")),
+                runtime=grown(30),
                 gpu=0,
             params:
                 code=versions.digest("figures_gratings"),

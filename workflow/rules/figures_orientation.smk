@@ -40,12 +40,14 @@ for run in runs_with("orientation"):
             f"logs/figures_orientation/{run}.log",
         benchmark:
             f"benchmarks/figures_orientation/{run}.tsv"
+        group:
+            "pages"
         conda:
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=budget.mem_mb("figures_orientation"),
-            runtime=30,
+            mem_mb=grown(budget.mem_mb("figures_orientation")),
+            runtime=grown(30),
             gpu=0,
         params:
             code=versions.digest("figures_orientation"),

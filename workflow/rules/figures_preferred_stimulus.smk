@@ -40,12 +40,14 @@ if stage_on("preferred_stimulus"):
                 f"logs/figures_preferred_stimulus/{run}.log",
             benchmark:
                 f"benchmarks/figures_preferred_stimulus/{run}.tsv"
+            group:
+                "pages"
             conda:
                 "../../environment.yaml"
             threads: 1
             resources:
-                mem_mb=budget.mem_mb("figures_preferred_stimulus"),
-                runtime=30,
+                mem_mb=grown(budget.mem_mb("figures_preferred_stimulus")),
+                runtime=grown(30),
                 gpu=0,
             params:
                 code=versions.digest("figures_preferred_stimulus"),

@@ -52,12 +52,14 @@ for run in sorted({*runs_with("virtual_filters"), *runs_with("skip_residual")}):
             f"logs/figures_virtual_filters/{run}.log",
         benchmark:
             f"benchmarks/figures_virtual_filters/{run}.tsv"
+        group:
+            "pages"
         conda:
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=budget.mem_mb("figures_virtual_filters"),
-            runtime=30,
+            mem_mb=grown(budget.mem_mb("figures_virtual_filters")),
+            runtime=grown(30),
             gpu=0,
         params:
             code=versions.digest("figures_virtual_filters"),

@@ -27,12 +27,14 @@ rule findings_page:
         "logs/findings/{run}.log",
     benchmark:
         "benchmarks/findings/{run}.tsv"
+    group:
+        "pages"
     conda:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=budget.mem_mb("findings"),
-        runtime=10,
+        mem_mb=grown(budget.mem_mb("findings")),
+        runtime=grown(10),
         gpu=0,
     params:
         code=versions.digest("findings"),

@@ -26,8 +26,8 @@ for run in run_names():
                 "../../environment.yaml"
             threads: 1
             resources:
-                mem_mb=budget.mem_mb("gabor"),
-                runtime=budget.minutes("gabor", run),
+                mem_mb=grown(budget.mem_mb("gabor")),
+                runtime=grown(budget.minutes("gabor", run)),
                 gpu=0,
             params:
                 layers=layers,

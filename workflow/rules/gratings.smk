@@ -26,9 +26,10 @@ for run in run_names():
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=budget.mem_mb("gratings"),
-                runtime=budget.minutes("gratings", run),
+                mem_mb=grown(budget.mem_mb("gratings")),
+                runtime=grown(budget.minutes("gratings", run)),
                 gpu=gpus(),
+                attempt=attempts,
             params:
                 layers=layers,
                 settings=GRATINGS_SETTINGS,

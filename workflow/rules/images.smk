@@ -30,8 +30,8 @@ rule images_pack:
         "../../environment.yaml"
     threads: 8
     resources:
-        mem_mb=budget.mem_mb("images"),
-        runtime=lambda wildcards: budget.minutes("images", "_".join(wildcards)),
+        mem_mb=grown(budget.mem_mb("images")),
+        runtime=grown(lambda wildcards: budget.minutes("images", "_".join(wildcards))),
         gpu=0,
     params:
         dataset=lambda wildcards: sources.used_keys(dataset_config(wildcards.dataset)),

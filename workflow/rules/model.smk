@@ -19,8 +19,8 @@ rule model_weights:
         "../../environment.yaml"
     threads: 4
     resources:
-        mem_mb=budget.mem_mb("model"),
-        runtime=lambda wildcards: budget.minutes("model", wildcards.run),
+        mem_mb=grown(budget.mem_mb("model")),
+        runtime=grown(lambda wildcards: budget.minutes("model", wildcards.run)),
         gpu=gpus(),
     params:
         model=lambda wildcards: model_params(wildcards.run),

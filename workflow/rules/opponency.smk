@@ -41,12 +41,14 @@ rule opponency_tables:
         "logs/opponency/{run}.log",
     benchmark:
         "benchmarks/opponency/{run}.tsv"
+    group:
+        "tables"
     conda:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=budget.mem_mb("opponency"),
-        runtime=10,
+        mem_mb=grown(budget.mem_mb("opponency")),
+        runtime=grown(10),
         gpu=0,
     params:
         code=versions.digest("opponency"),

@@ -41,12 +41,14 @@ rule orientation_tables:
         "logs/orientation/{run}.log",
     benchmark:
         "benchmarks/orientation/{run}.tsv"
+    group:
+        "tables"
     conda:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=budget.mem_mb("orientation"),
-        runtime=10,
+        mem_mb=grown(budget.mem_mb("orientation")),
+        runtime=grown(10),
         gpu=0,
     params:
         code=versions.digest("orientation"),

@@ -47,9 +47,10 @@ for run in run_names():
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=budget.mem_mb("preferred_stimulus"),
-                runtime=budget.minutes("preferred_stimulus", run),
+                mem_mb=grown(budget.mem_mb("preferred_stimulus")),
+                runtime=grown(budget.minutes("preferred_stimulus", run)),
                 gpu=gpus(),
+                attempt=attempts,
             params:
                 layers=layers,
                 samples=stimulus_samples(run, layers),

@@ -28,9 +28,10 @@ for run in run_names():
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=budget.mem_mb("receptive_fields"),
-                runtime=budget.minutes("receptive_fields", run),
+                mem_mb=grown(budget.mem_mb("receptive_fields")),
+                runtime=grown(budget.minutes("receptive_fields", run)),
                 gpu=gpus(),
+                attempt=attempts,
             params:
                 layers=layers,
                 settings=RECEPTIVE_FIELDS_SETTINGS,

@@ -16,8 +16,8 @@ rule scenes_draw:
         "../../environment.yaml"
     threads: 4
     resources:
-        mem_mb=budget.mem_mb("scenes"),
-        runtime=lambda wildcards: budget.minutes("scenes", wildcards.dataset),
+        mem_mb=grown(budget.mem_mb("scenes")),
+        runtime=grown(lambda wildcards: budget.minutes("scenes", wildcards.dataset)),
         gpu=0,
     params:
         scenes=lambda wildcards: dataset_config(wildcards.dataset)["count"],

@@ -31,9 +31,10 @@ for run in run_names():
                 "../../environment.yaml"
             threads: 4
             resources:
-                mem_mb=budget.mem_mb("skip_residual"),
-                runtime=budget.minutes("skip_residual", run),
+                mem_mb=grown(budget.mem_mb("skip_residual")),
+                runtime=grown(budget.minutes("skip_residual", run)),
                 gpu=gpus(),
+                attempt=attempts,
             params:
                 layers=layers,
                 settings=SKIP_RESIDUAL_SETTINGS,

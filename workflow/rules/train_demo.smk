@@ -18,8 +18,8 @@ rule train_demo_network:
         "../../environment.yaml"
     threads: 2
     resources:
-        mem_mb=3000,
-        runtime=240,
+        mem_mb=grown(3000),
+        runtime=grown(240),
         gpu=0,
     params:
         version=versions.stage("train_demo"),

@@ -27,9 +27,10 @@ for run in run_names():
             "../../environment.yaml"
         threads: 1
         resources:
-            mem_mb=budget.mem_mb("virtual_filters"),
-            runtime=budget.minutes("virtual_filters", run),
+            mem_mb=grown(budget.mem_mb("virtual_filters")),
+            runtime=grown(budget.minutes("virtual_filters", run)),
             gpu=0,
+            attempt=attempts,
         params:
             layers=run_layers(run),
             version=versions.stage("virtual_filters"),
