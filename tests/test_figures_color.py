@@ -151,6 +151,19 @@ def test_stability_shows_every_threshold_and_marks_the_one_in_force():
     assert labels == ["0.25", "0.5", "1", "2"]
 
 
+def test_stability_names_the_twin_only_where_its_line_is_drawn():
+    table, other = invented(), invented(seed=1)
+    fewer = other[other["layer"] != "layer1.0"]
+    for twin, drawn_lines in ((other, 1), (fewer, 0)):
+        figure = drawn.stability(counted(table, twin)["stability"], "demo")
+        lines = figure.axes[1].lines
+        dashed = [line for line in lines if str(line.get_color()) == style.VERMILLION]
+        assert len(dashed) == drawn_lines
+        assert all(np.isfinite(line.get_ydata()).any() for line in dashed)
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert len([text for text in named if "demo_random" in text]) == drawn_lines
+
+
 # ---- agreement
 
 

@@ -16,10 +16,11 @@ from rfatlas import figures_gabor as drawn
 from rfatlas import gabor_fit, store
 
 ROOT = Path(__file__).resolve().parents[1]
-#: x, y, sigma_x, sigma_y, theta, frequency, phase, amplitude, offset; the third is a blob.
+#: x, y, sigma_x, sigma_y, theta, frequency, phase, amplitude, offset; the third is a blob. Upright
+#: bars may have an angle just below 180 degrees, which is 0, too.
 PLANTED = np.array(
     [
-        (0, 0, 3, 4, 0, 0.15, 0, 1, 0),
+        (0, 0, 3, 4, 179.8, 0.15, 0, 1, 0),
         (4, 2, 2, 3, 60, 0.2, 90, 1, 0),
         (-3, -3, 3, 2, 20, 0.02, 0, 1, 0),
         (8, 0, 3, 5, 135, 0.15, 0, 1, 0.2),

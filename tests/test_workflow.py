@@ -1,5 +1,6 @@
 """The workflow as a user runs it: rehearsals of every config, refusals, what a change reruns."""
 
+import json
 import os
 import re
 import subprocess
@@ -307,12 +308,60 @@ def test_nothing_is_done_twice(small):
     assert "Nothing to be done" in again(small)
 
 
-def test_the_report_builds_as_one_file(small):
+@pytest.fixture(scope="session")
+def report(small):
+    """The report of the small run: its text, its results by path, and their paths by category."""
     folder, _ = small
     snakemake(folder, "--configfile", "config.yaml", "--report", "report.html")
     text = (folder / "report.html").read_text()
-    assert "montage_layer1.1.png" in text
+    parts = {}
+    for name in ("results", "categories"):
+        start = re.search(rf'^\s*var {name} = (?={{")', text, re.MULTILINE).end()
+        parts[name], _ = json.JSONDecoder().raw_decode(text, start)
+    return text, parts["results"], parts["categories"]
+
+
+def test_the_report_builds_as_one_file(report):
+    text, results, _ = report
     assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']https?:", text), "it opens offline"
+    for path, result in results.items():
+        assert result["data_uri"].startswith("data:"), path
+
+
+def test_the_report_shows_every_figure_once_with_its_caption(small, report):
+    folder, _ = small
+    _, results, categories = report
+    figures = [path for path in folder.glob("results/**/figures/*") if path.suffix == ".png"]
+    shown = [path for path in results if "/figures/" in path]
+    assert sorted(shown) == sorted(str(path.relative_to(folder)) for path in figures)
+    # Beside each, for papers, the same as PDF; in the report that would be the figure again.
+    assert all(path.with_suffix(".pdf").is_file() for path in figures)
+    listed = [path for parts in categories.values() for paths in parts.values() for path in paths]
+    assert sorted(listed) == sorted(results)
+    for path, result in results.items():
+        assert len(result["caption"]) > 100, path
+        # Nothing of the template, of the markup or of docutils' complaints is left.
+        assert not re.search(r"\{\{|\{%|\*\*|``|system-message|Undefined", result["caption"]), path
+
+
+def test_the_report_is_sorted_by_stage_run_and_layer(report):
+    _, results, categories = report
+    layers = {"00 conv1", "01 layer1.0", "02 layer1.1"}
+    of_layers = 0
+    for category, parts in categories.items():
+        for part, paths in parts.items():
+            labels = [results[path]["labels"] for path in paths]
+            # One set of columns, in which no two rows say the same.
+            assert len({tuple(sorted(one)) for one in labels}) == 1, category
+            assert len({tuple(sorted(one.items())) for one in labels}) == len(labels), category
+            for path, one in zip(paths, labels, strict=True):
+                if "run" in one and one["run"] != "all":
+                    assert path.split("/")[1] == one["run"] and part in ("Other", one["run"])
+                layer = one.get("layer", "all")
+                if layer != "all":
+                    assert layer in layers and path.endswith(f"_{layer[3:]}.png")
+                    of_layers += 1
+    assert of_layers == 6 * len(layers) * 2, "six kinds of sheets of two runs"
 
 
 # What reads channels.csv, and what reads the receptive fields and the top units besides.

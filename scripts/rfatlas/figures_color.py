@@ -180,7 +180,8 @@ def stability(table: pd.DataFrame, run: str) -> Figure:
     `table` is stability.csv. A row per threshold, a thin line per layer (dark to bright with depth)
     and a bold one with its 95 % Wilson interval for all together; dotted: the line in force.
     """
-    names, twin = layers_of(table), twin_of(table)
+    # All layers together have a twin only where it has the same layers.
+    names, twin = layers_of(table), twin_of(table[table["layer"] == ALL])
     figure = style.figure(7.6, 8.2)
     figure.set_layout_engine("constrained", rect=(0, 0.05, 1, 0.88), hspace=0.06)
     panels = figure.subplots(3, 2, sharey=True)

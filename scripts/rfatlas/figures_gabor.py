@@ -142,7 +142,7 @@ def _label(found: Fitted, row: int) -> tuple[list[sheets.Line], str]:
     _, _, sigma_x, sigma_y, theta, frequency = found.parameters[row, :6]
     if not np.isfinite(theta):
         return [(reason.replace("_", " "), style.VERMILLION)], style.VERMILLION
-    lines = [("blob", style.GREY) if reason else (f"{theta:.0f}°", style.INK)]
+    lines = [("blob", style.GREY) if reason else (f"{round(theta) % 180}°", style.INK)]
     lines.append((f"R² {r2:.2f}", style.GREY))
     lines.append((f"{sigma_x * frequency:.2f} × {sigma_y * frequency:.2f}", style.GREY))
     return lines, style.GREY if reason else style.INK

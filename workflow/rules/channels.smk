@@ -36,7 +36,7 @@ rule channels_join:
             "results/{run}/channels.csv",
             caption="../report/channels.rst",
             category="Channels",
-            labels={"run": "{run}", "table": "channels"},
+            labels={"run": "{run}", "shows": "channels (table)"},
         ),
     log:
         "logs/channels/{run}.log",

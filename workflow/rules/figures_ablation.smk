@@ -20,7 +20,8 @@ for run in ablation_runs():
                     f"results/{run}/figures/ablation_{name}.png",
                     caption=f"../report/ablation_{name.split('_')[0]}.rst",
                     category="Ablation",
-                    labels={"run": run, "figure": title},
+                    subcategory=run,
+                    labels={"run": run, "shows": title},
                 )
                 for name, title in ablation_figures(run).items()
             ],

@@ -19,9 +19,9 @@ for run in runs_with("opponency"):
                 report(
                     f"results/{run}/figures/color_{layer}.png",
                     caption="../report/color.rst",
-                    category="Tuning to colour",
+                    category="Colour",
                     subcategory=run,
-                    labels={"run": run, "layer": f"{depth:02d} {layer}"},
+                    labels={"run": run, "layer": f"{depth:02d} {layer}", "shows": "its channels"},
                 )
                 for depth, layer in enumerate(run_layers(run))
             ],
@@ -31,7 +31,8 @@ for run in runs_with("opponency"):
                     f"results/{run}/figures/opponency_{name}.png",
                     caption=f"../report/color_{name}.rst",
                     category="Colour",
-                    labels={"run": run, "figure": title},
+                    subcategory=run,
+                    labels={"run": run, "layer": "all", "shows": title},
                 )
                 for name, title in COLOR_FIGURES.items()
             ],

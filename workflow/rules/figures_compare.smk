@@ -23,7 +23,8 @@ if compare_groups():
                     f"results/compare/{{group}}/figures/{name}.png",
                     caption=f"../report/compare_{name}.rst",
                     category="Networks side by side",
-                    labels={"group": "{group}", "figure": title},
+                    subcategory="{group}",
+                    labels={"group": "{group}", "shows": title},
                 )
                 for name, title in compare_figures().items()
             ],

@@ -28,7 +28,8 @@ for run in runs_with("orientation"):
                     f"results/{run}/figures/orientation_{name}.png",
                     caption=f"../report/orientation_{name}.rst",
                     category="Orientation and frequency",
-                    labels={"run": run, "figure": title},
+                    subcategory=run,
+                    labels={"run": run, "shows": title},
                 )
                 for name, title in orientation_figures(run).items()
             ],

@@ -29,7 +29,7 @@ for run in sorted({*runs_with("virtual_filters"), *runs_with("skip_residual")}):
                     caption="../report/virtual_filters.rst",
                     category="Virtual filters, skip and residual",
                     subcategory=run,
-                    labels={"run": run, "figure": f"{depth:02d} {layer}"},
+                    labels={"run": run, "layer": f"{depth:02d} {layer}", "shows": "its channels"},
                 )
                 for depth, layer in enumerate(virtual_layers(run))
             ],
@@ -43,7 +43,7 @@ for run in sorted({*runs_with("virtual_filters"), *runs_with("skip_residual")}):
                     caption=f"../report/{name}.rst",
                     category="Virtual filters, skip and residual",
                     subcategory=run,
-                    labels={"run": run, "figure": title},
+                    labels={"run": run, "layer": "all", "shows": title},
                 )
                 for name, title in virtual_figures(run).items()
             ],

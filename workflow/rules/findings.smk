@@ -21,7 +21,7 @@ rule findings_page:
             "results/{run}/findings.html",
             caption="../report/findings.rst",
             category="Findings",
-            labels={"run": "{run}", "page": "the three claims"},
+            labels={"run": "{run}", "shows": "the three claims"},
         ),
     log:
         "logs/findings/{run}.log",
