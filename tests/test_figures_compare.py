@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pdf
 import pytest
 from legible import cut_off, overlaps
 from matplotlib.colors import to_hex
@@ -214,8 +215,10 @@ def test_the_script_draws_the_figures_that_are_asked_for(tmp_path, monkeypatch):
         threads=1,
     )
     runpy.run_path(str(ROOT / "scripts" / "figures_compare.py"), {"snakemake": snakemake})
-    for path in (*snakemake.output.png, *snakemake.output.pdf):
-        assert Path(path).stat().st_size > 5000, path
+    for path in snakemake.output.pdf:
+        page = pdf.read(path)
+        assert pdf.outlined(page) and "demo · " in page.text, path
     for path in snakemake.output.png:
+        assert Path(path).stat().st_size > 5000, path
         with Image.open(path) as image:
             assert np.ptp(np.asarray(image)) == 255
