@@ -590,6 +590,8 @@ def test_a_passport_shows_what_is_known(page, site):
     page.open(path, "#conv1/3")
     page.until(lambda: page.one("#passport").is_displayed())
     row = table.iloc[3]
+    page.run("document.querySelectorAll('#passport details').forEach((d) => { d.open = true; })")
+    page.until(lambda: page.all("#passport details:not(:has(dl))") == [])
     shown = page.run(
         "return Object.fromEntries([...document.querySelectorAll('#passport .cards dt')]"
         ".map((t) => [t.textContent, t.nextElementSibling.textContent]))"

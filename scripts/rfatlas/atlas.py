@@ -32,7 +32,7 @@ from rfatlas.errors import RfatlasError
 MOST_CHOICES = 40
 
 #: Channels whose passports share a file.
-BLOCK = 64
+BLOCK = 16
 
 #: Classes of the bars in a passport: those that drive a channel most, that lose most without it.
 TOP_CLASSES = 5

@@ -21,7 +21,7 @@ THUMBNAIL, PICTURE = 72, 112
 
 #: Tiles in a row of a sprite sheet and of a strip, and in a whole sheet. A browser decodes a whole
 #: sheet for one tile, and a sorted grid shows tiles of many sheets: small ones cost less memory.
-SHEET_COLUMNS, STRIP_COLUMNS, SHEET = 8, 9, 32
+SHEET_COLUMNS, STRIP_COLUMNS, SHEET = 4, 9, 16
 
 #: Patches of a passport at most.
 PATCHES = 9

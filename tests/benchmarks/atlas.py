@@ -85,7 +85,7 @@ def memory(driver: webdriver.Chrome) -> dict[str, float]:
     pages = [c for c in children if "--type=renderer" in " ".join(c.cmdline())]
     used = max((page.memory_full_info() for page in pages), key=lambda info: info.uss)
     return {
-        "heap_mb": driver.execute_script("return performance.memory.usedJSHeapSize") / 1e6,
+        "heap_mb": driver.execute_cdp_cmd("Runtime.getHeapUsage", {})["usedSize"] / 1e6,
         "private_mb": used.uss / 1e6,
         "pss_mb": used.pss / 1e6,
         "rss_mb": used.rss / 1e6,

@@ -333,8 +333,14 @@ rfatlas.passport = (() => {
       stages.includes("ablation") ? classLosses(of) : "",
       title === "Classes" ? classBars(of) : "",
       empty ? html("p", { class: "quiet" }, `Not computed: ${why(empty, of)}.`) : list(first),
-      rest.length ? html("details", {}, html("summary", {}, empty ? `${rest.length} columns` : `${rest.length} more`),
-        list(rest)) : "");
+      rest.length ? folded(empty ? `${rest.length} columns` : `${rest.length} more`, () => list(rest)) : "");
+  }
+
+  // What is made only when a reader unfolds it: most numbers of most passports are never looked at.
+  function folded(title, make) {
+    const details = html("details", {}, html("summary", {}, title));
+    details.addEventListener("toggle", () => details.append(make()), { once: true });
+    return details;
   }
 
   function trust(of) {
