@@ -175,7 +175,11 @@ def test_the_page_links_each_row_and_escapes_names(selective):
     page = findings.page(found, TEMPLATE)
     assert "<script" not in page and "<b>" not in page and "a&amp;b" in page
     rows = sum(len(claim["rows"]) + len(claim.get("agreement", [])) for claim in found["claims"])
-    assert len(re.findall(r'href="#[^"]+:[0-9]+"', page)) == rows
+    targets = re.findall(r'href="#([^"]+:[0-9]+)"', page)
+    assert len(set(targets)) == rows
+    assert all(page.count(f'<tr id="{target}">') == 1 for target in targets)
+    cells = re.findall(r"<td>(.*?)</td>", page.split('<section id="tables">')[0], re.DOTALL)
+    assert not [cell for cell in cells if re.match(r"[+−]?\d", cell)], "each number is a link"
     line = found["claims"][0]["rows"][0]["line"]
     assert f'href="#orientation/selective.csv:{line}"' in page
     assert page.count(f'id="orientation/selective.csv:{line}"') == 1

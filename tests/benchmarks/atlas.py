@@ -125,7 +125,8 @@ def opened(page: Path) -> dict[str, float]:
             ".map((mark) => [mark.name, mark.startTime]))"
         )
         found |= {f"{name}_s": at / 1e3 for name, at in marks.items()}
-        found |= memory(driver) | {"empty_pss_mb": empty["pss_mb"]}
+        found |= memory(driver)
+        found |= {f"empty_{name}": empty[name] for name in ("private_mb", "pss_mb", "rss_mb")}
         layers, last = driver.execute_script(
             "const all = rfatlas.overview.layers;"
             "return [all.map((layer) => layer.name), all.at(-1).channels - 1]"

@@ -259,7 +259,8 @@ rfatlas.passport = (() => {
       if (!about || of.data.missing[of.i].includes(shown) || (name === "gabor" && !drawing)) {
         return html("figure", { class: "shot" },
           html("div", { class: "gap", role: "img", "aria-label": `No ${called}: ${why(stage, of)}` },
-            html("span", {}, `Not computed: ${why(stage, of)}.`)),
+            // Names of settings may break after their dots and underscores.
+            html("span", {}, `Not computed: ${why(stage, of)}.`.replace(/[._](?=\w)/g, "$&\u200b"))),
           html("figcaption", {}, called));
       }
       const image = picture(shown, of, `${drawing ? "Gabor fit on the " : ""}${about.title} of ${of.label}`);
