@@ -19,6 +19,7 @@ RATES = {
     "summary_cpu": 1e12,
     "fields_cpu": 5.0,
     "fields_unit": 0.0,
+    "merge": 1e12,
     "virtual_filters": 1e12,
     "gabor_field": 0.01,
     "gabor_pixels": 0.5,
@@ -72,7 +73,7 @@ LAYERS = [
 ]
 
 
-def budget(count=1000, cores=4, gpu=False, mean_bytes=5e4, **sections):
+def budget(count=1000, cores=4, gpus=0, mean_bytes=5e4, **sections):
     """A budget for one run of an invented network on `count` images of 100 pixels."""
     raw = {
         "runs": {"a": {"model": "net", "dataset": "photos"}},
@@ -94,7 +95,7 @@ def budget(count=1000, cores=4, gpu=False, mean_bytes=5e4, **sections):
     images = preflight.Images(count, mean_bytes, 9, "digest")
     plan = preflight.Plan(filled, {"net": description}, {"photos": images})
     layers = {run: ["near", "far"] for run in filled["runs"]}
-    return estimates.Budget(plan, layers, cores, gpu, RATES)
+    return estimates.Budget(plan, layers, cores, gpus, RATES)
 
 
 def row(found, stage):
@@ -110,7 +111,7 @@ def test_images_take_three_bytes_per_pixel_and_their_decoding_its_time():
 
 def test_a_pass_takes_its_operations_over_the_rate_of_all_threads():
     assert row(budget(), "activations").wall_s == pytest.approx(1000 * 2.0 / (10 * 4), rel=0.01)
-    assert row(budget(gpu=True), "activations").wall_s == pytest.approx(2.0, rel=0.01)
+    assert row(budget(gpus=1), "activations").wall_s == pytest.approx(2.0, rel=0.01)
 
 
 def test_ranges_run_side_by_side_as_cores_allow():
@@ -118,6 +119,21 @@ def test_ranges_run_side_by_side_as_cores_allow():
     alone = row(budget(cores=4, activations={"range_size": 250}), "activations").wall_s
     twice = row(budget(cores=8, activations={"range_size": 250}), "activations").wall_s
     assert alone == pytest.approx(2 * twice)
+
+
+def test_ranges_run_on_as_many_gpus_as_there_are():
+    settings = {"range_size": 100}
+    one, many = (row(budget(gpus=n, activations=settings), "activations") for n in (1, 4))
+    assert one.jobs == 10 and one.wall_s == pytest.approx(10 * one.seconds)
+    assert many.wall_s == pytest.approx(3 * one.seconds)
+
+
+def test_ranges_are_merged_at_the_rate_of_the_disk():
+    found = budget()
+    found.rates["merge"] = 2.0
+    merged = row(found, "activations").files["results/a/activations.h5"]
+    assert row(found, "activations_merge").seconds == pytest.approx(merged / 2e6)
+    assert found.minutes("activations_merge", "a") >= 10
 
 
 def test_activations_on_disk_are_values_per_image_lists_and_kept_maps():
@@ -266,7 +282,7 @@ def test_a_run_without_anything_to_lose_costs_no_ablation():
     found = budget()
     assert row(found, "ablation").name == "a"
     found.plan.descriptions["net"]["n_classes"] = None
-    again = estimates.Budget(found.plan, {"a": ["near", "far"]}, 4, False, RATES)
+    again = estimates.Budget(found.plan, {"a": ["near", "far"]}, 4, 0, RATES)
     assert not {"ablation", "ablation_groups", "figures_ablation"} & {
         row.stage for row in again.rows
     }
@@ -305,7 +321,8 @@ def test_memory_of_the_pass_grows_with_the_batch_alone():
 def test_stages_that_are_switched_off_cost_nothing():
     switches = config.schema()["properties"]["stages"]["properties"]
     found = budget(stages=dict.fromkeys(switches, False))
-    assert {row.stage for row in found.rows} == {"images", "model", "activations", "channels"}
+    stages = {"images", "model", "activations", "activations_merge", "channels"}
+    assert {row.stage for row in found.rows} == stages
 
 
 def test_a_job_is_granted_more_time_than_it_should_take():
@@ -322,6 +339,7 @@ def test_the_table_names_every_stage_and_the_sum():
         "images",
         "model",
         "activations",
+        "activations_merge",
         "receptive_fields",
         "virtual_filters",
         "skip_residual",
@@ -378,3 +396,17 @@ def test_every_shipped_rate_has_a_value_a_unit_and_a_source():
         for line in csv.DictReader(file):
             assert float(line["value"]) > 0
             assert line["unit"] and line["source"], line["rate"]
+
+
+def test_a_rule_belongs_to_the_stage_that_its_name_begins_with():
+    for rule, stage in (
+        ("activations_range", "activations"),
+        ("activations_merge", "activations_merge"),
+        ("ablation_run_3", "ablation"),
+        ("ablation_groups_run_3", "ablation_groups"),
+        ("ablation_groups_tables", "ablation_groups_tables"),
+        ("figures_accuracy", "figures"),
+        ("figures_gabor_run", "figures_gabor"),
+        ("compare_tables", "compare"),
+    ):
+        assert estimates.stage_of(rule) == stage

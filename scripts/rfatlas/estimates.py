@@ -32,6 +32,7 @@ MEMORY_MB = {
     "scenes": 1000,
     "images": 2000,
     "model": 3000,
+    "activations_merge": 1000,
     "receptive_fields": 3000,
     "virtual_filters": 3000,
     "skip_residual": 3000,
@@ -62,6 +63,7 @@ MEMORY_MB = {
 RUN_STAGES = (
     "model",
     "activations",
+    "activations_merge",
     "receptive_fields",
     "virtual_filters",
     "skip_residual",
@@ -139,8 +141,8 @@ class Budget:
         The names of the layers that each run analyses.
     cores
         Cores that Snakemake may use.
-    gpu
-        Whether the networks run on a GPU.
+    gpus
+        GPUs that the networks run on, a job on each; 0 where they run on the CPU.
     rates
         Measured rates; by default those of `resources/rates.csv`.
     """
@@ -150,14 +152,14 @@ class Budget:
         plan: Plan,
         layers: Mapping[str, Sequence[str]],
         cores: int,
-        gpu: bool = False,
+        gpus: int = 0,
         rates: Mapping[str, float] | None = None,
     ):
         self.plan = plan
         self.config = plan.config
         self.cores = cores
         self.threads = max(1, min(THREADS, cores))
-        self.gpu = gpu
+        self.gpus = gpus
         self.rates = dict(read_rates() if rates is None else rates)
         self.layers = {}
         for run, names in layers.items():
@@ -221,7 +223,7 @@ class Budget:
         total += (_time(sum(row.wall_s for row in self.rows)), "")
         total += (_size(sum(row.disk for row in self.rows)),)
         widths = [max(map(len, column)) for column in zip(head, *body, total, strict=True)]
-        where = "a GPU" if self.gpu else "the CPU"
+        where = "a GPU" if self.gpus else "the CPU"
         lines = [
             f"rfatlas: estimates for everything from nothing, networks on {where}, "
             f"{self.cores} cores (resources/rates.csv)"
@@ -260,7 +262,12 @@ class Budget:
     # ---- the stages
 
     def _row(self, stage: str, name: str | None) -> Row | None:
-        return next((row for row in self.rows if (row.stage, row.name) == (stage, name)), None)
+        return self._rows.get((stage, name))
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str], Row]:
+        # Thousands of jobs ask.
+        return {(row.stage, row.name): row for row in self.rows}
 
     def _dataset(self, name: str) -> dict[str, Any]:
         return self.config["datasets"][name]
@@ -278,13 +285,13 @@ class Budget:
 
     def _network_s(self, gflop: float, rate: str) -> float:
         """Seconds that one job needs for so many GFLOP of network."""
-        if self.gpu:
+        if self.gpus:
             return gflop / self.rates[f"{rate}_gpu"]
         return gflop / (self.rates[f"{rate}_cpu"] * self.threads)
 
     @property
     def _parallel(self) -> int:
-        return 1 if self.gpu else max(1, self.cores // self.threads)
+        return self.gpus or max(1, self.cores // self.threads)
 
     def _scenes(self, name: str) -> Row:
         dataset = self._dataset(name)
@@ -350,6 +357,12 @@ class Budget:
         mem = 1200 + settings["batch_size"] * 4 * units * 2.5 / _MB
         return Row("activations", run, jobs, seconds, self._parallel, round(mem), files)
 
+    def _activations_merge(self, run: str) -> Row:
+        # What is written is what was read; its disk is in that of the activations.
+        size = self._activations(run).files[f"results/{run}/activations.h5"]
+        seconds = self.rates["start_plain"] + size / _MB / self.rates["merge"]
+        return Row("activations_merge", run, 1, seconds, 1, self.mem_mb("activations_merge"), {})
+
     def _receptive_fields(self, run: str) -> Row:
         settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
         units_per_channel = settings["top_k"] or self.config["activations"]["top_k"]
@@ -359,7 +372,7 @@ class Budget:
             size = min(layer["size"] or crop, crop)
             units = channels * units_per_channel
             seconds.append(self._network_s(units * gflop_per_unit(layer, crop), "fields"))
-            seconds[-1] += units * (0.0 if self.gpu else self.rates["fields_unit"])
+            seconds[-1] += units * (0.0 if self.gpus else self.rates["fields_unit"])
             kept = channels * settings["keep"] * 15.0 * size**2
             means = channels * size**2 * (4 * 3 * 8.0 + 4)
             files[f"results/{run}/receptive_fields/{layer['name']}.h5"] = kept + means
@@ -393,7 +406,7 @@ class Budget:
             # A second backward pass beside the forward and the backward one.
             gflop = 1.5 * gflop_per_unit(layer, crop)
             seconds.append(self._network_s(units * gflop, "fields"))
-            seconds[-1] += units * (0.0 if self.gpu else self.rates["fields_unit"])
+            seconds[-1] += units * (0.0 if self.gpus else self.rates["fields_unit"])
             size = min(layer["size"] or crop, crop)
             file = f"results/{run}/skip_residual/{layer['name']}.h5"
             files[file] = channels * size**2 * (2 * 3 * 4.0 + 4)
@@ -482,7 +495,7 @@ class Budget:
             images = channels * ascents * settings["steps"]
             size = min(layer["size"] or crop, crop)
             seconds.append(self._network_s(images * gflop_per_unit(layer, crop), "stimuli"))
-            seconds[-1] += images * (0.0 if self.gpu else self.rates["stimuli_image"])
+            seconds[-1] += images * (0.0 if self.gpus else self.rates["stimuli_image"])
             pictures = 2 * 3 * 4.0 * channels * size**2
             files[f"results/{run}/preferred_stimulus/{layer['name']}.h5"] = pictures
         group = settings["layers_per_job"]
@@ -659,6 +672,12 @@ class Budget:
         # The plotting library; thumbnails and pictures of each channel.
         files = {f"results/{run}/atlas": 5e6 + 25e3 * channels}
         return Row("atlas", run, 1, seconds, self.cores, self.mem_mb("atlas"), files)
+
+
+def stage_of(rule: str) -> str:
+    """The stage that states the memory of a rule, whose name is that of the stage and a step."""
+    names = sorted({*MEMORY_MB, "activations", "compare"}, key=len, reverse=True)
+    return next(name for name in names if rule == name or rule.startswith(f"{name}_"))
 
 
 def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:

@@ -49,8 +49,8 @@ rule activations_merge:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(1000),
-        runtime=grown(120),
+        mem_mb=grown(budget.mem_mb("activations_merge")),
+        runtime=grown(lambda wildcards: budget.minutes("activations_merge", wildcards.run)),
         gpu=0,
     params:
         version=versions.stage("activations"),

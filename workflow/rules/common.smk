@@ -415,7 +415,7 @@ budget = estimates.Budget(
     plan,
     {run: run_layers(run) for run in run_names()},
     cores=workflow.resource_settings.cores or os.cpu_count(),
-    gpu=gpus() > 0,
+    gpus=gpus(),
 )
 
 if workflow.is_main_process and not any(OTHER_TASKS.fullmatch(word) for word in sys.argv):
