@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from rfatlas.errors import RfatlasError, printable
 
@@ -28,6 +29,23 @@ _SHARED = {
 }
 settings.register_profile("quick", max_examples=100, derandomize=True, **_SHARED)
 settings.register_profile("thorough", max_examples=5000, print_blob=True, **_SHARED)
+
+
+#: How a file's bytes are damaged, see `damaged`.
+DAMAGE = st.tuples(
+    st.sampled_from(["none", "none", "none", "cut", "flip", "junk"]), st.floats(0, 1), st.binary()
+)
+
+
+def damaged(data: bytes, damage: tuple[str, float, bytes]) -> bytes:
+    """The bytes cut off, with one bit flipped, or with something put in; or as they are."""
+    how, where, junk = damage
+    at = int(where * (len(data) - 1))
+    if how == "cut":
+        return data[:at]
+    if how == "flip":
+        return data[:at] + bytes([data[at] ^ (1 << (at % 8))]) + data[at + 1 :]
+    return data[:at] + junk + data[at:] if how == "junk" else data
 
 
 class Fate:

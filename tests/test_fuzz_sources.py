@@ -60,21 +60,6 @@ def member(draw):
     return header + content + b"\0" * (-len(content) % BLOCK)
 
 
-DAMAGE = st.tuples(
-    st.sampled_from(["none", "none", "none", "cut", "flip", "junk"]), st.floats(0, 1), st.binary()
-)
-
-
-def damaged(data: bytes, damage) -> bytes:
-    how, where, junk = damage
-    at = int(where * (len(data) - 1))
-    if how == "cut":
-        return data[:at]
-    if how == "flip":
-        return data[:at] + bytes([data[at] ^ (1 << (at % 8))]) + data[at + 1 :]
-    return data[:at] + junk + data[at:] if how == "junk" else data
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder in a folder, so that what is written beside it is seen."""
@@ -98,10 +83,10 @@ def listed(place: Path, kind: str, dataset: dict):
     return listing, fate
 
 
-@given(st.lists(member(), max_size=5), DAMAGE)
+@given(st.lists(member(), max_size=5), fuzzing.DAMAGE)
 def test_archives(place, members, damage):
     data = b"".join(members) + b"\0" * 2 * BLOCK
-    (place / "x.tar").write_bytes(damaged(data, damage))
+    (place / "x.tar").write_bytes(fuzzing.damaged(data, damage))
     listed(place, "tar archive", {"path": "x.tar"})
     assert os.listdir(place) == ["x.tar"]
 
@@ -116,9 +101,9 @@ def archive(count: int = 6) -> bytes:
     return file.getvalue()
 
 
-@given(DAMAGE)
+@given(fuzzing.DAMAGE)
 def test_a_damaged_archive_never_lists_fewer_images(place, damage):
-    (place / "x.tar").write_bytes(damaged(archive(), damage))
+    (place / "x.tar").write_bytes(fuzzing.damaged(archive(), damage))
     listing, _ = listed(place, "tar archive, damaged", {"path": "x.tar"})
     if listing is not None:
         assert sorted(listing.names) == sorted(f"{'ab'[i % 2]}/{i}.png" for i in range(6))

@@ -23,6 +23,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rfatlas import checked, graph, versions
-from rfatlas.errors import RfatlasError
+from rfatlas.errors import RfatlasError, printable
 
 log = logging.getLogger("rfatlas")
 
@@ -44,6 +45,9 @@ _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 8
 _DOWNLOAD_ATTEMPTS = 4
 _DOWNLOAD_TIMEOUT_S = 60
+# Weights hardly shrink in an archive; what swells so much was made to fill the memory.
+_SWELLING = 100
+_SMALL_BYTES = 1 << 26
 
 
 # ---- factory
@@ -276,15 +280,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise RfatlasError(f"weights: {path}: unknown ending; use one of {', '.join(_READERS)}")
     if not path.is_file():
         raise RfatlasError(f"weights: {path}: no such file")
+    _refuse_bomb(path)
     try:
         content = reader(path)
-    except RfatlasError:
-        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise RfatlasError(
-            f"weights: {path} cannot be read as tensors ({type(error).__name__}: {reason}); a file "
-            "that holds pickled objects is refused: save its state_dict alone"
+            f"weights: {path} cannot be read as tensors ({type(error).__name__}: "
+            f"{printable(reason, 200)}); a file that holds pickled objects is refused: save its "
+            "state_dict alone"
         ) from error
     for key in _NESTED_UNDER:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -292,13 +296,40 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             break
     tensors = {}
     if isinstance(content, dict):
-        tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+        tensors = {
+            name: tensor
+            for name, tensor in content.items()
+            if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        }
     if not tensors:
         raise RfatlasError(f"weights: {path} holds no named tensors")
+    _check_plain(tensors, path)
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _refuse_bomb(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return
+    packed = path.stat().st_size
+    if size > max(_SWELLING * packed, _SMALL_BYTES):
+        raise RfatlasError(
+            f"weights: {path} has {packed} bytes and would swell to {size}; no weights do"
+        )
+
+
+def _check_plain(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise RfatlasError(
+                f"weights: {path}: {printable(name, 80)} is a quantized or sparse tensor, or one "
+                "without values; save plain ones"
+            )
 
 
 def _read_checkpoint(path: Path) -> Any:
@@ -329,33 +360,44 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Copy `tensors` into the network.
 
-    Raises RfatlasError that lists every missing, unexpected or misshaped tensor, and those with NaN
-    or infinite values.
+    Raises RfatlasError that lists every missing, unexpected or misshaped tensor, those that are no
+    floating-point numbers where the network has them, and those with NaN or infinite values.
     """
     own = module.state_dict()
     problems = []
     # Old checkpoints lack these counters, and evaluation never reads them.
     missing = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
+    given = [name for name in own if name in tensors]
     misshaped = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        for name in given
+        if tensors[name].shape != own[name].shape
     ]
+    fitting = [name for name in given if tensors[name].shape == own[name].shape]
+    unreal = [
+        f"{name} {tensors[name].dtype}".replace("torch.", "")
+        for name in fitting
+        if own[name].is_floating_point() and not tensors[name].is_floating_point()
+    ]
+    # Values that are finite in 64 bits need not be in 32.
     infinite = [
-        _first_infinite(name, tensor)
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        _first_infinite(name, tensors[name].to(own[name].dtype))
+        for name in fitting
+        if tensors[name].is_floating_point()
+        and not torch.isfinite(tensors[name].to(own[name].dtype)).all()
     ]
     for what, names in (
         ("missing", missing),
         ("unexpected", unexpected),
         ("misshaped", misshaped),
+        ("of no floating-point numbers", unreal),
         ("with NaN or infinite values", infinite),
     ):
         if names:
+            shown = ", ".join(printable(name, 100) for name in names[:_SHOWN])
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            problems.append(f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}")
+            problems.append(f"{len(names)} {what}: {shown}{more}")
     if problems:
         raise RfatlasError(f"weights: {source} does not fit the network: {'; '.join(problems)}")
     module.load_state_dict({**own, **tensors})
