@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -639,6 +640,71 @@ def test_what_is_not_known_says_why(page, site):
     page.open(path, "#conv1/11")
     page.until(lambda: page.one("#passport").is_displayed())
     assert "Not computed: there is none of this channel." in page.text("#passport .wide-gap")
+
+
+def test_a_channel_whose_fields_were_not_measured_shows_no_pictures(page, tmp_path):
+    run, measured = Run(), 4
+    folder = run.write(tmp_path / run.name)
+    path = folder / "receptive_fields" / "conv1.h5"
+    with h5py.File(path, "r+") as file:
+        for name in [name for name in file if len(file[name]) == run.layers[0].channels]:
+            values = file[name][:measured]
+            del file[name]
+            file[name] = values
+    rows = pd.read_csv(path.with_suffix(".csv"))
+    rows.loc[measured:, rows.columns.drop(["layer", "channel"])] = np.nan
+    rows.to_csv(path.with_suffix(".csv"), index=False)
+    write_table(run, folder)
+    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    for channel, pictures in ((measured - 1, 9), (measured, 0)):
+        page.open(folder / "atlas" / "index.html", f"#conv1/{channel}")
+        page.until(lambda: page.one("#passport").is_displayed())
+        top = page.one("#passport section")
+        assert len(top.find_elements(By.CSS_SELECTOR, ".tile")) == pictures
+        # What drives it is known all the same.
+        assert len(top.find_elements(By.CSS_SELECTOR, ".clip")) == 9
+        why = "Without pictures: it is not among the channels of receptive_fields.channels."
+        assert (why in top.text) == (not pictures)
+
+
+def test_the_first_numbers_are_those_that_mean_something(page, tmp_path):
+    run = Run()
+    folder = run.write(tmp_path / run.name)
+    total = sum(layer.channels for layer in run.layers)
+    more = pd.DataFrame(
+        {
+            "color_class": ["double_opponent", "single_opponent", "unresponsive"]
+            + [""] * (total - 3),
+            "hue_deg": 39.0,
+            "color_direction_deg": 142.0,
+        }
+    )
+    path = folder / "receptive_fields" / "conv1.csv"
+    rows = pd.read_csv(path)
+    rows.loc[:1, "erf_sigma"] = 2.5
+    rows.loc[:1, "erf_r2"] = [0.49, 0.51]
+    rows.to_csv(path, index=False)
+    # A filter norm of nothing makes the third channel inactive.
+    description = json.loads((folder / "model.json").read_text())
+    description["layers"][0]["filter_norm"][2] = 0.0
+    (folder / "model.json").write_text(json.dumps(description))
+    table = write_table(run, folder, more)
+    assert table["inactive"].tolist()[:3] == [False, False, True]
+    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+
+    def glance(channel):
+        page.open(folder / "atlas" / "index.html", f"#conv1/{channel}")
+        page.until(lambda: page.one("#passport").is_displayed())
+        return {
+            cell.find_element(By.TAG_NAME, "dt").text: cell.find_element(By.TAG_NAME, "dd").text
+            for cell in page.all("#passport .glance > div")
+        }
+
+    double, single, dead = glance(0), glance(1), glance(2)
+    # Gratings tell the colour of a double-opponent channel, uniform fields that of others.
+    assert "direction 142°" in double["colour"] and "hue 39°" in single["colour"]
+    assert double["effective RF"] == "–" and single["effective RF"].startswith("2.5 px")
+    assert dead["prefers"] == "–" and single["prefers"].startswith(table["preferred_class"][1])
 
 
 def test_the_gabor_lies_where_the_columns_say(page, site):

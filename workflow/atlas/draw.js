@@ -202,7 +202,7 @@ rfatlas.draw = (() => {
   // Responses to all gratings: `values` bytes, orientation by orientation; `mark` [orientation,
   // frequency] is the best one.
   function surface({ orientations, frequencies, values, mark, title }) {
-    const [W, H, left, right, top, bottom] = [300, 190, 58, 10, 10, 38];
+    const [W, H, left, right, top, bottom] = [300, 190, 68, 10, 10, 38];
     const [w, h] = [(W - left - right) / orientations.length, (H - top - bottom) / frequencies.length];
     const y = (k) => H - bottom - (k + 1) * h;
     const parts = [];

@@ -7,6 +7,8 @@ rfatlas.passport = (() => {
   const SHOWN = 112;
   // Numbers of a section beyond these are folded away.
   const FIRST = 14;
+  // A Gaussian that explains less of the mean absolute gradient says nothing about its width.
+  const GOOD_FIT = 0.5;
   const MODES = ["zero", "mean", "shuffle"];
   const HERO = ["mean_image", "mean_gradient", "gabor", "effective", "stimulus", "off_stimulus"];
   // These sections come first, in this order.
@@ -184,21 +186,27 @@ rfatlas.passport = (() => {
     const shown = (name, unit = "") => (get(name) === null ? null : `${brief(get(name))}${unit}`);
     const mode = MODES.find((one) => get(`${one}_delta_top1`) !== null) ?? "zero";
     const effect = get(`${mode}_delta_top1`);
-    const hue = get("hue_deg");
+    // A double-opponent channel hardly answers to uniform fields: its colour is that of gratings.
+    const gratings = get("color_class") === "double_opponent";
+    const hue = get(gratings ? "color_direction_deg" : "hue_deg");
+    const fits = get("erf_r2") >= GOOD_FIT;
+    // What is left of a dead channel prefers nothing.
+    const dead = get("inactive") && get("color_class") === "unresponsive";
     const cells = [
       ["orientation_deg", "orientation", shown("orientation_deg", "°"),
-        [shown("osi") && `OSI ${shown("osi")}`, shown("bandwidth_deg") && `± ${shown("bandwidth_deg")}°`]],
+        [shown("osi") && `OSI ${shown("osi")}`, shown("bandwidth_deg") && `± ${shown("bandwidth_deg")}°`,
+          get("grating_blank_dependent") ? "hangs on the blank" : null]],
       ["sf_cpp", "spatial frequency", shown("sf_cpp", " c/px"),
         [shown("sf_bandwidth_oct") && `${shown("sf_bandwidth_oct")} octaves`,
-          shown("f1_f0") && `F1/F0 ${shown("f1_f0")}`]],
+          shown("f1_f0") && `F1/F0 ${shown("f1_f0")}`, get("sf_aliased") ? "aliased" : null]],
       ["color_class", "colour", get("color_class")?.replaceAll("_", "-") ?? null,
-        [hue === null ? null : `hue ${rfatlas.text(Math.round(hue))}°`,
+        [hue === null ? null : `${gratings ? "direction" : "hue"} ${rfatlas.text(Math.round(hue))}°`,
           shown("color_ratio") && `ratio ${shown("color_ratio")}`]],
-      ["erf_sigma", "effective RF", shown("erf_sigma", " px"),
+      ["erf_sigma", "effective RF", fits ? shown("erf_sigma", " px") : null,
         ["sigma", get("rf_size") === null ? null : `of ${shown("rf_size")} px`]],
       [`${mode}_delta_top1`, "top-1 without it", effect === null ? null : `${points(effect)} points`,
         [interval(of, mode)]],
-      ["preferred_class", "prefers", get("preferred_class"),
+      ["preferred_class", "prefers", dead ? null : get("preferred_class"),
         [shown("class_selectivity") && `selectivity ${shown("class_selectivity")}`]],
       ["split_half", "reliability", shown("split_half"), ["split-half correlation"]],
     ].filter(([name]) => rfatlas.column(name));
@@ -220,6 +228,7 @@ rfatlas.passport = (() => {
       if (get("n_units") === 0) return "no image drives it";
     }
     if (said) return REASONS[stage]?.[said] ?? said;
+    if (stage === "color" && get("color_class") !== null) return "no uniform field drives it";
     if (stage === "ablation") return "this layer or channel is not among those that were ablated";
     return "there is none of this channel";
   }
@@ -237,15 +246,18 @@ rfatlas.passport = (() => {
     if (!data.top.units[i].length) {
       return section(html("p", { class: "quiet" }, "No image drives this channel."));
     }
+    const has = (rank) => of.layer.strip?.tiles.some((one) => one.name === `patch_${rank}`)
+      && !data.missing[i].includes(`patch_${rank}`);
+    const pictured = has(0);
     const figures = data.top.units[i].map(([file, label, value], rank) => {
       const name = label >= 0 ? names[label] || `class ${label}` : "";
-      const image = picture(`patch_${rank}`, of, `Patch of rank ${rank + 1}${name ? `, ${name}` : ""}`);
-      if (!image && rank > 0 && of.layer.strip?.tiles.some((one) => one.name === "patch_0")) return null;
+      const image = has(rank)
+        ? picture(`patch_${rank}`, of, `Patch of rank ${rank + 1}${name ? `, ${name}` : ""}`) : null;
+      if (!image && pictured) return null;
       return html("figure", { class: "shot", title: data.top.files[file] }, image,
         html("figcaption", {}, html("span", { class: "clip" }, name || data.top.files[file]),
           html("span", { class: "quiet" }, rfatlas.text(value))));
     });
-    const pictured = of.layer.strip?.tiles.some((one) => one.name === "patch_0");
     return section(pictured ? "" : html("p", { class: "quiet" },
       `Without pictures: ${why("receptive_fields", of)}.`), html("div", { class: "shots" }, figures));
   }
@@ -449,7 +461,7 @@ rfatlas.passport = (() => {
     }
     if (stage === "color") {
       const [hue, axes, direction] = ["hue", "axes", "direction"].map(curve);
-      if (hue) {
+      if (hue && get("color_class") !== "unresponsive") {
         add(polar({ degrees: data.hue.axis, values: hue, mark: get("hue_deg"),
           axes: [[0, "+L−M"], [90, "+S"], [180, "−L+M"], [270, "−S"]], rim: data.hue.colours,
           title: `Hue tuning of ${label} in the DKL plane` }), "Hue, DKL plane (line: hue_deg)", "hue");
