@@ -88,6 +88,30 @@ def test_infinities_booleans_and_gaps_survive_json():
     assert atlas.kind(pd.Series([f"name {i}" for i in range(atlas.MOST_CHOICES + 1)])) == "text"
 
 
+def test_layers_are_counted_as_the_page_filters():
+    table = pd.DataFrame(
+        {
+            "layer": ["conv1"] * 4 + ["conv2"] * 2,
+            "inactive": pd.array([True, False, True, False, False, False], dtype=object),
+            "color_class": ["double_opponent", "single_opponent", None, "x", None, None],
+            "zero_q": [0.01, 0.05, 0.2, np.nan, np.nan, np.nan],
+            "osi": [0.1, 0.3, np.nan, 0.8, 1.0, 0.5],
+        }
+    )
+    found = atlas.by_layer(table)
+    assert [column for _, column, _ in found["measures"]] == [
+        "inactive",
+        "color_class",
+        "color_class",
+        "zero_q",
+        "osi",
+    ]
+    assert found["rows"] == [
+        [[2, 4], [1, 3], [1, 3], [2, 3], 0.3],
+        [[0, 2], None, None, None, 0.75],
+    ]
+
+
 # ---- what the columns mean
 
 

@@ -506,6 +506,24 @@ def test_findings_stand_in_the_atlas_with_their_rows(page):
     ]
 
 
+def test_the_overview_leads_to_its_channels(page, site):
+    _, _, table = site
+    page.one("#show-findings").click()
+    assert len(page.all("#by-layer tbody tr")) == table["layer"].nunique()
+    link = next(
+        link
+        for link in page.all("#by-layer tr:nth-child(1) td a")
+        if "single_opponent" in link.get_attribute("href")
+    )
+    wanted = table.query("layer == 'conv1' and color_class == 'single_opponent'").index.tolist()
+    assert link.text == f"{len(wanted)} of 12"
+    link.click()
+    page.until(lambda: page.text("#status") == f"{len(wanted)} of {len(table)} channels")
+    assert page.shown() == page.cells() == wanted != []
+    assert not page.one("#findings").is_displayed()
+    assert page.one("#filters select").get_attribute("value") == "color_class"
+
+
 def test_classes_lost_and_matches_stand_in_the_passport(page, site):
     run, path, _ = site
     page.open(path, "#conv1/3")

@@ -211,6 +211,48 @@ def _base64(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode("ascii")
 
 
+#: What the table of layers counts: title, column, and the filter of the page that finds them; of a
+#: measure without a filter the median is shown.
+MEASURES = (
+    ("inactive", "inactive", "is yes"),
+    ("orientation-selective", "orientation_selective", "is yes"),
+    ("single-opponent", "color_class", "is single_opponent"),
+    ("double-opponent", "color_class", "is double_opponent"),
+    ("accuracy changes without it (q ≤ 0.05)", "zero_q", "≤ 0.05"),
+    ("median OSI", "osi", None),
+    ("median spatial frequency (cycles/px)", "sf_cpp", None),
+    ("median sigma of the effective RF (px)", "erf_sigma", None),
+    ("median class selectivity", "class_selectivity", None),
+)
+
+
+def by_layer(table: pd.DataFrame) -> dict[str, Any]:
+    """Return what each layer has of MEASURES, as far as the table has their columns.
+
+    `measures` are [title, column, filter]; `rows`, one per layer in the order of the table, have
+    for each [how many channels pass the filter, how many have a value], or the median; None where
+    no channel has a value.
+    """
+    measures = [list(measure) for measure in MEASURES if measure[1] in table]
+    rows = []
+    for _, layer in table.groupby("layer", sort=False):
+        found: list[Any] = []
+        for _, column, asked in measures:
+            known = layer[column].dropna()
+            if known.empty:
+                found.append(None)
+            elif asked is None:
+                found.append(_plain_value(float(known.median()), _CURVE_DIGITS))
+            else:
+                operator, value = asked.split()
+                passes = known <= float(value) if operator == "≤" else known.astype(str) == value
+                if value == "yes":
+                    passes = known.astype(bool)
+                found.append([int(passes.sum()), len(known)])
+        rows.append(found)
+    return {"measures": measures, "rows": rows}
+
+
 # ---- curves
 
 
@@ -539,6 +581,7 @@ def build(sources: Sources, source: str, folder: Path, log=lambda text: None) ->
         },
         "layers": layers,
         "columns": columns,
+        "byLayer": by_layer(table),
         "references": read_references(text),
         "absent": dict(sources.absent),
         "findings": None if sources.findings is None else _claims(sources.findings),

@@ -9,8 +9,12 @@ rfatlas.draw = (() => {
   function fill(element, attributes, children) {
     for (const [name, value] of Object.entries(attributes)) {
       if (value === null || value === undefined || value === false) continue;
-      if (name === "style") Object.assign(element.style, value);
-      else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      if (name === "style") {
+        for (const [key, text] of Object.entries(value)) {
+          if (key.startsWith("--")) element.style.setProperty(key, text);
+          else element.style[key] = text;
+        }
+      } else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
       else element.setAttribute(name, value === true ? "" : value);
     }
     element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));

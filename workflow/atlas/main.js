@@ -322,6 +322,7 @@
       const [button, dialog] = [$(`show-${name}`), $(name)];
       button.addEventListener("click", () => {
         if (name === "columns") glossary();
+        if (name === "findings") overview();
         dialog.showModal();
       });
       dialog.querySelector(".close").addEventListener("click", () => dialog.close());
@@ -329,8 +330,32 @@
         if (event.target === dialog) dialog.close();
       });
     }
-    const { findings } = rfatlas.overview;
-    $("show-findings").hidden = !findings;
+  }
+
+  // The layers in numbers, and the findings; made when they are first asked for.
+  function overview() {
+    if ($("by-layer").childElementCount) return;
+    const { byLayer, layers, findings } = rfatlas.overview;
+    const link = (layer, [, column, asked], text) => {
+      const settings = new URLSearchParams(layer === null ? {} : { layer });
+      if (asked) settings.append("f", `${column} ${asked}`);
+      else for (const [key, value] of [["sort", column], ["desc", "1"]]) settings.append(key, value);
+      return html("a", { href: `#?${settings}`, onclick: () => $("findings").close() }, text);
+    };
+    const cell = (layer, measure, found) => {
+      if (found === null) return html("td", {}, "–");
+      if (!Array.isArray(found)) return html("td", {}, link(layer, measure, rfatlas.text(found)));
+      const [count, known] = found;
+      return html("td", { class: "share", style: { "--share": `${(100 * count) / known}%` } },
+        link(layer, measure, `${count} of ${known}`));
+    };
+    $("by-layer").append(html("table", {},
+      html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "layer"),
+        byLayer.measures.map((measure) => html("th", { scope: "col" }, link(null, measure, measure[0]))))),
+      html("tbody", {}, layers.map((layer, n) => html("tr", {},
+        html("th", { scope: "row" }, layer.name),
+        byLayer.measures.map((measure, i) => cell(layer.name, measure, byLayer.rows[n][i])))))));
+    $("findings-part").hidden = !findings;
     $("findings-list").append(...(findings ?? []).map(finding));
   }
 
