@@ -70,7 +70,8 @@ def unpacked(column: dict) -> list:
     if "flags" in column:
         return [{0: False, 1: True, 2: None}[flag] for flag in base64.b64decode(column["flags"])]
     codes = np.frombuffer(base64.b64decode(column["codes"]), f"<u{column['width']}")
-    return [[None, *column["texts"]][code] for code in codes]
+    texts = [None, *column["texts"]]
+    return [texts[code] for code in codes]
 
 
 def write_gratings(path: Path, channels: int) -> dict[str, np.ndarray]:
