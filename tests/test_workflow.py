@@ -304,6 +304,24 @@ def test_a_run_makes_its_results_and_tells_the_share_of_start_up(small):
     assert re.search(r"rfatlas: start-up \d+ s of \d+ s of job time \(\d+%\) in \d\d jobs", output)
 
 
+def test_no_job_needs_more_memory_than_its_rule_asks_for(small):
+    folder, output = small
+    blocks = re.findall(r"^(?:local)?rule (\w+):\n((?: .*\n)+)", output, re.MULTILINE)
+    asked = {
+        rule: int(found[1])
+        for rule, lines in blocks
+        if (found := re.search(r"resources: .*\bmem_mb=(\d+)", lines))
+    }
+    notes = (folder / ".snakemake" / "rfatlas" / "startup.jsonl").read_text().splitlines()
+    needed = {}
+    for note in map(json.loads, notes):
+        # Workers share what they were born with; here as if they did not.
+        peak = note["peak_mb"] + note["threads"] * note["worker_peak_mb"]
+        needed[note["rule"]] = max(peak, needed.get(note["rule"], 0))
+    assert {"images_pack", "activations_range", "channels_join"} <= needed.keys() <= asked.keys()
+    assert {rule: peak for rule, peak in needed.items() if peak > asked[rule]} == {}
+
+
 def test_nothing_is_done_twice(small):
     assert "Nothing to be done" in again(small)
 

@@ -3,9 +3,9 @@
 RUN is the folder of a finished run, from make demo CONFIG=tests/configs/reduced.yaml DIRECTORY=RUN.
 A copy of it gets a channels.csv of as many channels as all convolutions of a ResNet-50 have, the
 rows of the run again and again, and the stages that read nothing else of a channel run once more;
-not the ablation of groups, which runs the network, nor figures with a picture of each channel, nor
-the atlas (tests/benchmarks/atlas.py). The table itself is joined anew from tables of each stage, in
-a process of its own.
+not the ablation of groups, which runs the network, nor findings, which read the tables of other
+stages, nor figures with a picture of each channel, nor the atlas (tests/benchmarks/atlas.py). The
+table itself is joined anew from tables of each stage, in a process of its own.
 
 Printed are, by stage, seconds on the clock, processor seconds and the peak of memory. The last line
 is one JSON object of ratios by stage: `memory`, the peak over the `mem_mb` that the stage's rule
@@ -33,7 +33,6 @@ CONFIG = config.ROOT / "tests" / "configs" / "reduced.yaml"
 TARGETS = (
     "orientation",
     "opponency",
-    "findings",
     "compare",
     "results/demo/figures/rf_size.png",
     "results/demo/figures/orientation_v1.png",
@@ -114,12 +113,6 @@ def main() -> None:
                 ratios["channels memory"] = peak / megabytes
                 ratios["channels time"] = seconds / (60 * MINUTES)
             store.write_table(table, path)
-            # Older than the table, they would be made anew from it, and from the network.
-            for made in path.parent.glob("ablation_groups/*"):
-                os.utime(made)
-            for made in ("ablation_groups", "ablation_cumulative", "inactive_first_layer"):
-                if (path.parent / f"{made}.csv").exists():
-                    os.utime(path.parent / f"{made}.csv")
         for job in rerun(folder):
             stage = estimates.stage_of(job["rule"])
             stated = estimates.MEMORY_MB.get(stage, 1000)
