@@ -19,6 +19,7 @@ from rfatlas.errors import RfatlasError
 
 ATTRS = store.provenance("activations", {"ä": [1, 2]}, "w" * 64, {"list": "x"}, "cpu")
 FLIPS = 200
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 # ---- files of every kind
@@ -201,6 +202,35 @@ def test_only_the_blocks_that_are_read_are_checked(tmp_path):
                 mapped[index]
         with pytest.raises(RfatlasError, match=message):
             file["a"][middle - 10 : middle + 10]
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from rfatlas import store
+with store.open(sys.argv[2]) as file:
+    rows = store.array(file["rows"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kept, total = rows[0], 0
+    for start in range(0, len(rows), 50):
+        total += int(rows[start : start + 50, ::4096].sum(dtype=np.int64))
+    for row in np.random.default_rng(0).permutation(len(rows)):
+        total += int(rows[row, ::4096].sum(dtype=np.int64)) + int(rows[[row]][0, 5])
+    assert (kept == 3).all() and total == len(rows) * (2 * 3 * len(kept[::4096]) + 3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_rows_that_are_read(tmp_path):
+    path, megabyte = tmp_path / "rows.h5", 1 << 20
+    with store.create(path, ATTRS) as file:
+        data = file.create_dataset("rows", (300, megabyte), np.uint8)
+        for row in range(300):
+            data[row] = np.full(megabyte, 3, np.uint8)
+    command = [sys.executable, "-c", MEMORY, str(SCRIPTS), str(path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert int(done.stdout) / 1024 < checked.RESIDENT_BYTES / megabyte + 60
 
 
 def test_the_table_holds_the_crc_of_each_block(tmp_path):

@@ -10,6 +10,7 @@ table (of an older version, or changed by another program) is read unchecked.
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 import struct
@@ -24,6 +25,12 @@ from rfatlas.errors import RfatlasError
 
 #: Bytes of a block: a compromise between the table's size and what a single row makes us read.
 BLOCK = 1 << 18
+
+#: Bytes of a memory map that a process holds at most, but for what one access reads.
+RESIDENT_BYTES = 1 << 26
+# What the system maps with a page that is asked for, if it has it already.
+_AROUND = 1 << 16
+
 _MAGIC = b"rfatlas checksums"
 # Bytes of the content, bytes of a block; then the CRC-32 of all before, and the magic. An odd
 # number of bytes: no flip of one bit in the length that HDF5 keeps can hide them.
@@ -264,10 +271,14 @@ class Writer(_File):
 
 
 class Rows:
-    """A dataset in one piece for random reading: as a read-only memory map of its rows, checked."""
+    """A dataset in one piece for random reading: as a read-only memory map of its rows, checked.
+
+    What is read stays in the memory of the system as long as that has room, but in that of the
+    process up to `RESIDENT_BYTES` only: a file of any size can be gone through.
+    """
 
     def __init__(self, path: str | Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]):
-        self._reader, self._offset = Reader(path), offset
+        self._reader, self._offset, self._resident = Reader(path), offset, 0
         self._map = np.memmap(path, dtype, "r", offset, shape)
         self.dtype, self.shape, self.ndim = self._map.dtype, shape, len(shape)
         self._row_bytes = self._map[:1].nbytes
@@ -288,8 +299,20 @@ class Rows:
             rows = np.arange(rows.min(), rows.max() + 1) if len(rows) else rows
         else:
             rows = np.arange(len(self))
+        coming = 0
         for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             if len(run):
                 start, stop = (int(row) * self._row_bytes for row in (run[0], run[-1] + 1))
                 self._reader.check(self._offset + start, self._offset + stop)
+                coming += stop - start + _AROUND
+        self._release(coming)
         return self._map[index]
+
+    def _release(self, coming: int) -> None:
+        """Let go of the pages that were read, if with so many bytes more they are too many; whoever
+        still looks at them finds them again."""
+        if self._resident and self._resident + coming > RESIDENT_BYTES:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._map._mmap.madvise(mmap.MADV_DONTNEED)
+            self._resident = 0
+        self._resident += coming
