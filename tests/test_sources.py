@@ -440,7 +440,8 @@ def test_files_and_keys_that_the_rule_depends_on():
     every = {"path": "p", "labels": "l", "class_map": "m", "class_names": None, "limit": None}
     every |= {"count": 10, "size": 64, "seed": 1, "subset": {"size": 3, "seed": 0}}
     assert sources.input_files(every | {"source": "scenes"}, "x") == {
-        "labels": "results/scenes/x/labels.csv"
+        "labels": "results/scenes/x/labels.csv",
+        "drawn": "results/scenes/x/images",
     }
     assert sources.input_files(every | {"source": "imagenet_tar"}, "x") == {
         "path": "p",

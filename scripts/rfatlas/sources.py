@@ -299,7 +299,8 @@ def input_files(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
     them: there may be more than a workflow can watch.
     """
     if dataset["source"] == "scenes":
-        return {"labels": f"results/scenes/{name}/labels.csv"}
+        folder = f"results/scenes/{name}"
+        return {"labels": f"{folder}/labels.csv", "drawn": f"{folder}/images"}
     keys = {"truth": "labels", "class_map": "class_map", "class_names": "class_names"}
     if dataset["source"] in ("list", "imagenet_tar"):
         keys["path"] = "path"

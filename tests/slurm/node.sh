@@ -83,6 +83,9 @@ END
     false
 }
 
+# Whether a process is at work; one that nobody has buried yet is not.
+alive() { grep -qs '^State:.[^Z]' "/proc/$1/status"; }
+
 stop() {
     local folder=$1 name pid
     trap - ERR
@@ -97,7 +100,7 @@ stop() {
         pid=$(cat "$folder/$name.pid" 2>/dev/null) || continue
         kill "$pid" 2>/dev/null || continue
         for _ in $(seq 50); do
-            kill -0 "$pid" 2>/dev/null || break
+            alive "$pid" || break
             sleep 0.2
         done
         kill -9 "$pid" 2>/dev/null || true

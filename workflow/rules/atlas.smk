@@ -67,9 +67,9 @@ rule atlas_site:
         matched=lambda wildcards: expand(
             "results/compare/{group}/matched.csv", group=atlas_groups(wildcards.run)
         ),
-        columns=Path(workflow.basedir) / "docs" / "columns.md",
-        template=ATLAS_ASSETS / "index.html.j2",
-        assets=sorted(path for path in ATLAS_ASSETS.rglob("*") if path.is_file()),
+        columns=in_place(Path(workflow.basedir) / "docs" / "columns.md"),
+        template=in_place(ATLAS_ASSETS / "index.html.j2"),
+        assets=sorted(in_place(path) for path in ATLAS_ASSETS.rglob("*") if path.is_file()),
     output:
         directory("results/{run}/atlas"),
     log:
@@ -102,19 +102,21 @@ rule atlas_site:
 rule atlas_start:
     input:
         activations=expand("results/{run}/activations.h5", run=run_names()),
-        template=ATLAS_ASSETS / "start.html.j2",
+        template=in_place(ATLAS_ASSETS / "start.html.j2"),
     output:
         "results/index.html",
     log:
         "logs/atlas/start.log",
     benchmark:
         "benchmarks/atlas/start.tsv"
+    group:
+        "pages"
     conda:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=budget.mem_mb("findings"),
-        runtime=10,
+        mem_mb=grown(budget.mem_mb("findings")),
+        runtime=grown(10),
         gpu=0,
     params:
         code=versions.digest("atlas"),

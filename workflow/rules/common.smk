@@ -107,6 +107,12 @@ def batch_norm_images(run):
     return run_images(run) if model_config(run)["weights"].startswith("random:") else []
 
 
+def in_place(file):
+    """A file of the checkout or of the user: with a storage below a prefix (an object store) it is
+    still read where it lies, by a job on the machine that Snakemake runs on."""
+    return local(str(file)) if workflow.storage_settings.default_storage_prefix else str(file)
+
+
 def model_files(run):
     """The files of the user that a run's network is made from."""
     entry = model_config(run)
@@ -114,7 +120,7 @@ def model_files(run):
         rfatlas_config.factory_file(entry["factory"]),
         rfatlas_config.local_weights(entry["weights"]),
     ]
-    return [str(file) for file in files if file is not None]
+    return [in_place(file) for file in files if file is not None]
 
 
 def model_params(run):
@@ -426,6 +432,8 @@ if workflow.is_main_process and not any(OTHER_TASKS.fullmatch(word) for word in 
         if reason := preflight.no_ablation(plan, run):
             print(f"rfatlas: no ablation of run {run}: {reason}", file=sys.stderr)
     try:
-        budget.check_disk(Path.cwd())
+        # Where results go to a storage, this disk holds a few of them at a time.
+        if workflow.storage_settings.default_storage_provider is None:
+            budget.check_disk(Path.cwd())
     except RfatlasError as error:
         raise WorkflowError(str(error)) from None

@@ -7,13 +7,16 @@
 from rfatlas import sources
 
 
+def packed_files(dataset):
+    """The files that tell of a data set's images: of scenes drawn here, else those of the user."""
+    files = sources.input_files(dataset_config(dataset), dataset)
+    drawn = dataset_config(dataset)["source"] == "scenes"
+    return files if drawn else {name: in_place(file) for name, file in files.items()}
+
+
 rule images_pack:
     input:
-        unpack(
-            lambda wildcards: sources.input_files(
-                dataset_config(wildcards.dataset), wildcards.dataset
-            )
-        ),
+        unpack(lambda wildcards: packed_files(wildcards.dataset)),
     output:
         images="results/images/{dataset}_{resize}_{crop}.h5",
         bad=report(

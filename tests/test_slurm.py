@@ -1,0 +1,159 @@
+"""The workflow on a real SLURM, a cluster of one node: the tables of a local run, retries, nothing
+lost.
+
+No part of a plain pytest, since it starts daemons as root and may install them:
+`make test ARGS="-m slurm tests/test_slurm.py"`. An undisturbed local run of the reduced demo can be
+named by RFATLAS_REFERENCE.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from same_results import differences
+
+ROOT = Path(__file__).resolve().parents[1]
+NODE = ROOT / "tests" / "slurm" / "node.sh"
+DEMO = [
+    *("--snakefile", ROOT / "Snakefile"),
+    *("--configfile", ROOT / "tests" / "configs" / "reduced.yaml"),
+]
+
+pytestmark = pytest.mark.slurm
+
+# What this cluster needs besides the profile: two cores are here, nobody keeps accounts, and a test
+# does not wait half a minute for the end of a job that takes seconds.
+SITE = [
+    *("--workflow-profile", ROOT / "workflow" / "profiles" / "slurm"),
+    *("--cores", 2),
+    *("--latency-wait", 10),
+    "--slurm-no-account",
+    *("--slurm-status-command", "squeue"),
+    *("--slurm-init-seconds-before-status-checks", 5),
+    *("--seconds-between-status-checks", 2),
+    *("--default-resources", "slurm_partition=debug"),
+]
+
+# A job costs some ten seconds here, so that the demo's stages of seconds share a few.
+ACTIVATIONS = ["activations_range", "activations_merge"]
+LAYERED = ["receptive_fields", "skip_residual", "gabor", "gratings", "color", "preferred_stimulus"]
+GROUPS = {
+    "start": ["scenes_draw", "images_pack", "model_weights", *ACTIVATIONS],
+    "layers": [
+        *(f"{stage}_{run}_0" for stage in LAYERED for run in ("demo", "demo_random")),
+        *(f"virtual_filters_{run}" for run in ("demo", "demo_random")),
+    ],
+    "sweeps": [f"ablation_{step}_demo_{i}" for step in ("range", "gather") for i in (0, 1)],
+}
+
+
+class Run:
+    """Snakemake at work in `folder`; killed if it is left before its end."""
+
+    def __init__(self, folder: Path, *words):
+        self._file = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", "--directory", folder, *map(str, words)],
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self._file.close()
+
+    def output(self, status: int = 0) -> str:
+        """Wait for the end; return what was printed."""
+        found = self.process.wait()
+        self._file.seek(0)
+        text = self._file.read()
+        assert found == status, text[-3000:]
+        return text
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A running SLURM of one node; skips where none can be had."""
+    # Sockets lie in it, whose paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
+    try:
+        for words in (["install"], ["start", folder]):
+            done = subprocess.run([NODE, *words], stderr=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"no SLURM to test with: {done.stderr.strip()}")
+        yield
+    finally:
+        subprocess.run([NODE, "stop", folder], check=True)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The folder of a local run of the reduced demo."""
+    if named := os.environ.get("RFATLAS_REFERENCE"):
+        return Path(named)
+    folder = tmp_path_factory.mktemp("reference")
+    with Run(folder, *DEMO, "--cores", 2) as run:
+        run.output()
+    return folder
+
+
+def cancel_once_begun(run: Run, comment: str, logs: Path) -> None:
+    """Cancel the job with this comment when a script of it has opened its log below `logs`."""
+    while run.process.poll() is None and not any(logs.rglob("*.log")):
+        time.sleep(0.5)
+    listed = subprocess.check_output(["squeue", "--noheader", "--format=%A %k"], text=True)
+    (number,) = re.findall(rf"^(\d+) {comment}", listed, re.MULTILINE)
+    subprocess.run(["scancel", number], check=True)
+
+
+def test_the_reduced_demo_ends_with_the_tables_of_a_local_run(cluster, reference, tmp_path):
+    groups = [f"{rule}={group}" for group, rules in GROUPS.items() for rule in rules]
+    with Run(tmp_path, *DEMO, *SITE, "--groups", *groups) as run:
+        cancel_once_begun(run, "rule_sweeps", tmp_path / "logs" / "ablation")
+        output = run.output()
+    # All steps in few jobs, one of them twice.
+    assert len(re.findall("has been submitted with SLURM jobid", output)) < 15
+    assert "Trying to restart" in output
+    assert differences(reference, tmp_path) == []
+    assert not list(tmp_path.rglob("*.partial"))
+    # What SLURM has made counts here, too.
+    with Run(tmp_path, *DEMO, "--cores", 2, "--dry-run") as run:
+        assert "Nothing to be done" in run.output()
+
+
+def attempts(folder: Path, name: str) -> int:
+    return (folder / f"{name}.count").read_text().count("\n")
+
+
+def test_what_goes_wrong_is_reported_and_tried_again_and_nothing_is_lost(cluster, tmp_path):
+    small = ("--snakefile", ROOT / "tests" / "slurm" / "small.smk", *SITE)
+    with Run(tmp_path, *small) as run:
+        output = run.output(status=1)
+    # The profile says two retries; and a failure is shown with its log.
+    assert attempts(tmp_path, "failing") == 3
+    assert "the planet is missing" in output and "logs/failing.log" in output
+    assert not (tmp_path / "failing.txt").exists()
+    # The others end well, each when its trouble is over.
+    made = {name: attempts(tmp_path, name) for name in ("fine", "cancelled", "greedy")}
+    assert made == {"fine": 1, "cancelled": 2, "greedy": 2}
+    assert all((tmp_path / f"{name}.txt").exists() for name in made)
+    told = "".join(file.read_text() for file in tmp_path.rglob(".snakemake/slurm_logs/**/*.log"))
+    assert "exceeded memory limit" in told
+
+    (tmp_path / "mended").touch()
+    with Run(tmp_path, *small) as run:
+        run.output()
+    assert attempts(tmp_path, "failing") == 4 and (tmp_path / "failing.txt").exists()
+    assert {name: attempts(tmp_path, name) for name in made} == made
