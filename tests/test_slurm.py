@@ -9,6 +9,7 @@ named by RFATLAS_REFERENCE.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,10 +42,12 @@ SITE = [
 ]
 
 # A job costs some ten seconds here, so that the demo's stages of seconds share a few.
-ACTIVATIONS = ["activations_range", "activations_merge"]
-LAYERED = ["receptive_fields", "skip_residual", "gabor", "gratings", "color", "preferred_stimulus"]
+LAYERED = ["receptive_fields", "skip_residual", "gabor", "color", "preferred_stimulus"]
 GROUPS = {
-    "start": ["scenes_draw", "images_pack", "model_weights", *ACTIVATIONS],
+    "start": [
+        *("scenes_draw", "images_pack", "model_weights", "activations_range", "activations_merge"),
+        *(f"gratings_{run}_0" for run in ("demo", "demo_random")),
+    ],
     "layers": [
         *(f"{stage}_{run}_0" for stage in LAYERED for run in ("demo", "demo_random")),
         *(f"virtual_filters_{run}" for run in ("demo", "demo_random")),
@@ -54,7 +57,7 @@ GROUPS = {
 
 
 class Run:
-    """Snakemake at work in `folder`; killed if it is left before its end."""
+    """Snakemake at work in `folder`; interrupted, and its jobs with it, if it is left too early."""
 
     def __init__(self, folder: Path, *words):
         self._file = tempfile.TemporaryFile("w+")
@@ -69,8 +72,9 @@ class Run:
         return self
 
     def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
         self._file.close()
 
     def output(self, status: int = 0) -> str:
@@ -113,14 +117,17 @@ def cancel_once_begun(run: Run, comment: str, logs: Path) -> None:
     """Cancel the job with this comment when a script of it has opened its log below `logs`."""
     while run.process.poll() is None and not any(logs.rglob("*.log")):
         time.sleep(0.5)
-    listed = subprocess.check_output(["squeue", "--noheader", "--format=%A %k"], text=True)
-    (number,) = re.findall(rf"^(\d+) {comment}", listed, re.MULTILINE)
+    listed = subprocess.check_output(
+        ["squeue", "--noheader", "--states=running", "--format=%A %k"], text=True
+    )
+    number, *_ = re.findall(rf"^(\d+) {comment}", listed, re.MULTILINE)
     subprocess.run(["scancel", number], check=True)
 
 
 def test_the_reduced_demo_ends_with_the_tables_of_a_local_run(cluster, reference, tmp_path):
     groups = [f"{rule}={group}" for group, rules in GROUPS.items() for rule in rules]
-    with Run(tmp_path, *DEMO, *SITE, "--groups", *groups) as run:
+    chunks = ("--group-components", "sweeps=2", "tables=10", "pages=40")
+    with Run(tmp_path, *DEMO, *SITE, "--groups", *groups, *chunks) as run:
         cancel_once_begun(run, "rule_sweeps", tmp_path / "logs" / "ablation")
         output = run.output()
     # All steps in few jobs, one of them twice.
