@@ -201,11 +201,13 @@ def pack(
             listing.locate(min(rows.wide)),
         )
     packed = int(rows.good.sum())
+    # Scenes are drawn by the workflow, in a place that a storage gives another name in each job.
+    place = "" if listing.source == "scenes" else f": {listing.root}"
     attrs = store.provenance("images", config or {}, created_from=created_from) | {
         "class_names": np.array(listing.class_names, dtype=h5py.string_dtype()),
         "resize": resize,
         "crop": crop,
-        "source": f"{listing.source}: {listing.root}",
+        "source": f"{listing.source}{place}",
         "sha256": rows.digest(),
         "skipped": len(listing) - packed,
     }
