@@ -576,6 +576,21 @@ def test_the_scatter_plot_shows_what_the_grid_shows(page, site):
     assert page.all("#scatter-legend .key") == [], "one value needs no legend"
 
 
+def test_many_classes_share_a_colour_beyond_the_frequent_ones(page, site):
+    page.run(
+        "const { reader } = rfatlas; const texts = [...'aaaaabbbbcccddeefghijklmno'];"
+        "rfatlas.reader = (name) => name === 'preferred_class'"
+        " ? { at: (row) => texts[row] } : reader(name); const { value } = rfatlas;"
+        "rfatlas.value = (name, row) => name === 'preferred_class' ? texts[row] : value(name, row);"
+    )
+    page.choose("#scatter-y", "filter_norm")
+    page.choose("#scatter-x", "activation_var")
+    page.choose("#scatter-colour", "preferred_class")
+    assert [key.text for key in page.all("#scatter-legend .key")] == [*"abcdef", "all other"]
+    colours = page.run("return rfatlas.scatter.points.colours")
+    assert len(set(colours[:16])) == 5 and len(set(colours[17:])) == 1
+
+
 # ---- the keyboard
 
 
@@ -831,6 +846,17 @@ def test_figures_can_be_saved(page, site):
     # The legend, in one line above the plot, has circles, too.
     points = [one for one in saved.iter(f"{SVG}circle") if one.find(f"{SVG}title") is not None]
     assert len(points) == 24, "two channels have no osi"
+    page.choose("#scatter-y", "filter_norm")
+    page.choose("#scatter-colour", "preferred_class")
+    page.one("#download-scatter").click()
+    saved = ElementTree.parse(page.downloaded("demo_filter_norm_*.svg")).getroot()
+    assert MARKUP in [text.text for text in saved.iter(f"{SVG}text")]
+    page.choose("#scatter-y", "activation_var")
+    page.choose("#scatter-colour", "filter_norm")
+    page.one("#download-scatter").click()
+    saved = ElementTree.parse(page.downloaded("demo_activation_var_*.svg")).getroot()
+    colours = {one.get("fill") for one in saved.iter(f"{SVG}circle")}
+    assert len(colours) > 20, "each channel has a norm of its own, few of them nearly alike"
     page.open(path, "#conv1/3")
     page.until(lambda: page.all("#passport .chart"))
     button = page.one("#passport .chart button")

@@ -6,8 +6,9 @@ rfatlas.scatter = (() => {
   const { html, svg, COLOURS } = rfatlas.draw;
   const view = rfatlas.view;
   const settings = { x: null, y: null, colour: "layer", xLog: false, yLog: false };
-  // A column with more values than this has one colour only.
-  const MOST_COLOURS = 24;
+  // Of a column with more texts than this, the rarer ones share a colour.
+  const MOST_COLOURS = 6;
+  const OTHER = "all other";
   const [SIZE, CHOSEN, FAINT, OPACITY] = [2.6, 4, 0.18, 0.75];
   // Pointers nearer than this to a point, in CSS pixels, mean it.
   const NEAR = 10;
@@ -41,15 +42,21 @@ rfatlas.scatter = (() => {
     return `rgb(${mix.join(",")})`;
   }
 
+  // Figures that are saved have the colours of a light page.
+  let printing = false;
+  const isDark = () => !printing && document.documentElement.dataset.theme === "dark";
+
   // From violet over green to yellow, an order that stays one in grey; never as dark or as light as
   // the page.
-  const stops = () => (document.documentElement.dataset.theme === "dark"
+  const stops = () => (isDark()
     ? [[130, 90, 190], [80, 120, 190], [40, 160, 150], [110, 200, 100], [253, 231, 37]]
     : [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 180, 98], [215, 180, 0]]);
 
   // On a dark page the first of the colours would be too dark.
-  const palette = () => (document.documentElement.dataset.theme === "dark"
+  const palette = () => (isDark()
     ? [COLOURS[5], ...COLOURS.slice(1, 5), "#f0e442", COLOURS[6]] : COLOURS);
+
+  const grey = () => (isDark() ? "#8a909a" : "#9a9a9a");
 
   // The colour of each row, and what the legend says of them.
   function colouring(rows) {
@@ -64,24 +71,28 @@ rfatlas.scatter = (() => {
       const high = finite.reduce((a, b) => Math.max(a, b));
       return {
         colours: values.map((v) => (Number.isFinite(v) ? mixed(stops(), (v - low) / (high - low || 1))
-          : css("--quiet"))),
+          : grey())),
         legend: [], bar: { low, high, colours: stops().map((c) => `rgb(${c.join(",")})`) },
       };
     }
-    const texts = rows.map((row) => rfatlas.text(settings.colour === "layer"
-      ? rfatlas.overview.layers[rfatlas.layerOf(row)].name : rfatlas.value(column.name, row)));
-    const there = new Set(texts);
-    // Layers in the order of the network; what is missing last.
-    const names = settings.colour === "layer"
-      ? rfatlas.overview.layers.map((layer) => layer.name).filter((name) => there.has(name))
-      : [...there].sort((a, b) => (a === "–") - (b === "–") || a.localeCompare(b));
-    if (names.length > MOST_COLOURS) return plain;
-    const ordered = settings.colour === "layer" && names.length > 3;
-    const colour = new Map(names.map((name, i) => [name,
-      name === "–" ? css("--quiet")
-        : ordered ? mixed(stops(), i / (names.length - 1)) : palette()[i % COLOURS.length]]));
-    return { colours: texts.map((text) => colour.get(text)),
-      legend: names.length > 1 ? [...colour] : [] };
+    if (column.name === "layer") {
+      const there = new Set(rows.map(rfatlas.layerOf));
+      const colour = new Map([...there].sort((a, b) => a - b).map((n, i) => [n,
+        there.size > 3 ? mixed(stops(), i / (there.size - 1)) : palette()[i]]));
+      return { colours: rows.map((row) => colour.get(rfatlas.layerOf(row))),
+        legend: there.size > 1
+          ? [...colour].map(([n, one]) => [rfatlas.overview.layers[n].name, one]) : [] };
+    }
+    const texts = rows.map((row) => rfatlas.text(rfatlas.value(column.name, row)));
+    const count = new Map();
+    for (const text of texts) if (text !== "–") count.set(text, (count.get(text) ?? 0) + 1);
+    const frequent = [...count].sort((a, b) => b[1] - a[1]).slice(0, MOST_COLOURS).map(([name]) => name)
+      .sort((a, b) => a.localeCompare(b));
+    const colour = new Map(frequent.map((name, i) => [name, palette()[i]]));
+    if (count.size > frequent.length) colour.set(OTHER, grey());
+    if (texts.includes("–")) colour.set("–", grey());
+    return { colours: texts.map((text) => colour.get(text) ?? grey()),
+      legend: colour.size > 1 ? [...colour] : [] };
   }
 
   function collect() {
@@ -333,10 +344,39 @@ rfatlas.scatter = (() => {
     return draw();
   }
 
+  // What the colours mean, as the first lines of a saved figure: the parts, and how many lines.
+  function key({ legend: names, bar }, left, right) {
+    if (bar) {
+      const width = 24;
+      const words = `${settings.colour}: ${rfatlas.text(bar.low)}`;
+      const from = left + 7 * words.length + 8;
+      return [[svg("text", { x: left, y: 20 }, words),
+        svg("text", { x: from + width * bar.colours.length + 8, y: 20 }, rfatlas.text(bar.high)),
+        bar.colours.map((fill, i) => svg("rect", { x: from + i * width, y: 10, width, height: 12,
+          fill }))].flat(), 1];
+    }
+    let [x, line] = [left, 0];
+    const parts = names.flatMap(([name, colour]) => {
+      const width = 26 + 6.5 * name.length;
+      if (x > left && x + width > right) [x, line] = [left, line + 1];
+      const found = [svg("circle", { cx: x + 5, cy: 16 + 18 * line, r: 5, fill: colour }),
+        svg("text", { x: x + 14, y: 20 + 18 * line }, name)];
+      x += width;
+      return found;
+    });
+    return [parts, line + 1];
+  }
+
   // The plot as it stands, as a drawing of its own.
   function save() {
     if (!plot) return;
-    const [W, H, left, right, top, bottom] = [800, 600, 70, 20, 34, 52];
+    printing = true;
+    const colours = colouring(points.rows);
+    printing = false;
+    const [W, left, right, bottom] = [800, 70, 20, 52];
+    const [keys, keyLines] = key(colours, left, W - right);
+    const top = 16 + 18 * keyLines;
+    const H = 566 + top;
     const { ticks, logTicks } = rfatlas.draw;
     const { x: sx, y: sy } = plot.scales;
     const scaled = (v, log) => (log ? Math.log10(v) : v);
@@ -346,33 +386,28 @@ rfatlas.scatter = (() => {
     const py = (v) => along(v, sy, settings.yLog, H - bottom, top);
     const marks = ({ min, max }, log) => (log ? logTicks(min, max) : ticks(min, max, 6));
     const line = (x1, y1, x2, y2) => svg("line", { x1, y1, x2, y2, stroke: "#d0d0d0" });
+    const text = (x, y, anchor, words, more = {}) =>
+      svg("text", { x, y, "text-anchor": anchor, ...more }, words);
     const any = anySelected();
     const dots = points.rows.map((row, i) => {
       const chosen = any && view.state.selection.has(row);
       const [cx, cy] = [px(points.x[i]), py(points.y[i])];
       if (cx < left || cx > W - right || cy < top || cy > H - bottom) return null;
       return svg("circle", { cx: cx.toFixed(2), cy: cy.toFixed(2), r: chosen ? CHOSEN : SIZE,
-        fill: points.colours[i], "fill-opacity": chosen ? 1 : any ? FAINT : OPACITY },
+        fill: colours.colours[i], "fill-opacity": chosen ? 1 : any ? FAINT : OPACITY },
       svg("title", {}, rfatlas.label(row)));
     });
-    let at_ = left;
-    const keys = points.legend.flatMap(([name, colour]) => {
-      const x = at_;
-      at_ += 26 + 6.5 * name.length;
-      return [svg("circle", { cx: x + 5, cy: 16, r: 5, fill: colour }),
-        svg("text", { x: x + 14, y: 20 }, name)];
-    });
+    const middle = (top + H - bottom) / 2;
     const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, width: W, height: H, "font-size": 12,
       "font-family": "sans-serif", fill: "currentColor" },
-    marks(sx, settings.xLog).map((t) => [line(px(t), top, px(t), H - bottom),
-      svg("text", { x: px(t), y: H - bottom + 16, "text-anchor": "middle" }, rfatlas.text(t))]).flat(),
-    marks(sy, settings.yLog).map((t) => [line(left, py(t), W - right, py(t)),
-      svg("text", { x: left - 6, y: py(t) + 4, "text-anchor": "end" }, rfatlas.text(t))]).flat(),
+    marks(sx, settings.xLog).flatMap((t) => [line(px(t), top, px(t), H - bottom),
+      text(px(t), H - bottom + 16, "middle", rfatlas.text(t))]),
+    marks(sy, settings.yLog).flatMap((t) => [line(left, py(t), W - right, py(t)),
+      text(left - 6, py(t) + 4, "end", rfatlas.text(t))]),
     dots, keys,
     svg("path", { d: `M${left},${top}V${H - bottom}H${W - right}`, fill: "none", stroke: "currentColor" }),
-    svg("text", { x: (left + W - right) / 2, y: H - 12, "text-anchor": "middle" }, settings.x),
-    svg("text", { x: 18, y: (top + H - bottom) / 2, "text-anchor": "middle",
-      transform: `rotate(-90 18 ${(top + H - bottom) / 2})` }, settings.y));
+    text((left + W - right) / 2, H - 12, "middle", settings.x),
+    text(18, middle, "middle", settings.y, { transform: `rotate(-90 18 ${middle})` }));
     rfatlas.draw.saveSvg(drawing, `${rfatlas.overview.run}_${settings.y}_${settings.x}`);
   }
 
