@@ -599,7 +599,7 @@ class Budget:
     def _figures(self, run: str) -> Row:
         layers = len(self.layers[run])
         seconds = self.rates["start_plain"] + layers * self.rates["figures"]
-        files = {f"results/{run}/figures": 2e6 * layers}
+        files = {f"results/{run}/figures": 3.5e6 * layers}
         return Row("figures", run, 1, seconds, 1, self.mem_mb("figures"), files)
 
     def _figures_ablation(self, run: str) -> Row | None:
