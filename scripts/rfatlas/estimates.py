@@ -669,7 +669,7 @@ class Budget:
     def _atlas(self, run: str) -> Row:
         channels = sum(layer["channels"] for layer in self.layers[run])
         seconds = self.rates["start_plain"] + channels * self.rates["atlas"]
-        # The plotting library; thumbnails and pictures of each channel.
+        # The columns; thumbnails, pictures and curves of each channel.
         files = {f"results/{run}/atlas": 5e6 + 25e3 * channels}
         return Row("atlas", run, 1, seconds, self.cores, self.mem_mb("atlas"), files)
 

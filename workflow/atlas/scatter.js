@@ -183,6 +183,16 @@ rfatlas.scatter = (() => {
     };
   }
 
+  // Many points are small and faint, or they would hide each other.
+  const crowd = () => Math.min(1, Math.max(0.4, Math.sqrt(4000 / (points.rows.length || 1))));
+  // The points in an order without layers: with a step that shares no factor with their number, each
+  // comes once.
+  function* mixedOrder() {
+    const count = points.rows.length;
+    const step = [7919, 7907, 7901].find((prime) => count % prime) ?? 1;
+    for (let k = 0, i = 0; k < count; k++, i = (i + step) % count) yield i;
+  }
+
   const anySelected = () => points.rows.some((row) => view.state.selection.has(row));
 
   function paths(u) {
@@ -190,9 +200,9 @@ rfatlas.scatter = (() => {
     const ratio = uPlot.pxRatio;
     const any = anySelected();
     const dots = (chosen) => {
-      ctx.globalAlpha = chosen ? 1 : any ? FAINT : OPACITY;
-      const radius = (chosen ? CHOSEN : SIZE) * ratio;
-      for (let i = 0; i < points.rows.length; i++) {
+      ctx.globalAlpha = chosen ? 1 : (any ? FAINT : OPACITY) * crowd();
+      const radius = (chosen ? CHOSEN : SIZE * Math.sqrt(crowd())) * ratio;
+      for (const i of mixedOrder()) {
         if ((any && view.state.selection.has(points.rows[i])) !== chosen) continue;
         ctx.fillStyle = points.colours[i];
         ctx.beginPath();
