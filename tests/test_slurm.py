@@ -140,6 +140,31 @@ def test_the_reduced_demo_ends_with_the_tables_of_a_local_run(cluster, reference
         assert "Nothing to be done" in run.output()
 
 
+def test_results_of_jobs_on_nodes_may_go_to_a_storage(cluster, reference, tmp_path):
+    if not shutil.which("rsync"):
+        pytest.skip("the storage plugin fs needs rsync")
+    storage, work = tmp_path / "storage", tmp_path / "work"
+    words = [
+        *("--default-storage-provider", "fs", "--default-storage-prefix", storage),
+        *("--local-storage-prefix", tmp_path / "node"),
+        *("--shared-fs-usage", "persistence", "software-deployment", "sources", "source-cache"),
+    ]
+    groups = [f"{rule}=start" for rule in GROUPS["start"]]
+    work.mkdir()
+    with Run(work, *DEMO, *SITE, *words, "--groups", *groups, "--", "activations") as run:
+        run.output()
+    assert not (work / "results").exists()
+    names = [file.relative_to(storage) for file in storage.rglob("results/**/*.h5")]
+    assert {str(name) for name in names} == {
+        "results/images/scenes_64_64.h5",
+        "results/demo/activations.h5",
+        "results/demo_random/activations.h5",
+    }
+    lines = differences(reference, storage)
+    assert all(line.endswith(f": missing in {storage}") for line in lines), lines
+    assert list(storage.rglob("logs/**/*.log"))
+
+
 def attempts(folder: Path, name: str) -> int:
     return (folder / f"{name}.count").read_text().count("\n")
 

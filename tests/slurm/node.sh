@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM cluster of one node, for the tests: real daemons, bound to this machine's loopback.
 #
-#   node.sh install          slurm-wlm and munge from Debian's packages, if they are missing
+#   node.sh install          slurm-wlm and munge from Debian's packages, and rsync, if missing
 #   node.sh start FOLDER     munged, slurmctld and slurmd; all their files lie in FOLDER
 #   node.sh stop FOLDER      ends the jobs and these daemons, takes the link in /etc/slurm away
 #
@@ -19,11 +19,11 @@ fail() {
 
 install() {
     [ "$(id -u)" = 0 ] || fail "installing and starting SLURM needs root"
-    command -v slurmctld slurmd munged sbatch >/dev/null && return
+    type slurmctld slurmd munged sbatch rsync >/dev/null 2>&1 && return
     command -v apt-get >/dev/null || fail "no SLURM here, and no apt-get to install it"
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge; } \
-        >/dev/null 2>&1 || fail "apt-get could not install slurm-wlm and munge"
+    { apt-get -qq update && apt-get -qq install -y --no-install-recommends slurm-wlm munge rsync; } \
+        >/dev/null 2>&1 || fail "apt-get could not install slurm-wlm, munge and rsync"
 }
 
 start() {
