@@ -26,8 +26,8 @@ def differences(
 ) -> list[str]:
     """Compare all results/**/*.csv, .h5 and .json of two folders; return a line per difference.
 
-    Two numbers are the same if they differ by at most `tolerance` times the larger of both or, in a
-    column or data set, times the root mean square of its numbers other than zero. NaN equals NaN,
+    Two numbers are the same if they differ by at most `tolerance` times the larger of both or times
+    the root mean square of the numbers other than zero of their column or data set. NaN equals NaN,
     infinity itself. Integers, flags and text must be equal. Attributes of HDF5 files named in
     `may_differ` are left out. Pictures and pages are not compared: they are drawn from these files.
     """
@@ -88,17 +88,31 @@ def _hdf5(path: Path, may_differ: frozenset[str]) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The leaves of a JSON file by their place."""
+    """The leaves of a JSON file by their place; those of all elements of a list are one column."""
+    found: dict[str, list[Any]] = {}
 
-    def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict | list) and value:
-            keyed = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, below in keyed:
-                yield from leaves(below, f"{place}/{key}")
+    def note(value: Any, place: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, below in value.items():
+                note(below, f"{place}/{key}")
+        elif isinstance(value, list) and value:
+            for below in value:
+                note(below, f"{place}/*")
         else:
-            yield place or "/", value
+            found.setdefault(place or "/", []).append(value)
 
-    return dict(leaves(json.loads(path.read_text(encoding="utf-8")), ""))
+    note(json.loads(path.read_text(encoding="utf-8")), "")
+    return {place: _column(values) for place, values in found.items()}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Leaves as an array: of numbers where null, for NaN, is all that stands among them."""
+    kinds = {type(value) for value in values}
+    if kinds & {int, float} and kinds <= {int, float, type(None)}:
+        return np.array([np.nan if value is None else value for value in values])
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
 
 
 def _compare(a: dict[str, Any], b: dict[str, Any], tolerance: float) -> Iterator[str]:

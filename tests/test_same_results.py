@@ -33,7 +33,11 @@ def two(tmp_path):
         file["group/fit"] = np.array([[1e-3, np.nan, np.inf], [0, -2e-3, 4e-3]], np.float32)
         file["names"] = ["a", "b"]
         file["top_image"] = np.array([3, 7])
-    content = {"claims": [{"sentence": "two of ten", "share": 0.2, "missing": None}], "rows": []}
+    claims = [
+        {"sentence": "two of ten", "share": 0.2, "missing": None},
+        {"sentence": "none", "share": 0.0, "missing": "gone"},
+    ]
+    content = {"claims": claims, "rows": {}, "sizes": [4]}
     (first / FINDINGS).write_text(json.dumps(content))
     shutil.copytree(first, second)
     return first, second
@@ -138,12 +142,28 @@ def test_attributes_but_for_those_that_tell_how_a_file_was_made(two):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("0.2", "0.20001", "/claims/0/share: 1 of 1 differ, first: 0.2 and 0.20001"),
-        ("two", "one", "/claims/0/sentence: 1 of 1 differ, first: two of ten and one of ten"),
-        ("null", "0", "/claims/0/missing: 1 of 1 differ, first: None and 0"),
+        ("0.2", "0.20001", "/claims/*/share: 1 of 2 differ, first at (0,): 0.2 and 0.20001"),
+        (
+            "two of ten",
+            "one of ten",
+            "/claims/*/sentence: 1 of 2 differ, first at (0,): two of ten",
+        ),
+        ("null", "0", "/claims/*/missing: 1 of 2 differ, first at (0,): None and 0"),
+        ("{}", '{"a": 1}', "/rows: only in the first"),
+        ("[4]", "[4, 5]", "/sizes/*: shape (1,) and (2,)"),
     ],
 )
 def test_a_leaf_of_json(two, old, new, told):
     path = two[1] / FINDINGS
-    path.write_text(path.read_text().replace(old, new))
-    assert differences(*two) == [f"{FINDINGS}: {told}"]
+    path.write_text(path.read_text().replace(old, new, 1))
+    lines = differences(*two)
+    assert lines and any(line.startswith(f"{FINDINGS}: {told}") for line in lines)
+
+
+def test_numbers_of_a_list_in_json_are_a_column(two):
+    for folder, share in zip(two, (1e-6, 1.5e-6), strict=True):
+        (folder / FINDINGS).write_text(
+            json.dumps({"rows": [{"s": 0.1}, {"s": share}, {"s": None}]})
+        )
+    assert differences(*two) == []
+    assert len(differences(*two, tolerance=1e-7)) == 1
