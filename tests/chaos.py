@@ -43,6 +43,8 @@ KINDS = ("snakemake", "job", "worker")
 WITH_WORKERS = ("images", "scenes")
 _SCRIPT = re.compile(r"\.snakemake/scripts/tmp[^./]*\.(\w+)\.py$")
 _ORPHANS_S = 30
+# Snakemake lets other jobs end before it gives up.
+_FAILURE_S = 300
 
 
 @dataclass
@@ -212,15 +214,21 @@ class Chaos:
         try:
             victim = {"snakemake": psutil.Process(running.pid), "job": job}.get(kill.kind)
             if victim is None:
-                victim = random.choice(job.children() or [None])
-            if victim is None:
-                return False
+                # Forked from the job; other children are programs that it asks something.
+                forked = [child for child in job.children() if child.cmdline() == job.cmdline()]
+                if not forked:
+                    return False
+                victim = forked[0]
             below = psutil.Process(running.pid).children(recursive=True)
             kill.kept, kill.unnoted = progress(self.folder), unnoted(self.folder)
             victim.send_signal(signal.SIGKILL)
         except psutil.Error:
             return False
-        running.wait()
+        try:
+            running.wait(_ORPHANS_S if kill.kind == "snakemake" else _FAILURE_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            raise SystemExit(f"Snakemake did not end after the death of a {kill.kind}") from None
         _, alive = psutil.wait_procs(below, timeout=_ORPHANS_S)
         if alive:
             raise SystemExit(f"processes of a killed run live on: {alive}")

@@ -411,6 +411,19 @@ def test_a_full_disk_is_refused_before_work_begins(album, tmp_path, monkeypatch)
         images.pack(listed(album), tmp_path / "x.h5", 20, 16)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_with_values_that_are_not_finite_are_named(tmp_path, value):
+    values = np.full((9, 12), 100, np.float32)
+    Image.fromarray(values).save(tmp_path / "1.tif")
+    values[4, 7] = values[5, 0] = value
+    Image.fromarray(values).save(tmp_path / "2.tif")
+    message = rf"2\.tif: cannot be decoded: 2 of its 108 values .*\({value}\) in row 4, column 7"
+    with pytest.raises(RfatlasError, match=message):
+        images.pack(listed(tmp_path), tmp_path / "x.h5", 8, 8)
+    (tmp_path / "2.tif").unlink()
+    assert images.pack(listed(tmp_path), tmp_path / "x.h5", 8, 8)["packed"] == 1
+
+
 def journal(output):
     """Indices on record in the progress of an output."""
     text = Path(f"{output}.partial", "journal.jsonl").read_text()

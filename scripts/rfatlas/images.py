@@ -103,6 +103,8 @@ def _decode(data: bytes, resize: int, crop: int) -> tuple[Image.Image, bool]:
             _check_pixels(*new_size, "would be resized to")
             wide = image.mode.startswith(("I", "F"))
             image.load()
+            if image.mode == "F":
+                _check_finite(image)
             if image.mode != "RGB":
                 image = image.convert("RGB")
     except Image.UnidentifiedImageError:
@@ -116,6 +118,17 @@ def _decode(data: bytes, resize: int, crop: int) -> tuple[Image.Image, bool]:
     image = image.resize(new_size, Image.Resampling.BILINEAR)
     left, top = (_corner(side, crop) for side in image.size)
     return image.crop((left, top, left + crop, top + crop)), wide
+
+
+def _check_finite(image: Image.Image) -> None:
+    values = np.asarray(image)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        raise BadImage(
+            f"{len(bad)} of its {values.size} values are NaN or infinite, the first "
+            f"({values[row, column]}) in row {row}, column {column}"
+        )
 
 
 def _check_pixels(width: int, height: int, verb: str) -> None:

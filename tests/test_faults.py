@@ -1,0 +1,91 @@
+"""What befalls a whole workflow: a disk that fills up, results that were damaged."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rfatlas import store
+
+ROOT = Path(__file__).resolve().parents[1]
+REDUCED = ROOT / "tests" / "configs" / "reduced.yaml"
+
+pytestmark = pytest.mark.workflow
+
+# Snakemake that takes its disk for large; its jobs see the disk as it is.
+TRUSTING = """
+import shutil
+from types import SimpleNamespace
+from snakemake.cli import main
+shutil.disk_usage = lambda folder: SimpleNamespace(free=1e18)
+main()
+"""
+
+
+def snakemake(folder, *words, python=("-m", "snakemake")):
+    """Run Snakemake in a folder; return its exit status and all it prints."""
+    command = [sys.executable, *python, "--snakefile", ROOT / "Snakefile", *words]
+    command += ["--directory", folder, "--configfile", REDUCED, "--cores", 2]
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_disk_that_fills_up(tmp_path):
+    """Told in one line, by the job and by Snakemake; the run goes on once there is room."""
+    if os.geteuid() != 0 or not sys.platform.startswith("linux"):
+        pytest.skip("a small disk can only be mounted by root on Linux")
+    results = tmp_path / "results"
+    results.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(results)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
+    try:
+        for size in ("1000k", "2000k"):
+            # The first has no room for the scenes, the second none for the packed images.
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(results)], check=True)
+            status, output = snakemake(tmp_path, "images", python=("-c", TRUSTING))
+            assert status == 1
+            assert "rfatlas: results/" in output
+            assert "no room on the disk" in output or "has 0.0 GB free" in output
+            assert "Traceback" not in output
+            assert not list(results.glob("images/*.h5"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(results)], check=True)
+        status, output = snakemake(tmp_path, "images", python=("-c", TRUSTING))
+        assert status == 0, output
+        with store.open(results / "images" / "scenes_64_64.h5", "images") as file:
+            assert len(file["images"]) == 120 and file["images"][:].std(axis=(1, 2, 3)).min() > 0
+    finally:
+        subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+def test_a_damaged_result_is_named_and_made_again(tmp_path):
+    """A bit of the packed images turns; the job that reads them says so, and what to do."""
+    status, output = snakemake(tmp_path, "images")
+    assert status == 0, output
+    path = tmp_path / "results" / "images" / "scenes_64_64.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    times = os.stat(path)
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    target = "results/demo/activations/0-80.h5"
+    status, output = snakemake(tmp_path, target)
+    assert status == 1
+    assert "rfatlas: results/images/scenes_64_64.h5: damaged: the bytes" in output
+    assert "delete it and rerun" in output
+    path.unlink()
+    shutil.rmtree(tmp_path / "logs")
+    status, output = snakemake(tmp_path, target)
+    assert status == 0, output
+    assert (tmp_path / target).exists()
