@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rfatlas import running
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 SCRIPT = textwrap.dedent(
@@ -142,3 +144,17 @@ def test_a_job_ends_when_its_snakemake_is_killed(tmp_path):
             if process.is_running():
                 process.kill()
         running.wait()
+
+
+def test_a_job_whose_snakemake_is_gone_before_it_begins_ends(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    note = tmp_path / running.NOTE
+    running.note(note)
+    living = json.loads(note.read_text())
+    assert run(tmp_path, "good").returncode == 0
+    note.write_text(json.dumps(living | {"process": ended.pid}))
+    assert run(tmp_path, "good").returncode == 1
+    assert "Snakemake was killed" in (tmp_path / "logs/deep/a.log").read_text()
+    note.write_text(json.dumps(living | {"process": ended.pid, "host": "elsewhere"}))
+    assert run(tmp_path, "good").returncode == 0

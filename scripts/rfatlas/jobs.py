@@ -17,13 +17,15 @@ from typing import Any, TextIO
 import psutil
 from tqdm import tqdm
 
-from rfatlas import checked
+from rfatlas import checked, running
 from rfatlas.errors import RfatlasError
 
 STARTUP_RECORD = Path(".snakemake/rfatlas/startup.jsonl")
 
 #: Bytes in which the system tells the peak of memory.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+_KILLED = "Snakemake was killed; so this job ends, too"
 
 _log_stream: TextIO | None = None
 _late_imports_s = 0.0
@@ -59,7 +61,12 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     if "torch" in sys.modules:
         limit_threads(snakemake.threads)
     log = logging.getLogger("rfatlas")
-    _end_with(_snakemakes())
+    snakemakes = _snakemakes()
+    if not snakemakes and running.is_over():
+        # Killed while this script was still importing its libraries.
+        log.error(_KILLED)
+        sys.exit(1)
+    _end_with(snakemakes)
     try:
         yield log
     except Exception as error:
@@ -110,7 +117,7 @@ def _end_with(processes: list[psutil.Process]) -> None:
     def watch() -> None:
         while all(map(alive, processes)):
             time.sleep(1.0)
-        logging.getLogger("rfatlas").error("Snakemake was killed; so this job ends, too")
+        logging.getLogger("rfatlas").error(_KILLED)
         os._exit(1)
 
     if processes:

@@ -29,6 +29,14 @@ def note(path: Path = NOTE) -> None:
     os.replace(temporary, path)
 
 
+def is_over(path: Path = NOTE) -> bool:
+    """Whether the run that was noted last, on this machine, has ended."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        return run["host"] == socket.gethostname() and not _lives(run["process"], run["created"])
+    return False
+
+
 def hint(path: Path = NOTE, locks: Path = LOCKS) -> str:
     """Return what to do about the folder's lock, in one line; "" where there is no lock."""
     if not any(locks.glob("*.lock")):
