@@ -42,7 +42,8 @@ KINDS = ("snakemake", "job", "worker")
 # Scripts that have worker processes.
 WITH_WORKERS = ("images", "scenes")
 _SCRIPT = re.compile(r"\.snakemake/scripts/tmp[^./]*\.(\w+)\.py$")
-_ORPHANS_S = 30
+# Also on a machine so busy that a job takes a minute to import its libraries.
+_ORPHANS_S = 180
 # Snakemake lets other jobs end before it gives up.
 _FAILURE_S = 300
 

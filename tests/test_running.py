@@ -47,6 +47,11 @@ def test_a_living_run_is_told_from_a_dead_one(place):
     assert "a run that died" in running.hint(*place)
     note.write_text(json.dumps(content | {"host": "elsewhere"}))
     assert "process" in running.hint(*place) and "of elsewhere" in running.hint(*place)
+    assert not running.is_over(note)
+    note.write_text(json.dumps(content | {"process": ended.pid, "namespace": "pid:[1]"}))
+    assert "if it is dead" in running.hint(*place) and not running.is_over(note)
+    note.write_text(json.dumps(content | {"process": ended.pid}))
+    assert running.is_over(note)
     note.write_text("{")
     assert running.hint(*place).startswith("this folder is locked: wait")
 

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,6 +24,7 @@ def note(path: Path = NOTE) -> None:
         "process": process.pid,
         "created": process.create_time(),
         "host": socket.gethostname(),
+        "namespace": _namespace(),
     }
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -33,7 +35,7 @@ def is_over(path: Path = NOTE) -> bool:
     """Whether the run that was noted last, on this machine, has ended."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         run = json.loads(path.read_text(encoding="utf-8"))
-        return run["host"] == socket.gethostname() and not _lives(run["process"], run["created"])
+        return _is_here(run) and not _lives(run["process"], run["created"])
     return False
 
 
@@ -45,7 +47,7 @@ def hint(path: Path = NOTE, locks: Path = LOCKS) -> str:
         run = json.loads(path.read_text(encoding="utf-8"))
         number, created, host = run["process"], run["created"], run["host"]
         who = f"process {number} of {host}"
-        if host != socket.gethostname():
+        if not _is_here(run):
             return (
                 f"this folder is locked by another run, {who}: wait until it ends; or, if it is "
                 f"dead, {_UNLOCK}"
@@ -63,6 +65,18 @@ _UNLOCK = (
     "give the same command with --unlock added, then again with --rerun-incomplete instead; it "
     "goes on where it stopped"
 )
+
+
+def _namespace() -> str:
+    """The Linux namespace in which numbers of processes are given: containers have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _is_here(run: dict[str, Any]) -> bool:
+    return run["host"] == socket.gethostname() and run["namespace"] == _namespace()
 
 
 def _lives(number: int, created: float) -> bool:
