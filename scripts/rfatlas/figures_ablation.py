@@ -53,6 +53,8 @@ ORDERS = {
     "activation_mean": (style.ORANGE, "mean activation"),
 }
 RANDOM = "random"
+#: Dots on the curves: between them nothing was measured.
+TRIED = {"marker": "o", "markersize": 2.4}
 
 #: At most so many layers are drawn against properties, and classes and channels in the heat map.
 LAYERS, CLASSES, CHANNELS = 6, 24, 24
@@ -209,7 +211,7 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
     """Draw top-1 accuracy against the number of channels taken out, a panel per layer.
 
     `curves` is ablation_cumulative.csv. Solid lines take the largest values first, dashed ones the
-    smallest; the grey band spans the random orders.
+    smallest; dots mark the numbers that were tried; the grey band spans the random orders.
     """
     rows = curves[curves["mode"] == mode]
     title = f"{run} · accuracy without more and more channels"
@@ -234,7 +236,7 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
         if len(random):
             x, low, high = random.index.to_numpy(), random.min(axis=1), random.max(axis=1)
             axes.fill_between(x, low, high, color=style.PALE, linewidth=0)
-            axes.plot(x, random.median(axis=1), color=style.GREY, linewidth=1.4)
+            axes.plot(x, random.median(axis=1), color=style.GREY, linewidth=1.4, **TRIED)
         for order in present:
             for direction, line in (("descending", "-"), ("ascending", (0, (3, 1.5)))):
                 curve = members[(members["order"] == order) & (members["direction"] == direction)]
@@ -245,6 +247,7 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
                     color=ORDERS[order][0],
                     linestyle=line,
                     linewidth=1.3,
+                    **TRIED,
                 )
         channels = int(members["n_removed"].max())
         axes.set_xscale("log")
