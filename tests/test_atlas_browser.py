@@ -851,10 +851,10 @@ def test_figures_can_be_saved(page, site):
     page.one("#download-scatter").click()
     saved = ElementTree.parse(page.downloaded("demo_filter_norm_*.svg")).getroot()
     assert MARKUP in [text.text for text in saved.iter(f"{SVG}text")]
-    page.choose("#scatter-y", "activation_var")
+    page.choose("#scatter-y", "activation_max")
     page.choose("#scatter-colour", "filter_norm")
     page.one("#download-scatter").click()
-    saved = ElementTree.parse(page.downloaded("demo_activation_var_*.svg")).getroot()
+    saved = ElementTree.parse(page.downloaded("demo_activation_max_*.svg")).getroot()
     colours = {one.get("fill") for one in saved.iter(f"{SVG}circle")}
     assert len(colours) > 20, "each channel has a norm of its own, few of them nearly alike"
     page.open(path, "#conv1/3")

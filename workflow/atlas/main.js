@@ -262,6 +262,7 @@
     $("download-table").addEventListener("click", async () => {
       const names = rfatlas.overview.columns.map((column) => column.name);
       const kept = rfatlas.have();
+      $("status").textContent = "Putting the table together …";
       try {
         await rfatlas.need(names);
       } catch (error) {
@@ -274,6 +275,7 @@
       rfatlas.draw.save(`${rfatlas.overview.run}_channels.csv`, [`${lines.join("\n")}\n`],
         "text/csv;charset=utf-8");
       rfatlas.release(kept);
+      status();
     });
     $("download-scatter").addEventListener("click", () => rfatlas.scatter.save());
   }
