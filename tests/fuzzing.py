@@ -3,7 +3,7 @@
 pytest as usual tries few inputs, the same each time; `--hypothesis-profile=thorough` tries many,
 others each time:
 
-    python -m pytest tests/test_fuzz_*.py --hypothesis-profile=thorough
+    make test ARGS="tests/test_fuzz_*.py --hypothesis-profile=thorough"
 
 Either way the tally stands at the end of the output.
 """

@@ -51,7 +51,7 @@ import numpy as np
 from PIL import Image
 
 from rfatlas import checked, jobs, store, versions
-from rfatlas.errors import RfatlasError
+from rfatlas.errors import RfatlasError, printable
 from rfatlas.sources import Listing
 
 log = logging.getLogger("rfatlas")
@@ -112,7 +112,7 @@ def _decode(data: bytes, resize: int, crop: int) -> tuple[Image.Image, bool]:
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
-        raise BadImage(str(error) or type(error).__name__) from error
+        raise BadImage(printable(str(error), 300) or type(error).__name__) from error
     # Whole, then cut: the order in which Pillow resamples rows and columns depends on the sizes, so
     # resampling only what the crop keeps would round differently.
     image = image.resize(new_size, Image.Resampling.BILINEAR)
