@@ -14,6 +14,7 @@ DIRECTORY ?= .
 BIN := .venv/bin
 INSTALLED := .venv/installed.txt
 REPORT := $(DIRECTORY)/results/report.html
+STYLE := $(CURDIR)/workflow/report/report.css
 RUN := $(BIN)/snakemake --configfile $(CONFIG) --directory $(DIRECTORY)
 
 .DELETE_ON_ERROR:
@@ -27,7 +28,8 @@ demo: report
 report: install
 	$(RUN) --cores $(CORES)
 	@if [ ! -s $(REPORT) ] || [ -n "$$(find $(DIRECTORY)/results workflow/report -type f \
-	    -newer $(REPORT) -print -quit)" ]; then $(RUN) --report $(REPORT); fi
+	    -newer $(REPORT) -print -quit)" ]; then \
+	    $(RUN) --report $(REPORT) --report-stylesheet $(STYLE); fi
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

@@ -330,7 +330,9 @@ def test_nothing_is_done_twice(small):
 def report(small):
     """The report of the small run: its text, its results by path, and their paths by category."""
     folder, _ = small
-    snakemake(folder, "--configfile", "config.yaml", "--report", "report.html")
+    style = ROOT / "workflow" / "report" / "report.css"
+    words = ("--configfile", "config.yaml", "--report", "report.html")
+    snakemake(folder, *words, "--report-stylesheet", style)
     text = (folder / "report.html").read_text()
     parts = {}
     for name in ("results", "categories"):
@@ -342,6 +344,7 @@ def report(small):
 def test_the_report_builds_as_one_file(report):
     text, results, _ = report
     assert not re.search(r"<(script|link)[^>]+(src|href)=[\"']https?:", text), "it opens offline"
+    assert "align-items: safe center" in text, "figures taller than the window can be scrolled"
     for path, result in results.items():
         assert result["data_uri"].startswith("data:"), path
 
