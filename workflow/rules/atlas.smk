@@ -77,7 +77,7 @@ rule atlas_site:
     benchmark:
         "benchmarks/atlas/{run}.tsv"
     group:
-        "pages"
+        group_in_place("pages")
     conda:
         "../../environment.yaml"
     threads: 1
@@ -110,7 +110,7 @@ rule atlas_start:
     benchmark:
         "benchmarks/atlas/start.tsv"
     group:
-        "pages"
+        group_in_place("pages")
     conda:
         "../../environment.yaml"
     threads: 1

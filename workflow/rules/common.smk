@@ -113,6 +113,12 @@ def in_place(file):
     return local(str(file)) if workflow.storage_settings.default_storage_prefix else str(file)
 
 
+def group_in_place(name):
+    """The group of a small job that reads such files: none with such a storage, since the others of
+    the group run elsewhere."""
+    return None if workflow.storage_settings.default_storage_prefix else name
+
+
 def model_files(run):
     """The files of the user that a run's network is made from."""
     entry = model_config(run)

@@ -42,7 +42,7 @@ for run in runs_with("orientation"):
         benchmark:
             f"benchmarks/figures_orientation/{run}.tsv"
         group:
-            "pages"
+            group_in_place("pages")
         conda:
             "../../environment.yaml"
         threads: 1

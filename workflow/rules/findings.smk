@@ -28,7 +28,7 @@ rule findings_page:
     benchmark:
         "benchmarks/findings/{run}.tsv"
     group:
-        "pages"
+        group_in_place("pages")
     conda:
         "../../environment.yaml"
     threads: 1

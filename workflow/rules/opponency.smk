@@ -46,7 +46,7 @@ rule opponency_tables:
     benchmark:
         "benchmarks/opponency/{run}.tsv"
     group:
-        "tables"
+        group_in_place("tables")
     conda:
         "../../environment.yaml"
     threads: 1

@@ -46,7 +46,7 @@ rule orientation_tables:
     benchmark:
         "benchmarks/orientation/{run}.tsv"
     group:
-        "tables"
+        group_in_place("tables")
     conda:
         "../../environment.yaml"
     threads: 1
