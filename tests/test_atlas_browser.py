@@ -528,6 +528,16 @@ def test_the_overview_leads_to_its_channels(page, site):
     assert page.one("#filters select").get_attribute("value") == "color_class"
 
 
+def test_all_columns_are_explained_in_one_place(page, site):
+    _, _, table = site
+    page.one("#show-columns").click()
+    names = [row.text for row in page.all("#glossary tbody th")]
+    assert sorted(names) == sorted(table.columns)
+    page.one("#glossary-search").send_keys("Morcos")
+    shown = [row.text for row in page.all("#glossary tbody th") if row.is_displayed()]
+    assert shown == ["class_selectivity"]
+
+
 def test_classes_lost_and_matches_stand_in_the_passport(page, site):
     run, path, _ = site
     page.open(path, "#conv1/3")
