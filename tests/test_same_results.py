@@ -37,7 +37,7 @@ def two(tmp_path):
         {"sentence": "two of ten", "share": 0.2, "missing": None},
         {"sentence": "none", "share": 0.0, "missing": "gone"},
     ]
-    content = {"claims": claims, "rows": {}, "sizes": [4]}
+    content = {"claims": claims, "rows": {}, "sizes": [4], "weights": "/a/x.pt"}
     (first / FINDINGS).write_text(json.dumps(content))
     shutil.copytree(first, second)
     return first, second
@@ -151,6 +151,7 @@ def test_attributes_but_for_those_that_tell_how_a_file_was_made(two):
         ("null", "0", "/claims/*/missing: 1 of 2 differ, first at (0,): None and 0"),
         ("{}", '{"a": 1}', "/rows: only in the first"),
         ("[4]", "[4, 5]", "/sizes/*: shape (1,) and (2,)"),
+        ("/a/x.pt", "/b/y.pt", "/weights: 1 of 1 differ, first at (0,): /a/x.pt and /b/y.pt"),
     ],
 )
 def test_a_leaf_of_json(two, old, new, told):
@@ -158,6 +159,12 @@ def test_a_leaf_of_json(two, old, new, told):
     path.write_text(path.read_text().replace(old, new, 1))
     lines = differences(*two)
     assert lines and any(line.startswith(f"{FINDINGS}: {told}") for line in lines)
+
+
+def test_of_a_path_its_last_part_counts(two):
+    path = two[1] / FINDINGS
+    path.write_text(path.read_text().replace("/a/x.pt", "/b/c/x.pt"))
+    assert differences(*two) == []
 
 
 def test_numbers_of_a_list_in_json_are_a_column(two):
