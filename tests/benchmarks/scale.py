@@ -104,8 +104,8 @@ def run(folder: Path, count: int, threads: int, smallest: bool, targets: list[st
     folder.mkdir(exist_ok=True)
     raw = settings(images, smallest)
     (folder / "scale.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    note = folder / ".snakemake" / "rfatlas" / "startup.jsonl"
-    note.unlink(missing_ok=True)
+    # Those of a call that was killed.
+    keep(folder)
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
     command += ["--directory", folder, "--configfile", folder / "scale.yaml", "--quiet", "progress"]
     command += ["--cores", threads, "--rerun-triggers", "mtime", "--", *targets]
@@ -114,16 +114,24 @@ def run(folder: Path, count: int, threads: int, smallest: bool, targets: list[st
     try:
         subprocess.run([str(word) for word in command], check=True, cwd=folder, env=environment)
     finally:
-        if note.exists():
-            with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
-                file.write(note.read_text(encoding="utf-8"))
+        keep(folder)
+
+
+def keep(folder: Path) -> None:
+    """Move what the jobs of a folder noted to `jobs.jsonl`."""
+    note = folder / ".snakemake" / "rfatlas" / "startup.jsonl"
+    if note.exists():
+        with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
+            file.write(note.read_text(encoding="utf-8"))
+        note.unlink()
 
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
     """By stage: processor and clock seconds of all its jobs, the largest peak of a job in MB."""
     found: dict[str, dict[str, float]] = {}
-    for line in (folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines():
-        job = json.loads(line)
+    lines = (folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+    # Of a job that ran twice the last.
+    for job in {job["log"]: job for job in map(json.loads, lines)}.values():
         if "twin" in job["log"] and "compare" not in job["rule"]:
             continue
         stage = found.setdefault(
