@@ -28,7 +28,7 @@ _SHARED = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 settings.register_profile("quick", max_examples=100, derandomize=True, **_SHARED)
-settings.register_profile("thorough", max_examples=5000, print_blob=True, **_SHARED)
+settings.register_profile("thorough", max_examples=1000, print_blob=True, **_SHARED)
 
 
 #: How a file's bytes are damaged, see `damaged`.
