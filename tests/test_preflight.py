@@ -225,3 +225,53 @@ def test_nothing_of_this_imports_torch(raw):
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+BROKEN = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, inputs=3, kernel=3, breaks=False):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, 4, kernel)
+        self.breaks = breaks
+        print("made")
+
+    def forward(self, x):
+        if self.breaks:
+            raise KeyError("two\\nlines")
+        return self.conv1(x)
+
+
+def leave():
+    raise SystemExit(3)
+"""
+
+
+def test_networks_that_fail_are_named_one_by_one(tmp_path):
+    (tmp_path / "net.py").write_text(BROKEN)
+    size = {"resize": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+
+    def entry(name="Net", **kwargs):
+        factory = f"{tmp_path / 'net.py'}:{name}"
+        return {"factory": factory, "kwargs": kwargs, "weights": "random:1", "input": size}
+
+    models = {
+        "sound": entry(),
+        "grey": entry(inputs=1),
+        "large": entry(kernel=64),
+        "breaks": entry(breaks=True),
+        "leaves": entry("leave"),
+        "negative": entry(inputs=-1),
+    }
+    found, problems = preflight.describe(models, tmp_path / "cache")
+    assert list(found) == ["sound"] and found["sound"]["default_layers"] == ["conv1"]
+    assert [problem.split(".")[1] for problem in problems] == list(models)[1:]
+    for problem, said in zip(
+        problems,
+        ["3 x 32 x 32", "3 x 32 x 32", r"KeyError: 'two\nlines'", "SystemExit: 3", "negative"],
+        strict=True,
+    ):
+        assert said in problem and "\n" not in problem

@@ -6,6 +6,7 @@ weights came in, with factory and preprocessing in the header) and `results/<run
 (layers, receptive fields, filter norms). All later stages load these two and nothing else.
 """
 
+import contextlib
 import difflib
 import fcntl
 import functools
@@ -65,10 +66,9 @@ def build(factory: str, kwargs: Mapping[str, Any], seed: int | None = None) -> n
         torch.manual_seed(0 if seed is None else seed)
         try:
             module = make(**kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RfatlasError(
-                f"factory: {factory} with kwargs {dict(kwargs)} failed: "
-                f"{type(error).__name__}: {error}"
+                f"factory: {factory} with kwargs {dict(kwargs)} failed: {_reason(error)}"
             ) from error
     if not isinstance(module, nn.Module):
         raise RfatlasError(
@@ -115,11 +115,13 @@ def _import_file(path: str) -> Any:
     sys.modules[name] = module
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
-        raise RfatlasError(
-            f"factory: {path} cannot be run: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise RfatlasError(f"factory: {path} cannot be run: {_reason(error)}") from error
     return module
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {printable(str(error), 300)}"
 
 
 # ---- weights
@@ -694,7 +696,15 @@ def _describe_config(config: Mapping[str, Any]) -> dict[str, Any]:
     input = resolve_input(config)
     # What lies on a URL is checked by the job that downloads it; everything else right now.
     module = make(config) if local else build(config["factory"], config.get("kwargs") or {}, 0)
-    return describe(module, input)
+    try:
+        return describe(module, input)
+    except RfatlasError:
+        raise
+    except Exception as error:
+        raise RfatlasError(
+            f"factory: {config['factory']} makes a network that cannot look at an image of 3 x "
+            f"{input['crop']} x {input['crop']}: {_reason(error)}"
+        ) from error
 
 
 def main() -> None:
@@ -705,7 +715,9 @@ def main() -> None:
     descriptions, errors = {}, []
     for name, config in request["models"].items():
         try:
-            descriptions[name] = _describe_config(config)
+            # What a factory prints must not end up in the answer.
+            with contextlib.redirect_stdout(sys.stderr):
+                descriptions[name] = _describe_config(config)
         except RfatlasError as error:
             errors.append(f"models.{name}.{error}")
     json.dump({"descriptions": descriptions, "errors": errors}, sys.stdout)
