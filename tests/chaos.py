@@ -290,7 +290,7 @@ def main() -> int:
         dealt.append(last)
         print(
             f"{time.time() - begun:.0f} s: kill {len(dealt)} of {options.kills}: {last.kind} "
-            f"in {last.script} after {last.after_s:.1f} s",
+            f"in {last.script} after {last.after_s:.1f} s, {len(last.kept)} records kept",
             flush=True,
         )
     print(table(dealt))
