@@ -172,6 +172,10 @@ def test_gabors_cost_their_fields_and_the_pixels_of_the_gradients():
     alone = row(budget(stages={"virtual_filters": False}), "gabor")
     assert alone.jobs == 2
     assert alone.jobs * alone.seconds == pytest.approx(fields * 2 / 3 + pixels)
+    # Two channels of each layer have a gradient, all a virtual filter.
+    few = row(budget(receptive_fields={"channels": 2}), "gabor")
+    pixels = 2 * 2 * (9**2 + 100**2) / 0.5e6
+    assert few.jobs * few.seconds == pytest.approx((8 + 16 + 2 * 2 * 2) * 0.01 + pixels)
 
 
 def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():

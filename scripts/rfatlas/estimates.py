@@ -417,15 +417,17 @@ class Budget:
 
     def _gabor(self, run: str) -> Row:
         crop = self._description(run)["input"]["crop"]
-        # Per channel: the mean gradient and its luminance; perhaps virtual filters; the kernels are
-        # few.
-        fields = 2 + self.config["stages"]["virtual_filters"]
+        limit = self.config["receptive_fields"]["channels"]
         seconds, files = [], {}
         for layer in self.layers[run]:
             size = min(layer["size"] or crop, crop)
-            pixels = 2 * size**2 / 1e6 / self.rates["gabor_pixels"]
-            seconds.append(layer["channels"] * (fields * self.rates["gabor_field"] + pixels))
-            files[f"results/{run}/gabor/{layer['name']}.h5"] = 250.0 * fields * layer["channels"]
+            # The mean gradient and its luminance of each channel that has one; perhaps virtual
+            # filters of all; the kernels are few.
+            gradients = 2 * min(layer["channels"], limit or layer["channels"])
+            fields = gradients + self.config["stages"]["virtual_filters"] * layer["channels"]
+            pixels = gradients * size**2 / 1e6 / self.rates["gabor_pixels"]
+            seconds.append(fields * self.rates["gabor_field"] + pixels)
+            files[f"results/{run}/gabor/{layer['name']}.h5"] = 250.0 * fields
         jobs = math.ceil(len(seconds) / self.config["gabor"]["layers_per_job"])
         each = self.rates["start_plain"] + sum(seconds) / jobs
         return Row("gabor", run, jobs, each, self.cores, self.mem_mb("gabor"), files)
