@@ -548,6 +548,27 @@ def test_a_layer_without_groups_and_curves_has_no_rows(tmp_path):
     assert all(len(table) == 0 for table in stage.tables([], case.rows, 0))
 
 
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ((0.15, 0.42), "By the loss, their signal matters, and so does the constant"),
+        ((-0.1, 0.42), None),
+    ],
+)
+def test_the_sentence_tells_what_only_the_loss_shows(loss, told):
+    columns = ["mode", "compared_with", "delta_top1", "delta_top1_lo", "delta_top1_hi"]
+    columns += ["delta_loss_lo", "delta_loss_hi"]
+    rows = [
+        ("mean", "intact", -0.03, -0.09, 0.02, *loss),
+        ("zero", "mean", -0.36, -0.44, -0.27, 1.6, 2.3),
+    ]
+    together = pd.DataFrame(rows, columns=columns)
+    together = together.assign(layer="maxpool", n_inactive=15, n_layer=64, n_controls=0)
+    text = stage.sentence(together, 0.7, 150)
+    assert "no effect of their signal can be told" in text
+    assert ("By the loss" in text) == (told is not None) and (told or "") in text
+
+
 def test_without_the_modes_that_tell_the_conclusion_is_unknown():
     row = {"mode": "zero", "compared_with": "intact", "delta_top1_lo": -0.3, "delta_top1_hi": -0.1}
     assert stage.conclusion(pd.DataFrame([row]), "top1") == "unknown"

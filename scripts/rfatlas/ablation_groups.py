@@ -642,7 +642,7 @@ def conclusion(together: pd.DataFrame, quantity: str) -> str:
 _VERDICTS = {
     "none": "no effect can be told from zero",
     "signal": "their signal matters",
-    "constant": "the constant that they carry matters, their signal does not",
+    "constant": "the constant that they carry matters; no effect of their signal can be told",
     "signal and constant": "their signal matters, and so does the constant that they carry",
     "unknown": "whether signal or constant is not known without the modes mean and shuffle",
 }
@@ -651,11 +651,13 @@ _VERDICTS = {
 def sentence(together: pd.DataFrame, intact: float, images: int) -> str:
     """Return the finding about the inactive channels of a first layer in words.
 
-    `together` are the rows of all of them at once, `intact` the accuracy of the network.
+    `together` are the rows of all of them at once, `intact` the accuracy of the network. The loss
+    shows smaller effects than accuracy, so where it says something else the sentence tells it.
     """
     first = together.iloc[0]
     if not together["mode"].notna().any():
         return f"No channel of {first['layer']} is inactive."
+    told, finer = conclusion(together, "top1"), conclusion(together, "loss")
     changed = [
         f"{100 * row['delta_top1']:+.2f} points with {row['mode']} (95 % interval "
         f"{100 * row['delta_top1_lo']:+.2f} to {100 * row['delta_top1_hi']:+.2f})"
@@ -664,8 +666,10 @@ def sentence(together: pd.DataFrame, intact: float, images: int) -> str:
     text = (
         f"{first['n_inactive']} of {first['n_layer']} channels of {first['layer']} are inactive. "
         f"Without them top-1 accuracy, {100 * intact:.1f} % of {images} images, changes by "
-        f"{', '.join(changed)}: {_VERDICTS[conclusion(together, 'top1')]}."
+        f"{', '.join(changed)}: {_VERDICTS[told]}."
     )
+    if finer != told:
+        text += f" By the loss, {_VERDICTS[finer]}."
     if first["n_controls"] > 0:
         text += (
             f" {first['n_controls']} sets of as many other channels change it by "
