@@ -308,7 +308,9 @@ def test_another_run_reruns_of_the_others_what_shows_all_runs(after):
 def test_a_run_without_a_stage_reruns_what_switching_it_off_reruns(after, stage):
     assert KEYS[WITHOUT]["x-reruns"] == "as the switch of the stage"
     found = stages(rehearsals.jobs(*after[stage]))
-    assert found == expected(f"stages.{stage}", OFF_IN_RUN)
+    # The atlases of the other runs lead to that of this run.
+    links = {"atlas"} if stage == "atlas" else set()
+    assert found == expected(f"stages.{stage}", OFF_IN_RUN) | links
 
 
 @pytest.mark.parametrize("key", ["activations.top_k", "receptive_fields.top_k"])
