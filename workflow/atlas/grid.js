@@ -111,10 +111,11 @@ rfatlas.grid = (() => {
     const layer = rfatlas.overview.layers[rfatlas.layerOf(row)];
     const channel = rfatlas.channelOf(row);
     const sort = view.state.sort;
-    const shown = sort ? rfatlas.text(rfatlas.value(sort, row)) : rfatlas.value("preferred_class", row) || "";
+    const silent = rfatlas.value("inactive", row) === true;
+    const shown = sort ? rfatlas.text(rfatlas.value(sort, row))
+      : silent ? "" : rfatlas.value("preferred_class", row) || "";
     const name = `${layer.name} channel ${channel}`;
     const selected = view.state.selection.has(row);
-    const silent = rfatlas.value("inactive", row) === true;
     return html("div", {
       role: "gridcell", class: silent ? "cell silent" : "cell", "data-row": row,
       "data-place": place, "aria-colindex": column, "aria-selected": String(selected),

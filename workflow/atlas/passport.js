@@ -188,7 +188,9 @@ rfatlas.passport = (() => {
     const effect = get(`${mode}_delta_top1`);
     // A double-opponent channel hardly answers to uniform fields: its colour is that of gratings.
     const gratings = get("color_class") === "double_opponent";
-    const hue = get(gratings ? "color_direction_deg" : "hue_deg");
+    // Of a channel without opponency it is but the hue of the brightest field.
+    const opponent = gratings || get("color_class") === "single_opponent";
+    const hue = opponent ? get(gratings ? "color_direction_deg" : "hue_deg") : null;
     const fits = get("erf_r2") >= GOOD_FIT;
     // What is left of a dead channel prefers nothing.
     const dead = get("inactive") && get("color_class") === "unresponsive";
