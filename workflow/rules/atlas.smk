@@ -6,41 +6,7 @@
 #      docs/columns.md (what the columns mean), workflow/atlas/ (the pages)
 # Out: results/<run>/atlas/index.html and what it loads; results/index.html
 
-# The stages whose files of each layer are shown; of the others their columns are.
-ATLAS_TOPICS = [
-    "receptive_fields",
-    "skip_residual",
-    "gratings",
-    "color",
-    "preferred_stimulus",
-    "ablation",
-]
-
 ATLAS_ASSETS = Path(workflow.basedir) / "workflow" / "atlas"
-
-
-def atlas_layers(run):
-    """The layers of a run whose files the atlas shows, by stage."""
-    stages = [stage for stage in ATLAS_TOPICS if stage_on(stage, run)]
-    return {stage: stage_layers(run, stage) for stage in stages}
-
-
-def atlas_absent(run):
-    """Why the atlas of a run has nothing of a stage."""
-    found = {}
-    for stage in ["gabor", "virtual_filters", *ATLAS_TOPICS]:
-        if stage in settings["runs"][run]["without"]:
-            found[stage] = f"this run goes without it (runs.{run}.without in the config)"
-        elif not stage_on(stage, run):
-            found[stage] = f"it is switched off (stages.{stage} in the config)"
-        elif stage == "ablation" and run not in ablation_runs():
-            found[stage] = preflight.no_ablation(plan, run)
-    return found
-
-
-def atlas_groups(run):
-    """The groups of networks side by side that a run is in."""
-    return [group for group, runs in compare_groups().items() if run in runs]
 
 
 rule atlas_site:

@@ -81,6 +81,13 @@ def packed_images():
     return sorted({run_images(run) for run in run_names()})
 
 
+def packed_files(dataset):
+    """The files that tell of a data set's images: of scenes drawn here, else those of the user."""
+    files = sources.input_files(dataset_config(dataset), dataset)
+    drawn = dataset_config(dataset)["source"] == "scenes"
+    return files if drawn else {name: in_place(file) for name, file in files.items()}
+
+
 def run_ranges(run):
     """Image ranges [(start, stop), ...] of the activation jobs of a run."""
     count = plan.images[run_dataset(run)].count
@@ -364,9 +371,44 @@ def compare_figures():
     }
 
 
+# The stages whose files of each layer the atlas shows; of the others their columns are.
+ATLAS_TOPICS = [
+    "receptive_fields",
+    "skip_residual",
+    "gratings",
+    "color",
+    "preferred_stimulus",
+    "ablation",
+]
+
+
 def atlas_files():
     """The site of each run, a folder, and the page that leads to them."""
     return [*expand("results/{run}/atlas", run=runs_with("atlas")), "results/index.html"]
+
+
+def atlas_layers(run):
+    """The layers of a run whose files the atlas shows, by stage."""
+    stages = [stage for stage in ATLAS_TOPICS if stage_on(stage, run)]
+    return {stage: stage_layers(run, stage) for stage in stages}
+
+
+def atlas_absent(run):
+    """Why the atlas of a run has nothing of a stage."""
+    found = {}
+    for stage in ["gabor", "virtual_filters", *ATLAS_TOPICS]:
+        if stage in settings["runs"][run]["without"]:
+            found[stage] = f"this run goes without it (runs.{run}.without in the config)"
+        elif not stage_on(stage, run):
+            found[stage] = f"it is switched off (stages.{stage} in the config)"
+        elif stage == "ablation" and run not in ablation_runs():
+            found[stage] = preflight.no_ablation(plan, run)
+    return found
+
+
+def atlas_groups(run):
+    """The groups of networks side by side that a run is in."""
+    return [group for group, runs in compare_groups().items() if run in runs]
 
 
 def stage_on(name, run=None):

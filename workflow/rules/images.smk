@@ -7,13 +7,6 @@
 from rfatlas import sources
 
 
-def packed_files(dataset):
-    """The files that tell of a data set's images: of scenes drawn here, else those of the user."""
-    files = sources.input_files(dataset_config(dataset), dataset)
-    drawn = dataset_config(dataset)["source"] == "scenes"
-    return files if drawn else {name: in_place(file) for name, file in files.items()}
-
-
 rule images_pack:
     input:
         unpack(lambda wildcards: packed_files(wildcards.dataset)),
