@@ -129,7 +129,7 @@ def cancel_once_begun(run: Run, comment: str, logs: Path) -> None:
 
 def test_the_reduced_demo_ends_with_the_tables_of_a_local_run(cluster, reference, tmp_path):
     groups = [f"{rule}={group}" for group, rules in GROUPS.items() for rule in rules]
-    chunks = ("--group-components", "sweeps=2", "tables=10", "pages=40")
+    chunks = ("--group-components", "sweeps=2", "tables=10", "pages=40", "sites=10")
     # Figures are a third of the jobs, and hold nothing that could be compared.
     demo = (*DEMO, "--config", 'stages={"figures": false}')
     with Run(tmp_path, *demo, *SITE, "--groups", *groups, *chunks) as run:

@@ -5,6 +5,8 @@
 #      findings.json and the matched channels of the stage compare, as far as they are on,
 #      docs/columns.md (what the columns mean), workflow/atlas/ (the pages)
 # Out: results/<run>/atlas/index.html and what it loads; results/index.html
+# The sites are a group of their own: they look at other runs, and Snakemake follows all that a group
+# depends on once for each of its jobs.
 
 ATLAS_ASSETS = Path(workflow.basedir) / "workflow" / "atlas"
 
@@ -43,7 +45,7 @@ rule atlas_site:
     benchmark:
         "benchmarks/atlas/{run}.tsv"
     group:
-        group_in_place("pages")
+        group_in_place("sites")
     conda:
         "../../environment.yaml"
     threads: 1
