@@ -263,7 +263,7 @@ def test_fields_share_a_scale_and_stand_under_their_axis(tmp_path):
     found.field[:] = 0
     found.field[0, 0, 3, 3], found.field[0, 1, 3, 3] = 2, 1
     figure = drawn.sheet(found, table, "demo", "conv1")
-    canvas = figure.images[0].get_array()
+    canvas = figure.axes[0].images[0].get_array()[::-1]
     middle = {}
     for label in figure.axes[0].texts:
         if label.get_text() in ("L+M", "L−M", "S−(L+M)"):
