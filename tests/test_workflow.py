@@ -129,7 +129,8 @@ def test_torch_is_not_imported_while_the_graph_is_built(place):
     output = snakemake(place, *words, python=("-X", "importtime", "-m", "snakemake"))
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", output, re.MULTILINE))
     assert "snakemake" in imported
-    assert not {"torch", "torchvision", "pandas", "h5py"} & imported
+    # Pandas is imported by Snakemake's plugin for SLURM.
+    assert not {"torch", "torchvision", "h5py"} & imported
 
 
 @pytest.mark.parametrize("profile", ["default", "slurm"])
