@@ -103,7 +103,7 @@ def plan(scripts: dict[str, float], kills: int, seed: int) -> list[Kill]:
     for number, name in enumerate(names):
         kinds = KINDS if name in WITH_WORKERS else KINDS[:2]
         kind = "worker" if number == 0 and name in WITH_WORKERS else draw.choice(kinds)
-        found.append(Kill(name, kind, draw.uniform(0.05, 0.9)))
+        found.append(Kill(name, kind, draw.uniform(0.05, 0.6)))
     # A script with workers is the only one whose workers can be killed: at least once.
     for name in WITH_WORKERS:
         of_it = [kill for kill in found if kill.script == name]
@@ -198,8 +198,11 @@ class Chaos:
             for name, process in jobs.items():
                 kill = next((kill for kill in waiting if kill.script == name), None)
                 begun, _ = since.setdefault(process.pid, (time.monotonic(), kill))
-                if kill is None or time.monotonic() - begun < kill.share * usual[name]:
+                if kill is None or (wait := kill.share * usual[name]) > time.monotonic() - begun:
                     continue
+                # A job of little work may have no workers, or none any more.
+                if kill.kind == "worker" and 1.5 * wait < time.monotonic() - begun:
+                    kill.kind = "job"
                 if self._deal(kill, running, process):
                     kill.after_s = time.monotonic() - begun
                     return kill
