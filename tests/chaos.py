@@ -198,10 +198,11 @@ class Chaos:
             for name, process in jobs.items():
                 kill = next((kill for kill in waiting if kill.script == name), None)
                 begun, _ = since.setdefault(process.pid, (time.monotonic(), kill))
-                if kill is None or (wait := kill.share * usual[name]) > time.monotonic() - begun:
+                after = time.monotonic() - begun
+                if kill is None or after < kill.share * usual[name]:
                     continue
                 # A job of little work may have no workers, or none any more.
-                if kill.kind == "worker" and 1.5 * wait < time.monotonic() - begun:
+                if kill.kind == "worker" and after > 0.8 * usual[name]:
                     kill.kind = "job"
                 if self._deal(kill, running, process):
                     kill.after_s = time.monotonic() - begun
