@@ -199,10 +199,10 @@ class Chaos:
                 kill = next((kill for kill in waiting if kill.script == name), None)
                 begun, _ = since.setdefault(process.pid, (time.monotonic(), kill))
                 after = time.monotonic() - begun
-                if kill is None or after < kill.share * usual[name]:
+                if kill is None or (kill.kind != "worker" and after < kill.share * usual[name]):
                     continue
-                # A job of little work may have no workers, or none any more.
-                if kill.kind == "worker" and after > 0.8 * usual[name]:
+                # A worker is killed as soon as there is one; a job of little work may have none.
+                if kill.kind == "worker" and after > 0.95 * usual[name]:
                     kill.kind = "job"
                 if self._deal(kill, running, process):
                     kill.after_s = time.monotonic() - begun
