@@ -92,7 +92,7 @@ rule atlas_start:
             {
                 "name": run,
                 "network": model_config(run)["factory"],
-                "weights": model_config(run)["weights"],
+                "weights": model_config(run)["weights"].rsplit("/", 1)[-1],
                 "dataset": run_dataset(run),
                 "layers": len(run_layers(run)),
                 "channels": sum(layer_channels(run, run_layers(run))),
