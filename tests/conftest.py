@@ -1,5 +1,6 @@
 """Fixtures that several test files share, and what the fuzz tests tell at the end."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import fuzzing
@@ -16,6 +17,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data are not here ({folder})")
     return folder
+
+
+@pytest.fixture(scope="module")
+def walled(tmp_path_factory) -> Iterator[Path]:
+    """A folder in a folder, so that what is written beside it is seen."""
+    folder = tmp_path_factory.mktemp("outside") / "inside"
+    folder.mkdir()
+    yield folder
+    assert [path.name for path in folder.parent.iterdir()] == ["inside"]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -7,6 +7,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import disks
 import h5py
 import numpy as np
 import pandas as pd
@@ -283,16 +284,8 @@ def test_a_file_that_is_changed_loses_its_checksums_and_no_more(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 2 MB."""
-    if os.geteuid() != 0 or not sys.platform.startswith("linux"):
-        pytest.skip("a small disk can only be mounted by root on Linux")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with disks.small_disk(tmp_path / "disk", "2m") as folder:
+        yield folder
 
 
 def large(path):
@@ -352,7 +345,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_counts(small_disk, write):
         left = {p.name for p in small_disk.rglob("*") if p.is_file()}
         assert left <= {"lock", "fingerprint.json"}
     # After room is made all goes on.
-    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    disks.resize(small_disk, "64m")
     write(small_disk / "result")
 
 
@@ -386,7 +379,7 @@ def test_packing_images_goes_on_after_room_is_made(small_disk, tmp_path):
     finally:
         images._check_disk = plain
     assert not output.exists()
-    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    disks.resize(small_disk, "64m")
     assert images.pack(listing, output, 120, 120) == {"packed": 60, "skipped": 0}
     images.pack(listing, tmp_path / "whole.h5", 120, 120)
     assert read_hdf5(output)["images"] == read_hdf5(tmp_path / "whole.h5")["images"]

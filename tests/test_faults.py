@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import disks
 import pytest
 
 from rfatlas import store
@@ -42,31 +43,21 @@ def snakemake(folder, *words, python=("-m", "snakemake")):
 
 def test_a_disk_that_fills_up(tmp_path):
     """Told in one line, by the job and by Snakemake; the run goes on once there is room."""
-    if os.geteuid() != 0 or not sys.platform.startswith("linux"):
-        pytest.skip("a small disk can only be mounted by root on Linux")
-    results = tmp_path / "results"
-    results.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(results)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
-    try:
+    with disks.small_disk(tmp_path / "results", "1000k") as results:
         for size in ("1000k", "2000k"):
             # The first has no room for the scenes, the second none for the packed images.
-            subprocess.run(["mount", "-o", f"remount,size={size}", str(results)], check=True)
+            disks.resize(results, size)
             status, output = snakemake(tmp_path, "images", python=("-c", TRUSTING))
             assert status == 1
             assert "rfatlas: results/" in output
             assert "no room on the disk" in output or "has 0.0 GB free" in output
             assert "Traceback" not in output
             assert not list(results.glob("images/*.h5"))
-        subprocess.run(["mount", "-o", "remount,size=64m", str(results)], check=True)
+        disks.resize(results, "64m")
         status, output = snakemake(tmp_path, "images", python=("-c", TRUSTING))
         assert status == 0, output
         with store.open(results / "images" / "scenes_64_64.h5", "images") as file:
             assert len(file["images"]) == 120 and file["images"][:].std(axis=(1, 2, 3)).min() > 0
-    finally:
-        subprocess.run(["umount", "--lazy", str(results)], check=True)
 
 
 def test_a_damaged_result_is_named_and_made_again(tmp_path):

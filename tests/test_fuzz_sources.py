@@ -60,20 +60,11 @@ def member(draw):
     return header + content + b"\0" * (-len(content) % BLOCK)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder in a folder, so that what is written beside it is seen."""
-    folder = tmp_path_factory.mktemp("fuzz") / "inside"
-    folder.mkdir()
-    yield folder
-    assert os.listdir(folder.parent) == ["inside"]
-
-
-def listed(place: Path, kind: str, dataset: dict):
+def listed(walled: Path, kind: str, dataset: dict):
     """The listing of a data set (None if it is refused), of which every image lies inside."""
     listing = None
     with fuzzing.trying(kind) as fate:
-        listing = sources.list_images({"source": "imagenet_tar"} | dataset, place, "datasets.x")
+        listing = sources.list_images({"source": "imagenet_tar"} | dataset, walled, "datasets.x")
         assert len(listing) == len(set(listing.names)) == len(listing.labels) > 0
         assert listing.labels.max() < len(listing.class_names) or not listing.class_names
         for index, name in enumerate(listing.names):
@@ -84,11 +75,11 @@ def listed(place: Path, kind: str, dataset: dict):
 
 
 @given(st.lists(member(), max_size=5), fuzzing.DAMAGE)
-def test_archives(place, members, damage):
+def test_archives(walled, members, damage):
     data = b"".join(members) + b"\0" * 2 * BLOCK
-    (place / "x.tar").write_bytes(fuzzing.damaged(data, damage))
-    listed(place, "tar archive", {"path": "x.tar"})
-    assert os.listdir(place) == ["x.tar"]
+    (walled / "x.tar").write_bytes(fuzzing.damaged(data, damage))
+    listed(walled, "tar archive", {"path": "x.tar"})
+    assert os.listdir(walled) == ["x.tar"]
 
 
 def archive(count: int = 6) -> bytes:
@@ -102,9 +93,9 @@ def archive(count: int = 6) -> bytes:
 
 
 @given(fuzzing.DAMAGE)
-def test_a_damaged_archive_never_lists_fewer_images(place, damage):
-    (place / "x.tar").write_bytes(fuzzing.damaged(archive(), damage))
-    listing, _ = listed(place, "tar archive, damaged", {"path": "x.tar"})
+def test_a_damaged_archive_never_lists_fewer_images(walled, damage):
+    (walled / "x.tar").write_bytes(fuzzing.damaged(archive(), damage))
+    listing, _ = listed(walled, "tar archive, damaged", {"path": "x.tar"})
     if listing is not None:
         assert sorted(listing.names) == sorted(f"{'ab'[i % 2]}/{i}.png" for i in range(6))
         assert sorted(listing.sizes) == [700 + i for i in range(6)]
@@ -141,11 +132,11 @@ def oversized(kind: bytes, size: int) -> bytes:
     ],
     ids=range(12),
 )
-def test_hostile_archives(place, data, said):
-    (place / "x.tar").write_bytes(data)
-    _, fate = listed(place, "tar archive, hostile", {"path": "x.tar"})
+def test_hostile_archives(walled, data, said):
+    (walled / "x.tar").write_bytes(data)
+    _, fate = listed(walled, "tar archive, hostile", {"path": "x.tar"})
     assert said in fate.message
-    (place / "x.tar").unlink()
+    (walled / "x.tar").unlink()
 
 
 # ---- tables
@@ -296,10 +287,10 @@ def test_folders(tmp_path_factory, odd, plain):
         assert found.count == 2 * len(plain) + len(files)
 
 
-def test_what_is_not_there_is_refused(place):
+def test_what_is_not_there_is_refused(walled):
     for path in ("~nobody_of_that_name/x", "x" * 300, "a\0b", "nowhere", "", "/dev/null"):
         for source in ("folders", "list", "imagenet_tar"):
             dataset = {"source": source, "path": path}
             with fuzzing.trying("path") as fate:
-                sources.list_images(dataset, place, "datasets.x")
+                sources.list_images(dataset, walled, "datasets.x")
             assert fate.refused and fate.message.startswith("datasets.x.path")

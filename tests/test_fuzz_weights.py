@@ -26,15 +26,6 @@ from rfatlas import model
 MEGABYTE = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder in a folder, so that what is written beside it is seen."""
-    folder = tmp_path_factory.mktemp("weights") / "inside"
-    folder.mkdir()
-    yield folder
-    assert os.listdir(folder.parent) == ["inside"]
-
-
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
@@ -92,17 +83,17 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @given(damage=fuzzing.DAMAGE)
-def test_damaged_files(place, name, damage):
-    (place / name).write_bytes(fuzzing.damaged(FILES[name], damage))
-    net, _ = loaded(place / name, f"weights, damaged {name}")
+def test_damaged_files(walled, name, damage):
+    (walled / name).write_bytes(fuzzing.damaged(FILES[name], damage))
+    net, _ = loaded(walled / name, f"weights, damaged {name}")
     if damage[0] == "none":
         assert same(net, SOUND)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".pt", ".th"])
 @given(data=st.one_of(st.binary(max_size=200), st.binary().map(lambda b: b"PK\x03\x04" + b)))
-def test_random_bytes(place, suffix, data):
-    file = place / f"random{suffix}"
+def test_random_bytes(walled, suffix, data):
+    file = walled / f"random{suffix}"
     file.write_bytes(data)
     net, _ = loaded(file, f"weights, random {suffix}")
     assert net is None
@@ -157,13 +148,13 @@ def strange(draw):
     st.sampled_from([None, "state_dict", "model_state_dict", "model", "net", "weights", 5]),
     st.booleans(),
 )
-def test_state_dicts(place, changes, gone, prefix, nest, legacy):
+def test_state_dicts(walled, changes, gone, prefix, nest, legacy):
     content = {name: tensor for name, tensor in SOUND.items() if name not in gone} | changes
     content = {f"{prefix}{name}": tensor for name, tensor in content.items()}
     content = {nest: content} if nest is not None else content
     if nest == 5:
         content = {5: torch.zeros(1), **content[5]}
-    file = place / "state.pth"
+    file = walled / "state.pth"
     try:
         file.write_bytes(as_pickle(content, legacy))
     except (RuntimeError, NotImplementedError):  # no way to save such a tensor in this form
@@ -187,8 +178,8 @@ class Runs:
         return self.call
 
 
-def code(place: Path):
-    trace = str(place / TRACE)
+def code(walled: Path):
+    trace = str(walled / TRACE)
     return [
         Runs(open, trace, "w"),
         Runs(os.mkdir, trace),
@@ -206,15 +197,15 @@ def code(place: Path):
 
 
 @given(st.integers(0, 11), st.sampled_from(["alone", "beside", "nested", "key"]), st.booleans())
-def test_code_never_runs(place, which, where, raw):
-    bomb = code(place)[which]
+def test_code_never_runs(walled, which, where, raw):
+    bomb = code(walled)[which]
     content = {
         "alone": bomb,
         "beside": {**SOUND, "extra": bomb},
         "nested": {"state_dict": SOUND, "optimizer": [{"hook": bomb}]},
         "key": {"state_dict": {**SOUND, ("a", 1): bomb}},
     }[where]
-    file = place / "code.pth"
+    file = walled / "code.pth"
     file.write_bytes(pickle.dumps(content) if raw else as_pickle(content))
     net, fate = loaded(file, "weights, code")
     assert net is None and "save its state_dict alone" in fate.message
@@ -258,13 +249,13 @@ def repacked(name: str, content: bytes, ending: str = "data.pkl") -> bytes:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), OPCODES), min_size=1, max_size=4))
-def test_odd_pickles(place, damages):
+def test_odd_pickles(walled, damages):
     data = pickled()
     for where, inserts, piece in damages:
         at = int(where * len(data))
         data = data[:at] + piece + data[at if inserts else at + len(piece) :]
-    (place / "odd.pth").write_bytes(repacked("w.pth", data))
-    loaded(place / "odd.pth", "weights, odd pickle")
+    (walled / "odd.pth").write_bytes(repacked("w.pth", data))
+    loaded(walled / "odd.pth", "weights, odd pickle")
 
 
 # ---- lies about sizes
@@ -292,9 +283,9 @@ ENTRY = st.fixed_dictionaries(
 
 
 @given(st.dictionaries(st.one_of(st.sampled_from(list(SOUND)), NAME), ENTRY, min_size=1))
-def test_lying_headers_of_safetensors(place, changes):
-    (place / "lies.safetensors").write_bytes(header(changes))
-    net, _ = loaded(place / "lies.safetensors", "weights, lying header")
+def test_lying_headers_of_safetensors(walled, changes):
+    (walled / "lies.safetensors").write_bytes(header(changes))
+    net, _ = loaded(walled / "lies.safetensors", "weights, lying header")
     if net is not None:
         assert all(net.state_dict()[name].shape == SOUND[name].shape for name in SOUND)
 
@@ -344,10 +335,10 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_fill_no_memory(place, bombs, name):
-    (place / name).write_bytes(bombs[name])
+def test_bombs_fill_no_memory(walled, bombs, name):
+    (walled / name).write_bytes(bombs[name])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    net, fate = loaded(place / name, "weights, bombs")
+    net, fate = loaded(walled / name, "weights, bombs")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert net is None and grown < 100 * 1024, f"{grown} kB more"
     if name in ("zeros.npz", "records.pth"):
