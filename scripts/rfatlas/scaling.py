@@ -50,8 +50,9 @@ LEVERS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: Minutes that a job of a cluster should last.
+#: Minutes that a job of a cluster should last, and below which it is not cut for more devices.
 JOB_MINUTES = (20, 60)
+SHORTEST_MINUTES = 5
 
 
 def describe() -> dict[str, Any]:
@@ -184,8 +185,8 @@ def levers(description: Mapping[str, Any]) -> Iterator[str]:
 
 
 def ranges(description: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a table of range sizes, by which a job lasts about 20 to 60 minutes, or as
-    long as it can while every device has one."""
+    """Yield the lines of a table of range sizes, by which a job lasts about 20 to 60 minutes, or
+    less while not every device has one."""
     yield "| images | machine | `activations.range_size` | jobs | minutes each |"
     yield "|---|---|---:|---:|---:|"
     for workload in ("validation set", "training set"):
@@ -208,8 +209,10 @@ def range_size(
         return next(row for row in found.rows if row.stage == "activations")
 
     parallel = row(images).parallel
-    middle = math.sqrt(JOB_MINUTES[0] * JOB_MINUTES[1]) * 60
-    wanted = min(images / parallel, images * middle / row(images).seconds)
+    middle = math.sqrt(JOB_MINUTES[0] * JOB_MINUTES[1])
+    per_minute = images * 60 / row(images).seconds
+    wanted = min(images / parallel, middle * per_minute)
+    wanted = min(images, max(wanted, SHORTEST_MINUTES * per_minute))
     digit = 10 ** max(0, math.floor(math.log10(wanted)) - 1)
     chosen = math.ceil(wanted / digit) * digit
     return chosen, row(chosen)
