@@ -57,4 +57,4 @@ with (
             )
         log.info("%s: %d of %d channels", layer, len(channels), len(group["max"]))
     for output in outputs:
-        preferred_stimulus.publish(output)
+        store.publish(output)

@@ -52,7 +52,7 @@ def measure(network, layer, folder, settings, channels=None, largest=None, field
         settings, output, 2000, {}, ATTRS,
     )  # fmt: skip
     assert not output.exists()
-    stimuli.publish(output)
+    store.publish(output)
     assert not Path(f"{output}.partial").exists()
     return Found(output)
 

@@ -10,8 +10,6 @@ zero: the least preferred stimulus, the OFF field.
 
 import itertools
 import math
-import os
-import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,8 +50,6 @@ _BASE_MB = 700
 _STATE_COPIES = 24
 # At most so many channels climb together, and are saved together.
 _BLOCK = 16
-
-_FIELDS, _TABLE = "fields.h5", "table.csv"
 
 
 # ---- what is drawn on the crop
@@ -428,7 +424,7 @@ def measure(
     attrs: Mapping[str, Any],
     advance: Callable[[int], None] = lambda steps: None,
 ) -> None:
-    """Make `<layer>.h5` and its table, ready for `publish`.
+    """Make `<layer>.h5` and its table, ready for `store.publish`.
 
     Parameters
     ----------
@@ -463,7 +459,7 @@ def measure(
     partial = store.Partial(output, {**fingerprint, "block": block, "channels": channels.tolist()})
     n, s = len(channels), square.size
     stimuli = store.Allocated(
-        partial.folder / _FIELDS,
+        partial.folder / store.FIELDS,
         {
             "channel": ((n,), np.int32),
             "image": ((n, 3, s, s), np.float32),
@@ -527,19 +523,7 @@ def measure(
     stimuli.write("start_value", 0, rows["value"])
     stimuli.write("off_start_value", 0, rows["off_value"])
     stimuli.complete()
-    store.write_table(table, partial.folder / _TABLE)
-
-
-def publish(output: Path) -> None:
-    """Move what `measure` made to `output` (.h5) and the table beside it (.csv).
-
-    Apart from `measure`, so that a job of several layers moves them all at its end: Snakemake
-    removes the outputs of a killed job, and knows nothing of the `.partial` folders.
-    """
-    folder = Path(f"{output}.partial")
-    os.replace(folder / _FIELDS, output)
-    os.replace(folder / _TABLE, output.with_suffix(".csv"))
-    shutil.rmtree(folder)
+    store.write_table(table, partial.folder / store.TABLE)
 
 
 def _block(

@@ -369,15 +369,9 @@ def array(dataset: h5py.Dataset) -> Any:
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a table as CSV, whole or not at all; numbers with 9 significant digits, NaN as an empty
     field. Raises RfatlasError, naming the file, if the disk is full."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise checked.failed(path, error) from error
-    os.replace(temporary, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with checked.text(path) as file:
+        table.to_csv(file, index=False, float_format="%.9g", lineterminator="\n")
 
 
 def read_table(path: str | Path) -> "pd.DataFrame":
