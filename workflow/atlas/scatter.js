@@ -152,7 +152,7 @@ rfatlas.scatter = (() => {
     explain();
     reset.hidden = zoom === null;
     const left = view.rows.length - points.rows.length;
-    note.textContent = left ? `${left} of the channels shown lack one of the values.` : "";
+    note.textContent = left ? `Left out for want of a value: ${left} of the channels shown.` : "";
     element.setAttribute("aria-label",
       `Scatter plot of ${settings.y} against ${settings.x}, ${points.rows.length} channels`);
     if (!element.dataset.drawn) performance.mark("scatter");
