@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from rfatlas import ablate, ablation, devices, jobs, model, store
+from rfatlas.ablation import ablate, ablation
+from rfatlas.files import jobs, store
+from rfatlas.network import devices, model
 
 with (
     jobs.job(snakemake) as log,

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rfatlas import ablation, jobs, store
+from rfatlas.ablation import ablation
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     ranges = list(snakemake.input.ranges)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from rfatlas import ablate, ablation_groups, devices, jobs, model, store
+from rfatlas.ablation import ablate, ablation_groups
+from rfatlas.files import jobs, store
+from rfatlas.network import devices, model
 
 with (
     jobs.job(snakemake) as log,

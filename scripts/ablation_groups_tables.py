@@ -1,6 +1,7 @@
 """Make the tables about groups of channels of one run."""
 
-from rfatlas import ablation_groups, jobs, store
+from rfatlas.ablation import ablation_groups
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     groups, cumulative, inactive = ablation_groups.tables(

@@ -1,6 +1,7 @@
 """One forward pass of a run's network over one range of images."""
 
-from rfatlas import activations, jobs
+from rfatlas.fields import activations
+from rfatlas.files import jobs
 
 with jobs.job(snakemake) as log:
     jobs.limit_threads(snakemake.threads)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rfatlas import atlas, jobs
+from rfatlas.atlas import atlas
+from rfatlas.files import jobs
 
 with jobs.job(snakemake) as log:
     params = snakemake.params

@@ -1,6 +1,7 @@
 """Join what the stages found about each channel of a run into one table."""
 
-from rfatlas import channels, jobs, store
+from rfatlas.files import jobs, store
+from rfatlas.tables import channels
 
 with jobs.job(snakemake) as log:
     table = channels.build(

@@ -3,7 +3,9 @@
 import contextlib
 from pathlib import Path
 
-from rfatlas import color, devices, jobs, model, store
+from rfatlas.files import jobs, store
+from rfatlas.network import devices, model
+from rfatlas.physiology import color
 
 with (
     jobs.job(snakemake) as log,

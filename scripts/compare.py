@@ -4,7 +4,8 @@ import contextlib
 import json
 from pathlib import Path
 
-from rfatlas import compare, jobs, store
+from rfatlas.files import jobs, store
+from rfatlas.tables import compare
 
 with jobs.job(snakemake) as log, contextlib.ExitStack() as stack:
     given, params = snakemake.input, snakemake.params

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from rfatlas import figures, jobs, store, style
+from rfatlas.figures import figures, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     params, run = snakemake.params, snakemake.params.run

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rfatlas import figures_ablation, jobs, store, style
+from rfatlas.figures import figures_ablation, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     run, mode = snakemake.params.run, snakemake.params.mode

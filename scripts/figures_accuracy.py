@@ -1,6 +1,7 @@
 """Draw the accuracy of all runs side by side."""
 
-from rfatlas import figures, jobs, store, style
+from rfatlas.figures import figures, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake):
     scores = []

@@ -3,7 +3,8 @@
 import contextlib
 from pathlib import Path
 
-from rfatlas import figures_color, jobs, sheets, store, style
+from rfatlas.figures import figures_color, sheets, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log, contextlib.ExitStack() as opened:
     params, run = snakemake.params, snakemake.params.run

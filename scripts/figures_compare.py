@@ -1,6 +1,7 @@
 """Draw the figures of one group of runs side by side."""
 
-from rfatlas import figures_compare, jobs, store, style
+from rfatlas.figures import figures_compare, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     given, group, runs = snakemake.input, snakemake.params.group, snakemake.params.runs

@@ -1,6 +1,7 @@
 """Draw the sheets of one run that show the Gabors fitted to its layers."""
 
-from rfatlas import figures_gabor, jobs, sheets, store, style
+from rfatlas.figures import figures_gabor, sheets, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     params, input = snakemake.params, snakemake.input

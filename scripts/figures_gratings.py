@@ -2,7 +2,8 @@
 
 import contextlib
 
-from rfatlas import figures_gratings, jobs, sheets, store, style
+from rfatlas.figures import figures_gratings, sheets, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     params, output = snakemake.params, snakemake.output

@@ -1,6 +1,7 @@
 """Draw the figures of one run about tuning to orientation and frequency."""
 
-from rfatlas import figures_orientation, jobs, store, style
+from rfatlas.figures import figures_orientation, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     params, run = snakemake.params, snakemake.params.run

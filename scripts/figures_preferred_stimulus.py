@@ -2,7 +2,8 @@
 
 import contextlib
 
-from rfatlas import figures_preferred_stimulus, jobs, sheets, store, style
+from rfatlas.figures import figures_preferred_stimulus, sheets, style
+from rfatlas.files import jobs, store
 
 with (
     jobs.job(snakemake) as log,

@@ -2,7 +2,8 @@
 
 import contextlib
 
-from rfatlas import figures_virtual_filters, jobs, sheets, store, style
+from rfatlas.figures import figures_virtual_filters, sheets, style
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log:
     params, run = snakemake.params, snakemake.params.run

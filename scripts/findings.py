@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from rfatlas import findings, jobs, store
+from rfatlas.files import jobs, store
+from rfatlas.tables import findings
 
 with jobs.job(snakemake) as log:
     description = json.loads(Path(snakemake.input.description).read_text(encoding="utf-8"))

@@ -3,7 +3,8 @@
 import contextlib
 from pathlib import Path
 
-from rfatlas import gabor, jobs, store
+from rfatlas.fields import gabor
+from rfatlas.files import jobs, store
 
 with jobs.job(snakemake) as log, contextlib.ExitStack() as files:
     input, params = snakemake.input, snakemake.params

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from rfatlas import devices, gratings, jobs, model, store
-from rfatlas.probe import Probe
+from rfatlas.files import jobs, store
+from rfatlas.network import devices, model
+from rfatlas.physiology import gratings
+from rfatlas.physiology.probe import Probe
 
 with (
     jobs.job(snakemake) as log,

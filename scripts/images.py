@@ -1,6 +1,7 @@
 """Decode the photographs of a data set and pack them into one file."""
 
-from rfatlas import images, jobs, sources
+from rfatlas.files import jobs
+from rfatlas.images import images, sources
 
 with jobs.job(snakemake) as log:
     dataset = dict(snakemake.params.dataset)

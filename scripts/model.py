@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from rfatlas import devices, jobs, model, store
+from rfatlas.files import jobs, store
+from rfatlas.network import devices, model
 
 with jobs.job(snakemake) as log:
     config = snakemake.params.model

@@ -1,6 +1,7 @@
 """Count what the rules of colour opponency say of the layers of one run."""
 
-from rfatlas import jobs, opponency, store
+from rfatlas.files import jobs, store
+from rfatlas.tables import opponency
 
 with jobs.job(snakemake) as log:
     table = store.read_table(snakemake.input.channels)

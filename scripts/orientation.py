@@ -1,6 +1,7 @@
 """Count what the estimates of orientation and frequency say of the layers of one run."""
 
-from rfatlas import jobs, orientation, store
+from rfatlas.files import jobs, store
+from rfatlas.tables import orientation
 
 with jobs.job(snakemake) as log:
     table = store.read_table(snakemake.input.channels)

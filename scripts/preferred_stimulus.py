@@ -3,7 +3,9 @@
 import contextlib
 from pathlib import Path
 
-from rfatlas import devices, jobs, model, preferred_stimulus, store
+from rfatlas.files import jobs, store
+from rfatlas.network import devices, model
+from rfatlas.stimuli import preferred_stimulus
 
 with (
     jobs.job(snakemake) as log,

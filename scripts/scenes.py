@@ -1,6 +1,7 @@
 """Draw the labelled scenes of one data set."""
 
-from rfatlas import jobs, scenes
+from rfatlas.files import jobs
+from rfatlas.images import scenes
 
 with jobs.job(snakemake) as log:
     count = snakemake.params.scenes

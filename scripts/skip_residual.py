@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from rfatlas import crops, devices, jobs, model, skip_residual, store
+from rfatlas.fields import crops, skip_residual
+from rfatlas.files import jobs, store
+from rfatlas.network import devices, model
 
 with (
     jobs.job(snakemake) as log,

@@ -1,6 +1,7 @@
 """Train one of the demo's networks and write its weights with their provenance."""
 
-from rfatlas import jobs, store, train_demo
+from rfatlas.files import jobs, store
+from rfatlas.network import train_demo
 
 with jobs.job(snakemake) as log:
     # Layers this small gain nothing from more threads, and so --cores does not change the bits.

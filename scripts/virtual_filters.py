@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from rfatlas import graph, jobs, model, store, virtual_filters
+from rfatlas.fields import virtual_filters
+from rfatlas.files import jobs, store
+from rfatlas.network import graph, model
 
 with jobs.job(snakemake) as log:
     network = model.load(snakemake.input.weights)

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from synthetic import Run
 
-from rfatlas import atlas, channels, store
+from rfatlas.atlas import atlas
+from rfatlas.files import store
+from rfatlas.tables import channels
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from snakemake import cli
 from snakemake.executors import touch
 
-from rfatlas import config
+from rfatlas.plan import config
 
 ROOT = Path(__file__).resolve().parents[1]
 AT_A_TIME = 2

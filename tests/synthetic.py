@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from rfatlas import store
+from rfatlas.files import store
 
 IMAGE = 32
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import disks
 import pytest
 
-from rfatlas import store
+from rfatlas.files import store
 
 ROOT = Path(__file__).resolve().parents[1]
 REDUCED = ROOT / "tests" / "configs" / "reduced.yaml"

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rfatlas import demo_net, graph, model, models
-from rfatlas.torchvision_ops import torchvision
+from rfatlas import demo_net, models
+from rfatlas.network import graph, model
+from rfatlas.network.torchvision_ops import torchvision
 
 INPUT = {"resize": 64, "crop": 64, "mean": [0.5] * 3, "std": [0.25] * 3}
 PAIRS = [

@@ -10,8 +10,9 @@ import pytest
 from synthetic import Run
 
 import rfatlas
-from rfatlas import channels, store
 from rfatlas.errors import RfatlasError
+from rfatlas.files import store
+from rfatlas.tables import channels
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from rfatlas import model, store
+from rfatlas.files import store
+from rfatlas.network import model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +88,7 @@ def test_resnet18_receptive_fields_are_exact_in_every_layer(resnet18, shared_dat
 def test_resnet18_best_units_are_those_of_a_plain_loop(resnet18, shared_data):
     """Top-K of a block output and of conv1 against torchvision's own network, kept whole in
     memory."""
-    from rfatlas.torchvision_ops import torchvision
+    from rfatlas.network.torchvision_ops import torchvision
 
     network = torchvision().models.resnet18().eval()
     network.load_state_dict(

@@ -20,7 +20,7 @@ from PIL import Image
 from standins import imagenet
 from test_workflow import NET
 
-from rfatlas import config
+from rfatlas.plan import config
 
 pytestmark = pytest.mark.workflow
 

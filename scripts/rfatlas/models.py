@@ -8,7 +8,7 @@ module imports torchvision.
 
 import torch
 
-from rfatlas.torchvision_ops import torchvision
+from rfatlas.network.torchvision_ops import torchvision
 
 _resnet = torchvision().models.resnet
 

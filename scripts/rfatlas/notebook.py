@@ -17,8 +17,9 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from rfatlas import config, store
 from rfatlas.errors import RfatlasError
+from rfatlas.files import store
+from rfatlas.plan import config
 
 
 class Field:

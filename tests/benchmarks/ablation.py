@@ -27,8 +27,9 @@ from captum.attr import LayerFeatureAblation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import ablate, graph, model
-from rfatlas.torchvision_ops import torchvision
+from rfatlas.ablation import ablate
+from rfatlas.network import graph, model
+from rfatlas.network.torchvision_ops import torchvision
 
 # Imports torchvision, which may need the operators that the line above declares.
 torchvision()

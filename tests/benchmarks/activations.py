@@ -28,7 +28,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import activations, model, store
+from rfatlas.fields import activations
+from rfatlas.files import store
+from rfatlas.network import model
 
 FORMATS = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -35,7 +35,8 @@ from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from synthetic import Layer, Run, opponency, tuning  # noqa: E402
 
-from rfatlas import atlas, store  # noqa: E402
+from rfatlas.atlas import atlas  # noqa: E402
+from rfatlas.files import store  # noqa: E402
 
 PATCHES = 9
 

@@ -19,9 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import colorspace, graph, model
-from rfatlas.probe import Probe
-from rfatlas.torchvision_ops import torchvision
+from rfatlas.network import graph, model
+from rfatlas.network.torchvision_ops import torchvision
+from rfatlas.physiology import colorspace
+from rfatlas.physiology.probe import Probe
 
 LAYERS = ("maxpool", "layer1.2", "layer2.0", "layer3.0", "layer4.2")
 EXTENT = 224

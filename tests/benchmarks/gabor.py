@@ -19,7 +19,7 @@ from scipy import optimize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import gabor_fit
+from rfatlas.fields import gabor_fit
 
 FIELDS = 64
 

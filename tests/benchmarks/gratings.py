@@ -19,9 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import graph, model, tuning
-from rfatlas.probe import GREY, Probe
-from rfatlas.torchvision_ops import torchvision
+from rfatlas.network import graph, model
+from rfatlas.network.torchvision_ops import torchvision
+from rfatlas.physiology import tuning
+from rfatlas.physiology.probe import GREY, Probe
 
 LAYERS = ("conv1", "maxpool", "layer1.1", "layer2.0", "layer2.1", "layer3.0")
 EXTENT = 224

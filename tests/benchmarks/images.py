@@ -25,7 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from rfatlas import images, sources  # noqa: E402
+from rfatlas.images import images, sources  # noqa: E402
 
 RESIZE, CROP = 256, 224
 

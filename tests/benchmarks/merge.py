@@ -24,9 +24,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import activations, store
+from rfatlas.fields import activations
+from rfatlas.files import store
 
-SCRIPTS = Path(activations.__file__).parents[1]
+SCRIPTS = Path(activations.__file__).parents[2]
 LAYER, CHANNELS, SIDE, TOP_K = "layer3.0", 256, 14, 100
 SECONDS, MEGABYTES = 600, 2000
 
@@ -34,7 +35,7 @@ MERGE = """
 import resource, sys
 sys.path.insert(0, {scripts!r})
 from pathlib import Path
-from rfatlas import activations
+from rfatlas.fields import activations
 folder = Path(sys.argv[1])
 ranges = sorted(folder.glob("ranges/*.h5"), key=lambda path: int(path.stem.split("-")[0]))
 activations.merge(ranges, folder / "activations.h5")

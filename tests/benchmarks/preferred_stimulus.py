@@ -24,10 +24,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import ascent, graph, model
-from rfatlas import preferred_stimulus as stimulus
-from rfatlas.probe import GREY, Probe
-from rfatlas.torchvision_ops import torchvision
+from rfatlas.network import graph, model
+from rfatlas.network.torchvision_ops import torchvision
+from rfatlas.physiology.probe import GREY, Probe
+from rfatlas.stimuli import ascent
+from rfatlas.stimuli import preferred_stimulus as stimulus
 
 LAYERS = ("maxpool", "layer1.1", "layer2.0", "layer2.1")
 EXTENT = 224

@@ -22,7 +22,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import ablate, activations, estimates, images, model, receptive_fields, scenes
+from rfatlas.ablation import ablate
+from rfatlas.fields import activations, receptive_fields
+from rfatlas.images import images, scenes
+from rfatlas.network import model
+from rfatlas.plan import estimates
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "tests/benchmarks/rates.py"

@@ -21,8 +21,9 @@ from captum.attr import NeuronGradient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import crops, graph, model, receptive_fields
-from rfatlas.torchvision_ops import torchvision
+from rfatlas.fields import crops, receptive_fields
+from rfatlas.network import graph, model
+from rfatlas.network.torchvision_ops import torchvision
 
 LAYERS = ("maxpool", "layer1.2", "layer2.0", "layer3.0", "layer3.5", "layer4.2")
 EXTENT = 224

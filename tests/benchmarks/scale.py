@@ -13,7 +13,7 @@ disturb little. Printed are, by stage: processor seconds (one thread; and second
 each number of threads), the line a + b n through the sizes with its largest residual, the exponent
 of growth between the two largest sizes after the start of the process (parameter `a`), memory, and
 disk. The last line is one JSON object of ratios by stage: `time`, measured processor seconds over
-those predicted by rfatlas.estimates with resources/rates.csv, `memory`, measured peak over the
+those predicted by rfatlas.plan.estimates with resources/rates.csv, `memory`, measured peak over the
 `mem_mb` that the stage's rule states, and `disk`, bytes found over bytes predicted. `memory` must
 not exceed 1; the others should lie between 0.4 and 2.5.
 """
@@ -32,7 +32,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import config, estimates, preflight
+from rfatlas.plan import config, estimates, preflight
 
 ROOT = config.ROOT
 SHARED = ROOT.parent / "shared" / "data"

@@ -27,7 +27,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from rfatlas import channels, config, estimates, store
+from rfatlas.files import store
+from rfatlas.plan import config, estimates
+from rfatlas.tables import channels
 
 CONFIG = config.ROOT / "tests" / "configs" / "reduced.yaml"
 TARGETS = (
@@ -44,7 +46,8 @@ JOIN = """
 import resource, sys, time
 sys.path.insert(0, {scripts!r})
 from pathlib import Path
-from rfatlas import channels, store
+from rfatlas.files import store
+from rfatlas.tables import channels
 folder = Path(sys.argv[1])
 table = channels.read_table(folder / "own.csv")
 for stage in sorted(path for path in folder.iterdir() if path.is_dir()):

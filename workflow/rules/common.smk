@@ -11,8 +11,9 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
-from rfatlas import config as rfatlas_config
-from rfatlas import estimates, preflight, running, startup, versions
+from rfatlas.plan import config as rfatlas_config
+from rfatlas.files import running, startup, versions
+from rfatlas.plan import estimates, preflight
 from rfatlas.errors import RfatlasError
 
 

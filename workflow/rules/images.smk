@@ -4,7 +4,7 @@
 #   their names or number reruns the rule through `listing`.
 # Writes: results/images/<dataset>_<resize>_<crop>.h5, and ..._bad.csv with the skipped files.
 
-from rfatlas import sources
+from rfatlas.images import sources
 
 
 rule images_pack:

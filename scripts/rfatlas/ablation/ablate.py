@@ -1,0 +1,444 @@
+"""Taking channels out of a network: what it predicts with some channels of a layer replaced.
+
+An `Ablator` runs the network up to its layers once per image and then only what lies behind a
+layer, for many (image, set of channels) pairs at a time. Images on which every channel of a set is
+at its replacement already keep the prediction they have. Behind a layer from which only global
+average pooling and a linear layer remain nothing runs at all: the logits change by the pooled
+change of the channels times their weights. A channel is replaced by
+
+* `zero`;
+* `mean`: its mean over the data set, a number;
+* `shuffle`: its map of another image (see `sequence`);
+* `weight`: what it is when the filter of the first layer that feeds it is zero, and the
+  normalisation behind the filter, with its bias, stays.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from rfatlas.errors import RfatlasError
+from rfatlas.network.graph import FEATURES, LOGITS
+from rfatlas.network.model import LoadedModel
+
+MODES = ("zero", "mean", "shuffle", "weight")
+
+# What the libraries, the network and a batch of images take before the first pair.
+_BASE_MB = 1000
+# Elements of the largest tensor of a batch of pairs: beyond, a CPU leaves its cache and a GPU gains
+# nothing more.
+_BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+# Logits judged at once in the closed form.
+_CLOSED_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+_ROUNDING = 1e-4
+
+
+def sequence(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """Return the images of an ablation in their order: those of known class, shuffled, the first
+    `count` of them.
+
+    The order decides what `shuffle` puts in the place of what: each image gets the maps of the next
+    one in the order, the last those of the first. That is a single cycle, so no image keeps its
+    own, and the same partner for all channels and layers. Any number of first images is a random
+    sample.
+
+    Parameters
+    ----------
+    labels
+        (N,) class of each image, -1 = unknown.
+    count
+        How many images at most; all for None.
+    seed
+        Of the order.
+
+    Raises
+    ------
+    RfatlasError
+        If fewer than two images have a class.
+    """
+    known = np.flatnonzero(np.asarray(labels) >= 0)
+    if len(known) < 2:
+        raise RfatlasError(
+            f"ablation needs images whose class is known: {len(known)} of {len(labels)} have a "
+            "label; give labels, or switch the stage off (stages.ablation: false)"
+        )
+    return np.random.default_rng(seed).permutation(known)[:count]
+
+
+def with_partner(order: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return the images at the places [start, stop) of the order and, last, the partner of the last
+    of them: what `Ablator.see` takes."""
+    return order[np.arange(start, stop + 1) % len(order)]
+
+
+def read_rows(array: Any, rows: np.ndarray) -> np.ndarray:
+    """Return the rows (n, ...) of an array or a dataset, such as images, in any order."""
+    return np.stack([array[int(row)] for row in rows])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Predictions, one entry per image (or per set and image).
+
+    `prediction` int16 is the class of the largest logit, `in_top5` bool whether the label is among
+    the five largest (of equal logits, that of the lower class goes first), `loss` f32 the cross
+    entropy in nats.
+    """
+
+    prediction: np.ndarray
+    in_top5: np.ndarray
+    loss: np.ndarray
+
+
+def judge(logits: torch.Tensor, labels: torch.Tensor) -> Judged:
+    """Return what logits (..., n, classes) say of images with `labels` (n,)."""
+    label = labels.expand(logits.shape[:-1])[..., None]
+    own = logits.gather(-1, label)
+    rank = (logits > own).sum(-1)
+    # Equal logits are rare: look at their classes only where there are any.
+    equal = logits == own
+    if equal.sum() > own.numel():
+        classes = torch.arange(logits.shape[-1], device=logits.device)
+        rank += (equal & (classes < label)).sum(-1)
+    loss = logits.logsumexp(-1) - own[..., 0]
+    return Judged(
+        logits.argmax(-1).to(torch.int16).cpu().numpy(),
+        (rank < 5).cpu().numpy(),
+        loss.float().cpu().numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an `Ablator` remembers of n images and, in the last row, of one partner more.
+
+    `cuts` maps each layer to (value, *crossing tensors), n + 1 rows each; `logits` (n, classes)
+    belong to the intact network.
+    """
+
+    cuts: Mapping[str, tuple[torch.Tensor, ...]]
+    logits: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+
+class Ablator:
+    """A network that can lose channels of some of its layers.
+
+    Parameters
+    ----------
+    network
+        The loaded model.
+    layers
+        Names of the layers.
+    means
+        (C,) data-set mean of every channel by layer; needed for the mode `mean` only.
+    memory_mb
+        Megabytes of the process, libraries included, that batches are chosen to fit (on a GPU half
+        of its free memory counts instead).
+
+    Attributes
+    ----------
+    closed
+        The layers behind which nothing but global average pooling and a linear layer is left.
+
+    Raises
+    ------
+    RfatlasError
+        If the network has no classifier or no such layer.
+    """
+
+    def __init__(
+        self,
+        network: LoadedModel,
+        layers: Sequence[str],
+        means: Mapping[str, np.ndarray] | None = None,
+        memory_mb: float = 3000,
+    ):
+        classes = network.graph.classes()
+        if classes is None or classes > 2**15:
+            raise RfatlasError(
+                "ablation needs a network with a classifier, whose output is (images, classes), "
+                f"with at most {2**15} classes; this one has {classes or 'none'}: "
+                "switch the stage off (stages.ablation: false)"
+            )
+        self._network, self._means = network, dict(means or {})
+        self.layers = tuple(layers)
+        self._suffix = {layer: network.graph.split(layer)[1] for layer in self.layers}
+        heads = {layer: self._head(layer) for layer in self.layers}
+        self._weight = {layer: head for layer, head in heads.items() if head is not None}
+        self.closed = tuple(self._weight)
+        open_layers = [layer for layer in self.layers if layer not in self._weight]
+        self._cuts = network.graph.cuts(open_layers).to(
+            network.device, memory_format=torch.channels_last
+        )
+        self._batch = {layer: self._pairs(layer, memory_mb) for layer in open_layers}
+        self._zeroed: dict[str, torch.Tensor] = {}
+
+    def channels(self, layer: str) -> int:
+        """Return the number of channels of a layer."""
+        return self._network.graph.shape(layer)[0]
+
+    # ---- images
+
+    @torch.inference_mode()
+    def see(self, images: np.ndarray) -> Seen:
+        """Run the intact network on images uint8 (n + 1, H, W, 3): n images and behind each its
+        partner (see `sequence`), so that the last row is a partner only."""
+        found = self._cuts(self._network.preprocess(images))
+        logits = found.pop(LOGITS)[:-1]
+        features = found.pop(FEATURES, None)
+        return Seen(found | {layer: (features,) for layer in self.closed}, logits)
+
+    def recall(self, features: np.ndarray, logits: np.ndarray) -> Seen:
+        """Return the same for the layers in `closed` from cached features (n + 1, D), the input of
+        the last linear layer, and logits (n, classes): no network runs."""
+        device = self._network.device
+        features = torch.as_tensor(features, device=device)
+        return Seen(
+            {layer: (features,) for layer in self.closed}, torch.as_tensor(logits, device=device)
+        )
+
+    def intact(self, seen: Seen, labels: np.ndarray) -> Judged:
+        """Return the predictions (n,) of the intact network."""
+        return judge(seen.logits, self._on_device(labels))
+
+    def batches(
+        self, images: Any, order: np.ndarray, start: int, stop: int, size: int
+    ) -> Iterator[tuple[np.ndarray, Seen]]:
+        """Yield (images (n,), what was seen of them) for the places [start, stop) of the order, at
+        most `size` images at a time. `images` uint8 (N, H, W, 3) is an array or dataset."""
+        for first in range(start, stop, size):
+            rows = with_partner(order, first, min(first + size, stop))
+            yield rows[:-1], self.see(read_rows(images, rows))
+
+    # ---- ablation
+
+    @torch.inference_mode()
+    def ablate(
+        self,
+        layer: str,
+        seen: Seen,
+        sets: Sequence[Sequence[int]],
+        mode: str,
+        labels: np.ndarray,
+    ) -> Judged:
+        """Return the predictions (sets, n) with the channels of each set replaced.
+
+        `mode` is one of `MODES`; `labels` int (n,) are the classes of the images.
+        """
+        intact, target = self.intact(seen, labels), self._on_device(labels)
+        fields = ("prediction", "in_top5", "loss")
+        found = {name: np.repeat(getattr(intact, name)[None], len(sets), axis=0) for name in fields}
+        for which, image, logits in self._rerun(layer, seen, sets, mode):
+            judged = judge(logits, target[image])
+            at = which.cpu().numpy(), image.cpu().numpy()
+            for name in fields:
+                found[name][at] = getattr(judged, name)
+        return Judged(**found)
+
+    @torch.inference_mode()
+    def logits(
+        self, layer: str, seen: Seen, sets: Sequence[Sequence[int]], mode: str
+    ) -> torch.Tensor:
+        """Return the logits (sets, n, classes) with the channels of each set replaced."""
+        found = seen.logits.expand(len(sets), *seen.logits.shape).clone()
+        for which, image, logits in self._rerun(layer, seen, sets, mode):
+            found[which, image] = logits
+        return found
+
+    def _rerun(
+        self, layer: str, seen: Seen, sets: Sequence[Sequence[int]], mode: str
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield (set, image, logits (b, classes)) in batches: all pairs whose logits change."""
+        value, *crossing = seen.cuts[layer]
+        replacement = self._replacement(layer, value, mode)
+        value, crossing = value[:-1], [tensor[:-1] for tensor in crossing]
+        if layer in self._weight:
+            yield from self._closed_form(layer, value - replacement, seen.logits, sets)
+            return
+        device = value.device
+        differs = (value != replacement).reshape(*value.shape[:2], -1).any(2)
+        member = torch.zeros(len(sets), value.shape[1], device=device)
+        for row, channels in enumerate(sets):
+            member[row, self._on_device(channels)] = 1
+        which, image = (member @ differs.T.float() > 0).nonzero(as_tuple=True)
+        for part in torch.arange(len(which), device=device).split(self._batch[layer]):
+            rows, place = member[which[part]].nonzero(as_tuple=True)
+            changed = value[image[part]]
+            source = image[part][rows] if len(replacement) > 1 else torch.zeros_like(rows)
+            changed[rows, place] = replacement[source, place]
+            others = [tensor[image[part]] for tensor in crossing]
+            logits = self._suffix[layer](*map(_channels_last, (changed, *others)))
+            yield which[part], image[part], logits
+
+    def _closed_form(
+        self, layer: str, change: torch.Tensor, logits: torch.Tensor, sets: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Yield (set, image, logits) of all pairs; `change` (n, D) is what the features lose."""
+        weight, (n, classes) = self._weight[layer], logits.shape
+        size = max(1, _CLOSED_ELEMENTS[logits.device.type] // (n * classes))
+        every = torch.arange(n, device=logits.device)
+        for first in range(0, len(sets), size):
+            some = sets[first : first + size]
+            lost = torch.stack(
+                [change[:, list(channels)] @ weight[:, list(channels)].T for channels in some]
+            )
+            which = torch.arange(first, first + len(some), device=logits.device)
+            yield (
+                which.repeat_interleave(n),
+                every.repeat(len(some)),
+                (logits - lost).flatten(0, 1),
+            )
+
+    def _replacement(self, layer: str, value: torch.Tensor, mode: str) -> torch.Tensor:
+        """Return what stands in the place of `value` (n + 1, C, ...): (1 or n, C, ...)."""
+        shape = (1, -1, *(1,) * (value.ndim - 2))
+        if mode == "zero":
+            return torch.zeros(value.shape[1], device=value.device).view(shape)
+        if mode == "mean":
+            return self._on_device(self._means[layer], torch.float32).view(shape)
+        if mode == "shuffle":
+            return value[1:]
+        if mode != "weight":
+            raise ValueError(f"mode {mode!r}, expected one of {', '.join(MODES)}")
+        if layer not in self._zeroed:
+            self._zeroed[layer] = self._without_filters(layer)
+        return self._zeroed[layer]
+
+    def _without_filters(self, layer: str) -> torch.Tensor:
+        """Return the layer's value (1, C, H, W) when all filters of the first layer are zero."""
+        if not self.has_filters(layer):
+            raise RfatlasError(
+                f"layer {layer!r}: not the first convolution's filters, each by itself, feed its "
+                "channels; ablation at the weights is for the first layers (conv1, maxpool)"
+            )
+        prefix = self._network.graph.prefix(layer)
+        convolution = next(module for module in prefix.modules() if isinstance(module, nn.Conv2d))
+        kept = convolution.weight
+        # Batch norm is folded into the filter, so what stays is the bias that it has.
+        convolution.weight = nn.Parameter(torch.zeros_like(kept), requires_grad=False)
+        crop = self._network.description["input"]["crop"]
+        try:
+            value = prefix(torch.zeros(1, 3, crop, crop, device=self._network.device))
+        finally:
+            convolution.weight = kept
+        return value.flatten(2).mean(2) if layer in self._weight and value.ndim == 4 else value
+
+    def has_filters(self, layer: str) -> bool:
+        """Return whether each channel of the layer is fed by one filter of the first convolution
+        and by nothing else, so that the mode `weight` is defined."""
+        prefix = self._network.graph.prefix(layer)
+        if not isinstance(prefix, fx.GraphModule):
+            return False
+        modules = [
+            prefix.get_submodule(node.target)
+            for node in prefix.graph.nodes
+            if node.op == "call_module"
+        ]
+        filters = [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
+        return (
+            len(filters) == 1
+            and isinstance(filters[0], nn.Conv2d)
+            and filters[0].out_channels == self.channels(layer)
+        )
+
+    # ---- what lies behind a layer
+
+    def _head(self, layer: str) -> torch.Tensor | None:
+        """Return the weights (classes, C) of the linear layer if only global average pooling lies
+        between the layer and it, and nothing behind it, else None."""
+        suffix, shape = self._suffix[layer], self._network.graph.shape(layer)
+        if not isinstance(suffix, fx.GraphModule) or not _is_linear(suffix):
+            return None
+        linear = next(m for m in suffix.modules() if isinstance(m, nn.Linear))
+        # Linear maps that agree on a random input agree everywhere.
+        generator = torch.Generator().manual_seed(0)
+        value = torch.randn(2, *shape, generator=generator).to(self._network.device)
+        pooled = value.mean((2, 3))
+        flat = not _placeholders(suffix)[0].meta["tensor_meta"].shape[2:]
+        with torch.inference_mode():
+            found = suffix(pooled if flat else value)
+            if linear.in_features != shape[0]:
+                return None
+            expected = linear(pooled)
+        same = (found - expected).abs().max() <= _ROUNDING * expected.abs().max()
+        return linear.weight if same else None
+
+    def _pairs(self, layer: str, memory_mb: float) -> int:
+        """Return how many pairs are run at a time."""
+        suffix, device = self._suffix[layer], self._network.device
+        if isinstance(suffix, fx.GraphModule):
+            sizes = [_elements(node) for node in suffix.graph.nodes]
+            carried = sum(_elements(node) for node in _placeholders(suffix))
+            largest = max(sizes)
+        else:
+            last = self._network.graph.layers()[-1]
+            carried = largest = self._network.graph.kept_bytes(last) / 4
+        if device.type == "cuda":
+            room = torch.cuda.mem_get_info(device)[0] / 2
+        else:
+            room = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+        # Live at once: what crosses, and inside a block its input, two values and a workspace.
+        by_memory = room / (4.0 * (carried + 4 * largest))
+        return max(1, int(min(by_memory, _BATCH_ELEMENTS[device.type] / largest)))
+
+    def _on_device(self, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values), device=self._network.device).to(dtype)
+
+
+_LINEAR_MODULES = (
+    nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Linear, nn.Identity, nn.Dropout,
+    nn.Dropout2d,
+)  # fmt: skip
+_LINEAR_FUNCTIONS = {
+    F.adaptive_avg_pool2d, F.avg_pool2d, torch.flatten, torch.mean, F.dropout, torch.reshape,
+    torch.squeeze,
+}  # fmt: skip
+_LINEAR_METHODS = {"flatten", "mean", "view", "reshape", "squeeze", "contiguous"}
+
+
+def _is_linear(suffix: fx.GraphModule) -> bool:
+    """Whether a suffix is known to be linear, with exactly one linear layer in it."""
+    linear = 0
+    for node in suffix.graph.nodes:
+        parents = [parent for parent in node.all_input_nodes if _elements(parent)]
+        if node.op == "call_module":
+            module = suffix.get_submodule(node.target)
+            linear += isinstance(module, nn.Linear)
+            if not isinstance(module, _LINEAR_MODULES):
+                return False
+        elif node.op == "call_function" and _elements(node):
+            if node.target not in _LINEAR_FUNCTIONS:
+                return False
+        elif node.op == "call_method" and _elements(node):
+            if node.target not in _LINEAR_METHODS:
+                return False
+        elif node.op == "get_attr":
+            return False
+        if len(parents) > 1:
+            return False
+    return linear == 1 and len(_placeholders(suffix)) == 1
+
+
+def _placeholders(suffix: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in suffix.graph.nodes if node.op == "placeholder"]
+
+
+def _elements(node: fx.Node) -> int:
+    """Elements of a node's tensor for one image, 0 where it is none."""
+    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+    return 0 if shape is None else math.prod(shape[1:])
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim != 4:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)

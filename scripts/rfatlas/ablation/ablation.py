@@ -1,0 +1,512 @@
+"""Stage `ablation`: what the network loses with one channel replaced, for every channel.
+
+`sweep` works on a range of places in the order of the images (see `ablate.sequence`) and keeps
+every prediction; `gather` joins the ranges of a layer and turns predictions into statistics, all
+paired by image: the same images with and without the channel.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from rfatlas import statistics
+from rfatlas.ablation import paired
+from rfatlas.errors import RfatlasError
+from rfatlas.files import jobs, store
+
+if TYPE_CHECKING:
+    from rfatlas.ablation import ablate
+
+log = logging.getLogger("rfatlas")
+
+STAGE = "ablation"
+
+#: What is known of every image, intact and ablated.
+FIELDS = ("prediction", "in_top5", "loss")
+
+# Pairs of image and channel that are run between two looks at the clock.
+_BLOCK_PAIRS = 512
+# Progress is saved after so many seconds, or so many times what a save costs if that is more.
+_SAVE_EVERY_S = 10.0
+_SAVE_COSTS = 20
+# A cached logit may differ from one computed anew by this share of the largest: another device.
+_ROUNDING = 1e-2
+
+#: Names of the columns of one mode, behind `<mode>_`.
+COLUMNS = (*paired.COLUMNS[:-3], "q", *paired.COLUMNS[-3:], "n_images")
+
+
+def modes_of(settings: Mapping[str, Any], layer: str) -> list[str]:
+    """Return the modes of a layer: all of them for `all_modes_layers`, else `modes`."""
+    every = layer in settings["all_modes_layers"]
+    return ["zero", "mean", "shuffle"] if every else list(settings["modes"])
+
+
+def mode_name(settings: Mapping[str, Any], ablator: "ablate.Ablator", layer: str, mode: str) -> str:
+    """Return what `ablate` calls a mode of the config: with `site: weight`, `zero` is `weight`
+    where the first layer's filters feed the layer."""
+    at_weights = settings["site"] == "weight" and mode == "zero" and ablator.has_filters(layer)
+    return "weight" if at_weights else mode
+
+
+# ---- one range of images
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of images (N,) or of channels and images (C, N), as `ablate.Judged`; -1, False
+    and NaN where a channel was not run."""
+
+    prediction: np.ndarray
+    in_top5: np.ndarray
+    loss: np.ndarray
+
+    @classmethod
+    def empty(cls, *shape: int) -> "Predictions":
+        """Return predictions of which none is known yet."""
+        return cls(
+            np.full(shape, -1, np.int16), np.zeros(shape, bool), np.full(shape, np.nan, np.float32)
+        )
+
+    @classmethod
+    def read(cls, group: h5py.Group) -> "Predictions":
+        """Return those of an open file."""
+        return cls(*(group[name][:] for name in FIELDS))
+
+    def write(self, group: h5py.Group) -> None:
+        """Write them to an open file."""
+        for name in FIELDS:
+            group[name] = getattr(self, name)
+
+    def put(self, at: Any, values: Mapping[str, np.ndarray]) -> None:
+        """Set the entries at an index."""
+        for name in FIELDS:
+            getattr(self, name)[at] = values[name]
+
+    def take(self, at: Any) -> "Predictions":
+        """Return the entries at an index; of rows and a slice of columns, those columns of those
+        rows."""
+        if isinstance(at, tuple):
+            return Predictions(*(getattr(self, name)[at[0]][:, at[1]] for name in FIELDS))
+        return Predictions(*(getattr(self, name)[..., at] for name in FIELDS))
+
+
+class _Progress:
+    """Blocks of results, saved now and then, so that a killed job goes on from there."""
+
+    def __init__(self, partial: store.Partial):
+        self._partial = partial
+        self._known: dict[str, dict[str, np.ndarray]] = {}
+        self._records = partial.names()
+        for record in self._records:
+            for key, array in partial.load(record).items():
+                block, _, name = key.rpartition("/")
+                self._known.setdefault(block, {})[name] = array
+        self._unsaved: dict[str, np.ndarray] = {}
+        self._since, self._cost = time.monotonic(), 0.0
+
+    def block(
+        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """Return the block of this name: the saved one, or what `compute` returns."""
+        if key in self._known:
+            return self._known.pop(key)
+        found = compute()
+        self._unsaved |= {f"{key}/{name}": array for name, array in found.items()}
+        if time.monotonic() - self._since > max(_SAVE_EVERY_S, _SAVE_COSTS * self._cost):
+            self.save()
+        return found
+
+    def save(self) -> None:
+        """Write what is not saved yet."""
+        if self._unsaved:
+            begun = time.monotonic()
+            self._records.append(f"{len(self._records):06d}")
+            self._partial.save(self._records[-1], self._unsaved)
+            self._unsaved = {}
+            self._cost = time.monotonic() - begun
+        self._since = time.monotonic()
+
+
+def sweep(
+    ablator: "ablate.Ablator",
+    images: Any,
+    labels: np.ndarray,
+    order: np.ndarray,
+    start: int,
+    stop: int,
+    cached: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    output: Path,
+    attrs: Mapping[str, Any],
+    bar: Callable[..., Any] = jobs.progress,
+) -> None:
+    """Write the predictions of the images at the places [start, stop) of the order to `output`.
+
+    Parameters
+    ----------
+    ablator
+        The network, cut at the layers of this job.
+    images, labels
+        uint8 (N, H, W, 3) and int (N,): the packed images.
+    order
+        (M,) from `ablate.sequence`; a `stop` beyond is clipped.
+    cached
+        `logits` (N, classes) and `features` (N, D) of activations.h5. The logits are compared with
+        those computed here; the features serve layers in closed form, where the job has no other.
+    settings
+        `modes`, `all_modes_layers`, `site`, `channels`, `precision`, `batch_size` of the config.
+    attrs
+        Provenance of the file. Killed, the work resumes from `<output>.partial`.
+
+    Raises
+    ------
+    RfatlasError
+        If the cached logits are not this network's.
+    """
+    start, stop = min(start, len(order)), min(stop, len(order))
+    fingerprint = {key: str(value) for key, value in attrs.items() if key != "device"}
+    partial = store.Partial(output, fingerprint)
+    progress = _Progress(partial)
+    channels = {
+        layer: np.arange(ablator.channels(layer))[: settings["channels"]]
+        for layer in ablator.layers
+    }
+    modes = {layer: modes_of(settings, layer) for layer in ablator.layers}
+    found = {
+        (layer, mode): Predictions.empty(len(channels[layer]), stop - start)
+        for layer in ablator.layers
+        for mode in modes[layer]
+    }
+    intact = Predictions.empty(stop - start)
+    total = sum(len(channels[layer]) for layer, _ in found) * (stop - start)
+    with bar(total=total, unit="pair", desc="image x channel") as shown:
+        for first in range(start, stop, settings["batch_size"]):
+            last = min(first + settings["batch_size"], stop)
+            part = slice(first - start, last - start)
+            batch = _Batch(ablator, images, labels, cached, order, first, last)
+            intact.put(part, progress.block(f"{first}/intact", batch.intact))
+            for (layer, mode), results in found.items():
+                name = mode_name(settings, ablator, layer, mode)
+                active = _unsettled(results, intact, labels[order[start:first]], settings)
+                step = max(1, _BLOCK_PAIRS // (last - first))
+                for lowest in range(0, len(active), step):
+                    some = active[lowest : lowest + step]
+                    block = progress.block(
+                        f"{first}/{layer}/{mode}/{lowest}",
+                        lambda layer=layer, name=name, some=some, batch=batch: batch.ablate(
+                            layer, channels[layer][some], name
+                        ),
+                    )
+                    results.put((some, part), block)
+                    shown.update(len(some) * (last - first))
+                shown.update((len(channels[layer]) - len(active)) * (last - first))
+    progress.save()
+    rows = order[start:stop]
+    with store.create(output, {**attrs, "start": start, "stop": stop, "total": len(order)}) as file:
+        file["image"], file["label"] = rows.astype(np.int32), labels[rows]
+        intact.write(file.create_group("intact"))
+        for (layer, mode), results in found.items():
+            group = file.require_group(f"layers/{layer}")
+            if "channel" not in group:
+                group["channel"] = channels[layer].astype(np.int32)
+            results.write(group.create_group(mode))
+            _tell(layer, mode, channels[layer], results, intact, labels[rows])
+    partial.finish()
+
+
+class _Batch:
+    """The images at some places of the order, seen once they are needed."""
+
+    def __init__(
+        self,
+        ablator: "ablate.Ablator",
+        images: Any,
+        labels: np.ndarray,
+        cached: Mapping[str, Any],
+        order: np.ndarray,
+        first: int,
+        last: int,
+    ):
+        # Gathering ranges, which needs no network, does not wait for torch.
+        from rfatlas.ablation import ablate
+
+        self._ablator, self._images, self._cached = ablator, images, cached
+        self._rows, self._read = ablate.with_partner(order, first, last), ablate.read_rows
+        self._labels = labels[self._rows[:-1]]
+        self._seen: ablate.Seen | None = None
+
+    def _see(self) -> "ablate.Seen":
+        if self._seen is None:
+            logits = self._read(self._cached["logits"], self._rows[:-1])
+            if set(self._ablator.layers) == set(self._ablator.closed):
+                features = self._read(self._cached["features"], self._rows)
+                self._seen = self._ablator.recall(features, logits)
+            else:
+                self._seen = self._ablator.see(self._read(self._images, self._rows))
+                _check(self._seen.logits.cpu().numpy(), logits)
+        return self._seen
+
+    def intact(self) -> dict[str, np.ndarray]:
+        judged = self._ablator.intact(self._see(), self._labels)
+        return {name: getattr(judged, name) for name in FIELDS}
+
+    def ablate(self, layer: str, channels: np.ndarray, mode: str) -> dict[str, np.ndarray]:
+        sets = channels[:, None]
+        judged = self._ablator.ablate(layer, self._see(), sets, mode, self._labels)
+        return {name: getattr(judged, name) for name in FIELDS}
+
+
+def _check(logits: np.ndarray, cached: np.ndarray) -> None:
+    error = np.abs(logits - cached).max()
+    if error > _ROUNDING * max(np.abs(cached).max(), 1):
+        raise RfatlasError(
+            f"ablation: the intact network's logits differ by {error:.3g} from those in "
+            "activations.h5, which come from other weights or images: delete it and rerun that "
+            "stage"
+        )
+
+
+def _counts(
+    prediction: np.ndarray, intact: np.ndarray, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Count the images of each channel by what became of them, from predictions (C, N), -1 where
+    there is none, and (N,) of the intact network."""
+    known, right, was_right = prediction >= 0, prediction == labels, intact == labels
+    return {
+        "both": (right & was_right).sum(1),
+        "gained": (right & ~was_right).sum(1),
+        "lost": (known & ~right & was_right).sum(1),
+        "trials": known.sum(1),
+    }
+
+
+def _unsettled(
+    results: Predictions, intact: Predictions, labels: np.ndarray, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """Return the channels that are still run: with a precision, those whose interval after the
+    images with `labels` reaches further than it from the change of top-1 accuracy."""
+    channels, seen = len(results.prediction), len(labels)
+    precision = settings["precision"]
+    if precision is None or not seen:
+        return np.arange(channels)
+    first = results.take(slice(seen))
+    counts = _counts(first.prediction, intact.prediction[:seen], labels)
+    lo, hi = statistics.paired_newcombe(**counts)
+    change = (counts["gained"] - counts["lost"]) / counts["trials"]
+    stopped = first.prediction[:, -1] < 0
+    wide = np.maximum(hi - change, change - lo) > precision["delta_top1"]
+    return np.flatnonzero(wide & ~stopped)
+
+
+def _tell(
+    layer: str,
+    mode: str,
+    channels: np.ndarray,
+    results: Predictions,
+    intact: Predictions,
+    labels: np.ndarray,
+) -> None:
+    """Log what happened to these images, channel by channel."""
+    counts = _counts(results.prediction, intact.prediction, labels)
+    change = np.where(results.prediction >= 0, results.loss - intact.loss, 0)
+    loss = change.sum(1) / np.maximum(counts["trials"], 1)
+    for row, channel in enumerate(channels):
+        log.info(
+            "%s channel %d, %s: of %d images %d right to wrong, %d wrong to right, loss %+.4f",
+            layer,
+            channel,
+            mode,
+            counts["trials"][row],
+            counts["lost"][row],
+            counts["gained"][row],
+            loss[row],
+        )
+
+
+# ---- all ranges of one layer
+
+
+def statistics_of(
+    results: paired.Predictions, intact: paired.Predictions, labels: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Return the columns `COLUMNS` of one layer and mode, (C,) each.
+
+    Parameters
+    ----------
+    results
+        (C, N) with a channel replaced, in the order of the ablation; -1 in `prediction` behind the
+        last image of a channel that was stopped early, which counts with its first images only.
+    intact
+        (N,) without.
+    labels
+        (N,) classes of the images.
+    seed
+        Of the bootstrap.
+    """
+    count = (results.prediction >= 0).sum(1)
+    columns = {name: np.zeros(len(count)) for name in COLUMNS}
+    columns["n_images"] = count
+    for images in np.unique(count):
+        rows, first = np.flatnonzero(count == images), slice(int(images))
+        found = paired.changes(results.take((rows, first)), intact.take(first), labels[first], seed)
+        for name, values in found.items():
+            columns[name][rows] = values
+    for name in ("n_flips", "right_to_wrong", "wrong_to_right"):
+        columns[name] = columns[name].astype(int)
+    columns["q"] = statistics.benjamini_hochberg(columns["p"])
+    return {name: columns[name] for name in COLUMNS}
+
+
+def class_delta(
+    prediction: np.ndarray, intact: np.ndarray, labels: np.ndarray, classes: int
+) -> np.ndarray:
+    """Return the change of top-1 accuracy of each class, f32 (C, classes), NaN without images, from
+    predictions (C, N), -1 where there is none, and (N,)."""
+    known = prediction >= 0
+    change = np.where(known, (prediction == labels) * 1.0 - (intact == labels), 0)
+    member = np.zeros((len(labels), classes))
+    member[np.arange(len(labels)), labels] = 1
+    with np.errstate(invalid="ignore"):
+        return (change @ member / (known @ member)).astype(np.float32)
+
+
+def gather(
+    ranges: Sequence[str | Path],
+    layer: str,
+    modes: Sequence[str],
+    classes: int,
+    seed: int,
+    output: Path,
+    attrs: Mapping[str, Any],
+) -> None:
+    """Make `<layer>.h5` of design.md section 4 and its table, ready for `store.publish`.
+
+    Parameters
+    ----------
+    ranges
+        Files of `sweep`, in order.
+    layer
+        Its name.
+    modes
+        All modes of the table, in order; columns are empty where the layer lacks the mode.
+    classes
+        Number of classes of the network.
+    seed
+        Of the bootstrap.
+
+    Raises
+    ------
+    RfatlasError
+        If a range is missing, or comes from other images, weights or settings.
+    """
+    partial = store.Partial(output, {key: str(value) for key, value in attrs.items()})
+    whole = _joined(ranges, layer)
+    columns: dict[str, Any] = {"layer": layer, "channel": whole.channel}
+    # Written in the order of the data set, so that files of different layers compare by row.
+    place = np.argsort(whole.image)
+    with store.create(partial.folder / store.FIELDS, attrs) as file:
+        file["channel"], file["image"] = whole.channel, whole.image[place]
+        file["label"] = whole.label[place]
+        whole.intact.take(place).write(file.create_group("intact"))
+        file.attrs.update(
+            top1=(whole.intact.prediction == whole.label).mean(),
+            top5=whole.intact.in_top5.mean(),
+            loss=whole.intact.loss.mean(dtype=float),
+        )
+        for mode in modes:
+            if mode not in whole.modes:
+                empty = np.full(len(whole.channel), np.nan)
+                columns |= {f"{mode}_{name}": empty for name in COLUMNS}
+                continue
+            results = whole.modes[mode]
+            found = statistics_of(results, whole.intact, whole.label, seed)
+            columns |= {f"{mode}_{name}": values for name, values in found.items()}
+            results.take(place).write(file.create_group(mode))
+            file[f"{mode}/class_delta"] = class_delta(
+                results.prediction, whole.intact.prediction, whole.label, classes
+            )
+    table = pd.DataFrame(columns)
+    store.write_table(table, partial.folder / store.TABLE)
+    for line in _notable(table, layer, [mode for mode in modes if mode in whole.modes]):
+        log.info("%s", line)
+
+
+def _notable(table: pd.DataFrame, layer: str, modes: Iterable[str]) -> list[str]:
+    """Return a line per mode on the channels that matter most."""
+    lines = []
+    for mode in modes:
+        order = table[f"{mode}_delta_top1"].sort_values(kind="stable").index[:5]
+        worst = ", ".join(
+            f"{table.loc[row, 'channel']} ({table.loc[row, f'{mode}_delta_top1']:+.4f})"
+            for row in order
+        )
+        significant = int((table[f"{mode}_q"] < 0.05).sum())
+        lines.append(
+            f"{layer}, {mode}: {significant} of {len(table)} channels with q < 0.05; largest "
+            f"losses of top-1 accuracy: channel {worst}"
+        )
+    return lines
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One layer of one range, or of all of them: what was run, in the order of the ablation."""
+
+    image: np.ndarray
+    label: np.ndarray
+    channel: np.ndarray
+    intact: Predictions
+    modes: dict[str, Predictions]
+
+
+def _joined(ranges: Sequence[str | Path], layer: str) -> _Part:
+    """Return one layer over all ranges, or raise RfatlasError."""
+    parts: list[_Part] = []
+    expected, total, made_from = 0, 0, None
+    for path in ranges:
+        with store.open(path, STAGE) as file:
+            start, stop, total = (int(file.attrs[key]) for key in ("start", "stop", "total"))
+            made = {key: file.attrs[key] for key in ("config", "weights_sha256", "created_from")}
+            if made != (made_from or made) or start != expected:
+                raise RfatlasError(
+                    f"{path}: does not go on from {ranges[0]}: other settings, weights or images, "
+                    f"or not from place {expected} on; delete the ranges and rerun"
+                )
+            expected, made_from = stop, made
+            group = file[f"layers/{layer}"]
+            modes = [name for name in group if isinstance(group[name], h5py.Group)]
+            parts.append(
+                _Part(
+                    file["image"][:],
+                    file["label"][:],
+                    group["channel"][:],
+                    Predictions.read(file["intact"]),
+                    {mode: Predictions.read(group[mode]) for mode in modes},
+                )
+            )
+    if expected != total:
+        raise RfatlasError(
+            f"{ranges[-1]}: the ranges end at place {expected}, expected {total}; a range is "
+            "missing"
+        )
+    return _Part(
+        np.concatenate([part.image for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        parts[0].channel,
+        _concatenated([part.intact for part in parts]),
+        {mode: _concatenated([part.modes[mode] for part in parts]) for mode in parts[0].modes},
+    )
+
+
+def _concatenated(parts: Sequence[Predictions]) -> Predictions:
+    return Predictions(
+        *(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in FIELDS)
+    )

@@ -1,0 +1,446 @@
+"""Exact crops: the part of an image that gives a unit's activation, and its gradient, as the whole
+image does.
+
+A crop is the unit's receptive-field box, aligned to the layer's total stride and moved inside the
+image. Where the box reaches over the image border the crop ends at that border, so that the
+padding there is the network's own, and everywhere else the unit depends on nothing outside the
+crop. All crops of a layer have one size.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rfatlas.errors import RfatlasError
+from rfatlas.files import store
+from rfatlas.network.graph import Geometry
+
+_CPU = torch.device("cpu")
+
+# A recomputed activation further from the cached one than this share of the layer's largest means
+# that the two come from other weights or images; float32 rounding stays far below.
+_CERTIFICATE_LIMIT = 1e-2
+
+# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
+_SAVE_EVERY_S = 30.0
+
+
+# ---- geometry
+
+
+@dataclass(frozen=True)
+class Window:
+    """How the receptive fields of one layer are cut out of an image of `image_size` pixels.
+
+    `size` (S): edge of the stored window, the receptive field's size or the image's where that is
+    smaller. `crop`: edge of the crop that is run through the network. `geometry` None: every unit
+    sees the whole image.
+    """
+
+    geometry: Geometry | None
+    image_size: int
+    size: int
+    crop: int
+
+    def crop_start(self, position: np.ndarray, axis: int) -> np.ndarray:
+        """Return the first pixel of the crops of units at `position` (n,) along an axis (0 = y)."""
+        if self.crop == self.image_size:
+            return np.zeros_like(position)
+        stride = self.geometry.stride[axis]
+        first = self.geometry.lo[axis] + position * stride
+        return np.clip(first // stride * stride, 0, self.image_size - self.crop)
+
+    def window_start(self, position: np.ndarray, axis: int) -> np.ndarray:
+        """Return the first pixel, possibly outside the image, of the stored windows of units at
+        `position`."""
+        if self.geometry is None:
+            return np.zeros_like(position)
+        centre = self.geometry.start[axis] + position * self.geometry.stride[axis]
+        return np.floor(centre - self.size / 2).astype(position.dtype)
+
+    def position_in_crop(self, position: np.ndarray, axis: int) -> np.ndarray:
+        """Return where in the crop's own feature map the units at `position` lie."""
+        if self.crop == self.image_size:
+            return position
+        return position - self.crop_start(position, axis) // self.geometry.stride[axis]
+
+
+def window(geometry: Geometry | None, image_size: int) -> Window:
+    """Return how a layer's receptive fields are cut out of square images of `image_size` pixels.
+
+    The crop must hold the box from any alignment to the total stride J, and what it leaves of the
+    image must be a multiple of J, so that a crop at the far border is aligned too.
+    """
+    if geometry is None:
+        return Window(None, image_size, image_size, image_size)
+    crop = 1
+    for axis in (0, 1):
+        stride = geometry.stride[axis]
+        needed = geometry.size[axis] + geometry.lo[axis] % stride
+        needed += (image_size - needed) % stride
+        crop = max(crop, needed)
+    fits = crop < image_size and all(
+        (image_size - crop) % stride == 0 for stride in geometry.stride
+    )
+    return Window(
+        geometry, image_size, min(max(geometry.size), image_size), crop if fits else image_size
+    )
+
+
+def attributes(cut: Window) -> dict[str, Any]:
+    """Return the attributes that tell a reader of a layer's file where its windows lie: `size`,
+    `stride`, `start` (the centre of unit 0) and `image_size`, in pixels."""
+    geometry = cut.geometry
+    return {
+        "size": max(geometry.size) if geometry else cut.image_size,
+        "stride": max(geometry.stride) if geometry else 0,
+        "start": geometry.start[0] if geometry else cut.image_size / 2,
+        "image_size": cut.image_size,
+    }
+
+
+# ---- units
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units to analyse, one row each: channel slot, rank, image, y, x, cached activation (all of
+    shape (n,))."""
+
+    slot: np.ndarray
+    rank: np.ndarray
+    image: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    def take(self, rows: np.ndarray) -> "Units":
+        """Return the units of the given rows."""
+        return Units(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+def top_tables(
+    group: Mapping[str, Any], source: str, top_k: int | None, channels: int | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the numbers (C,) of a layer's first `channels` channels, and the `value` (C, K),
+    `image` (C, K) and `yx` (C, K, 2) of their `top_k` strongest units; None takes all.
+
+    `group` is the layer's in `activations.h5`; `source` (top, top_per_image) the tables to take.
+    """
+    numbers = np.arange(len(group[f"{source}_image"]))[:channels]
+    return numbers, {
+        key: group[f"{source}_{key}"][: len(numbers), :top_k] for key in ("value", "image", "yx")
+    }
+
+
+def list_units(value: np.ndarray, image: np.ndarray, yx: np.ndarray) -> Units:
+    """Return the units of top-K tables: value (C, K), image (C, K), yx (C, K, 2); image -1 marks an
+    empty place."""
+    slot, rank = np.nonzero(image >= 0)
+    return Units(
+        slot,
+        rank,
+        image[slot, rank].astype(np.int64),
+        yx[slot, rank, 0].astype(np.int64),
+        yx[slot, rank, 1].astype(np.int64),
+        value[slot, rank].astype(np.float32),
+    )
+
+
+def batches(units: Units, cut: Window, size: int) -> Iterator[list[np.ndarray]]:
+    """Yield batches of at most `size` crops, each a list of rounds of units (rows).
+
+    Units of the same image and crop share the crop. A round holds one unit in each of the first
+    crops of its batch: crops come in order of how many units they hold, so that later rounds need
+    fewer and few batches are left partly idle.
+    """
+    keys = np.stack([units.image, cut.crop_start(units.y, 0), cut.crop_start(units.x, 1)], 1)
+    _, crop, members = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    crop = crop.reshape(-1)
+    order = np.lexsort((crop, -members[crop]))
+    starts = np.flatnonzero(np.r_[True, np.diff(crop[order]) != 0]) if len(order) else order
+    groups = np.split(order, starts[1:])
+    for first in range(0, len(groups) if len(order) else 0, size):
+        chunk = groups[first : first + size]
+        deepest = max(len(group) for group in chunk)
+        yield [
+            np.array([group[round] for group in chunk if len(group) > round])
+            for round in range(deepest)
+        ]
+
+
+# ---- pixels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of crops, on a device, and the units that lie in them.
+
+    `pictures` uint8 (B, 3, h, w); normalisation `mean` and `std` (3,); for each round its units,
+    the places (channel, y, x) of these in the crop's own map, int64 (n,) each, and the pixel (top,
+    left) of the crop at which their stored windows begin.
+    """
+
+    pictures: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    members: list[Units]
+    places: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    corners: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def load_batch(
+    model: Any,
+    cut: Window,
+    images: Any,
+    channels: np.ndarray,
+    units: Units,
+    rounds: list[np.ndarray],
+) -> Batch:
+    """Return one batch (see `batches`) of crops of `images` uint8 (N, H, H, 3).
+
+    `images` is indexed by the units' image; `channels` maps their slots to channels of the layer.
+    """
+    device, input = model.device, model.description["input"]
+    members = [units.take(rows) for rows in rounds]
+
+    def move(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(a).to(device) for a in arrays)
+
+    return Batch(
+        gather(images, cut, members[0], device),
+        torch.tensor(input["mean"], device=device),
+        torch.tensor(input["std"], device=device),
+        members,
+        [
+            move(
+                channels[member.slot].astype(np.int64),
+                cut.position_in_crop(member.y, 0),
+                cut.position_in_crop(member.x, 1),
+            )
+            for member in members
+        ],
+        [
+            move(
+                *(
+                    cut.window_start(p, axis) - cut.crop_start(p, axis)
+                    for axis, p in enumerate((member.y, member.x))
+                )
+            )
+            for member in members
+        ],
+    )
+
+
+def gather(images: Any, cut: Window, units: Units, device: torch.device) -> torch.Tensor:
+    """Return the crops uint8 (n, 3, h, w), on a device, of the given units.
+
+    `images` uint8 (N, H, H, 3) is indexed by the units' image.
+    """
+    corners = zip(units.image, cut.crop_start(units.y, 0), cut.crop_start(units.x, 1), strict=True)
+    pictures = np.stack([images[i, t : t + cut.crop, u : u + cut.crop] for i, t, u in corners])
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2)
+
+
+def cut_windows(
+    fields: torch.Tensor, top: torch.Tensor, left: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Return the windows (n, c, size, size) of `fields` (n, c, h, w) that begin at (top, left),
+    int64 (n,).
+
+    A window may reach outside its field; there it is zero.
+    """
+    height, width = fields.shape[2:]
+    span = torch.arange(size, device=fields.device)
+    rows, columns = top[:, None] + span, left[:, None] + span
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
+    number = torch.arange(len(fields), device=fields.device)[:, None, None]
+    picked = fields.permute(0, 2, 3, 1)[
+        number, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    ]
+    return (picked * inside[..., None]).permute(0, 3, 1, 2)
+
+
+# ---- memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a layer is worked through within a memory budget: channels per block, crops per batch."""
+
+    block: int
+    batch: int
+
+
+# What the libraries and the network take before the first unit.
+_BASE_MB = 700
+# Pixels of crops in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
+_BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**23}
+
+
+def plan(
+    cut: Window,
+    channels: int,
+    units: int,
+    sum_bytes: float,
+    crop_bytes: float,
+    memory_mb: float,
+    device: torch.device = _CPU,
+) -> Plan:
+    """Return block and batch sizes for a layer.
+
+    `crop_bytes`: what one crop's forward pass keeps; `units`: units per channel; `sum_bytes`: what
+    is held of a channel, per pixel of its window. Half of `memory_mb`, less a base for the
+    libraries, goes to the sums of a block. The other half goes to the batch, or on a GPU half of
+    its free memory.
+    """
+    budget = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+    area = cut.size**2
+    per_crop = crop_bytes + cut.crop**2 * 3 * 4 * 4 + area * 3 * 8 * 5
+    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else budget
+    pixels = _BATCH_PIXELS[device.type]
+    batch = int(min(room // per_crop, pixels // cut.crop**2, channels * units))
+    block = max(1, min(channels, int(budget // (area * sum_bytes))))
+    return Plan(block, max(1, batch))
+
+
+# ---- channels
+
+
+class Block:
+    """Channels that are worked on together, and what is summed up of them, batch by batch.
+
+    A stage says how a round of units is added (`add`), what its progress is (`state`, arrays by
+    name) and how that is taken up again (`resume`).
+    """
+
+    def __init__(self, cut: Window):
+        self.cut = cut
+
+    def add(self, units: Units, seen: Any) -> None:
+        """Add what the units of one round see."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that `resume` needs."""
+        raise NotImplementedError
+
+    def resume(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take up a state that was saved."""
+        raise NotImplementedError
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """Return the large datasets of the block's channels."""
+        raise NotImplementedError
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Return the small results of the block's channels."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        look: Callable[[Units, list[np.ndarray]], Iterator[tuple[Units, Any]]],
+        first: int,
+        units: Units,
+        batch: int,
+        partial: store.Partial,
+        advance: Callable[[int], Any],
+    ) -> None:
+        """Show the units what `look` yields for them, in batches of `batch` crops.
+
+        `first` names the block in `partial`, where progress is saved and taken up; `advance` is
+        called with the number of units of each finished batch.
+        """
+        finished = self._restore(partial, first)
+        saved, cost = time.monotonic(), 0.0
+        for number, rounds in enumerate(batches(units, self.cut, batch)):
+            if number >= finished:
+                for members, seen in look(units, rounds):
+                    self.add(members, seen)
+                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
+                    begun = time.monotonic()
+                    progress = {"block": np.array(first), "finished": np.array(number + 1)}
+                    partial.save("state", self.state() | progress)
+                    saved = time.monotonic()
+                    cost = saved - begun
+            advance(sum(map(len, rounds)))
+
+    def _restore(self, partial: store.Partial, first: int) -> int:
+        """Take up saved progress of this block; return how many batches are in it."""
+        if "state" not in partial.names():
+            return 0
+        state = partial.load("state")
+        if state["block"] != first:
+            return 0
+        self.resume(state)
+        return int(state["finished"])
+
+
+def run_blocks(
+    make: Callable[[int], Block],
+    look: Callable[[np.ndarray, Units, list[np.ndarray]], Iterator[tuple[Units, Any]]],
+    scheme: Plan,
+    channels: np.ndarray,
+    top: Mapping[str, np.ndarray],
+    partial: store.Partial,
+    fields: store.Allocated,
+    advance: Callable[[int], Any],
+) -> dict[str, np.ndarray]:
+    """Work through all channels of a layer in blocks that `make(size)` gives; return their rows.
+
+    `channels` (C,) and the tables `top` of their units (see `top_tables`). Finished blocks write
+    their `fields` and are not done again.
+    """
+    done = set(partial.names())
+    for first in range(0, len(channels), scheme.block):
+        name = f"block-{first:06d}"
+        slots = slice(first, min(first + scheme.block, len(channels)))
+        units = list_units(*(top[key][slots] for key in ("value", "image", "yx")))
+        if name in done:
+            advance(len(units))
+            continue
+        block = make(slots.stop - first)
+        block.run(
+            lambda units, rounds, slots=slots: look(channels[slots], units, rounds),
+            int(channels[first]),
+            units,
+            scheme.batch,
+            partial,
+            advance,
+        )
+        for key, rows in block.fields().items():
+            fields.write(key, first, rows)
+        partial.save(name, block.rows())
+    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
+    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+
+
+# ---- certificate
+
+
+def check_certificate(
+    layer: str, channels: np.ndarray, certificate: np.ndarray, value: np.ndarray
+) -> None:
+    """Raise RfatlasError if activations (C, K) recomputed from crops are not the cached ones.
+
+    `certificate` (C, K): |recomputed - cached|, NaN for places without a unit; `value` the cached;
+    `channels` (C,) their numbers.
+    """
+    if np.isnan(certificate).all():
+        return
+    worst = np.unravel_index(np.nanargmax(certificate), certificate.shape)
+    if certificate[worst] > _CERTIFICATE_LIMIT * np.abs(value).max():
+        raise RfatlasError(
+            f"layer {layer}, channel {channels[worst[0]]}: the activation recomputed from the crop "
+            f"differs by {certificate[worst]:.3g} from the cached {value[worst]:.6g}; "
+            "activations.h5 comes from other weights or images: delete it and rerun that stage"
+        )

@@ -1,0 +1,487 @@
+"""Stage `figures`: what a run looks like.
+
+Per layer a montage (what drives its channels), and per run the receptive-field size, the sparsity
+and the accuracy. Everything is read from files: the channel table, model.json, the activations and
+the receptive fields.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from rfatlas.figures import style
+from rfatlas.statistics import wilson
+
+#: Side of a montage tile in pixels: large enough to judge a filter, small enough that a screen
+#: shows the 32 channels of a layer at once. Tiles of small receptive fields are whole multiples.
+TILE = 64
+OUTLINE = 190
+#: No montage is wider (in pixels) or has more channels: memory, and pictures that can be looked at.
+MAX_WIDTH = 4000
+MAX_CHANNELS = 200
+GAP = 3
+GROUP_GAP = 12
+LABEL_WIDTH = 62
+HEADER = 58
+TITLE = 80
+#: What the title needs.
+MIN_WIDTH = 840
+FOOTER = 34
+MARGIN = 16
+MONTAGE_DPI = 100
+
+#: A Gaussian that fits worse than this describes no effective receptive field.
+GOOD_FIT = 0.5
+#: Where a Gaussian has fallen to 4.55 % of its peak, in sigma (Luo et al. 2016, section 3).
+EDGE_SIGMA = float(np.sqrt(-2 * np.log(1 - 0.9545)))
+
+#: Reasons of inactivity in channels.csv: how they are told, and their colour.
+INACTIVE = {
+    "filter_norm": ("weak filter", style.ORANGE),
+    "variance": ("low variance", style.PURPLE),
+    "filter_norm+variance": ("both", style.VERMILLION),
+}
+
+PANELS = ("mean\nimage", "mean\ngradient", "effective\nRF")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a montage has its tiles, in pixels from the top left corner of the picture.
+
+    `channels` rows in `blocks` side by side; each row holds `patches` tiles and then the panels.
+    """
+
+    channels: int
+    patches: int
+    blocks: int
+    side: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return -(-self.channels // self.blocks)
+
+    @property
+    def block_width(self) -> int:
+        """Width of a block with its row labels."""
+        columns = self.patches + len(PANELS)
+        return LABEL_WIDTH + columns * (self.side + GAP) + GROUP_GAP
+
+    @property
+    def width(self) -> int:
+        """Width of the picture."""
+        blocks = self.blocks * self.block_width + (self.blocks - 1) * 2 * GROUP_GAP
+        return max(MIN_WIDTH, 2 * MARGIN + blocks)
+
+    @property
+    def height(self) -> int:
+        """Height of the picture."""
+        return TITLE + HEADER + self.rows * (self.side + GAP) + FOOTER + MARGIN
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Return (x, y) of the top left corner of a tile; columns count patches, then panels."""
+        block, row = divmod(row, self.rows)
+        x = MARGIN + block * (self.block_width + 2 * GROUP_GAP) + LABEL_WIDTH
+        x += column * (self.side + GAP) + (GROUP_GAP if column >= self.patches else 0)
+        return x, TITLE + HEADER + row * (self.side + GAP)
+
+
+def grid(channels: int, patches: int, window: int) -> Grid:
+    """Return the layout of a montage of that many channels and patches, at most MAX_WIDTH wide."""
+    side = TILE if window > style.PIXELATED else window * (TILE // window)
+    blocks = 1 if channels <= 8 else 2 if channels <= 48 else 3
+    while blocks > 1 and Grid(channels, patches, blocks, side).width > MAX_WIDTH:
+        blocks -= 1
+    excess = Grid(channels, patches, blocks, side).width - MAX_WIDTH
+    if excess > 0:
+        side -= -(-excess // (patches + len(PANELS)))
+    return Grid(channels, patches, blocks, side)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a montage shows of one layer, for the chosen channels only (n of them, P patches).
+
+    `channel` (n,) indices; `patch` (n, P, S, S, 3) uint8; `blank` (n, P, S, S) pixels outside the
+    image; `exists` (n, P); `mean_image`, `mean_gradient`, `effective` (n, 3, S, S), NaN where no
+    image has the pixel. `size` is the theoretical receptive field (None: unbounded), `stride` the
+    layer's, `image_size` the image's side, all in pixels; `total` channels in the layer.
+    """
+
+    channel: np.ndarray
+    patch: np.ndarray
+    blank: np.ndarray
+    exists: np.ndarray
+    mean_image: np.ndarray
+    mean_gradient: np.ndarray
+    effective: np.ndarray
+    size: int | None
+    stride: int | None
+    image_size: int
+    total: int
+
+
+def read_fields(
+    receptive_field: h5py.File,
+    top: h5py.Group,
+    layer: Mapping,
+    image_size: int,
+    channels: int,
+    patches: int,
+    source: str = "top_per_image",
+) -> Fields:
+    """Read what a montage shows of one layer: at most so many channels (evenly spread) and patches.
+
+    Parameters
+    ----------
+    receptive_field
+        The layer's open file of stage `receptive_fields`.
+    top
+        The layer's group in activations.h5, for the positions of the units.
+    layer
+        The layer's entry in model.json.
+    image_size
+        Side of the network's input, pixels.
+    source
+        Which list of units the receptive fields were made from, as configured.
+    """
+    patch = receptive_field["patch"]
+    rows = style.evenly(len(patch), min(channels, MAX_CHANNELS))
+    chosen = receptive_field["channel"][rows]
+    shown = min(patches, patch.shape[1])
+    window = patch.shape[2]
+    exists = top[f"{source}_image"][chosen, :shown] >= 0
+    yx = top[f"{source}_yx"][chosen, :shown]
+    blank = np.zeros((len(chosen), shown, window, window), bool)
+    if layer["size"] is not None:
+        for place in np.argwhere(exists):
+            unit = tuple(place)
+            blank[unit] = style.outside(
+                yx[unit], layer["start"], layer["stride"], window, image_size
+            )
+    nowhere = receptive_field["count"][rows][:, None] == 0
+    means = (
+        np.where(nowhere, np.nan, receptive_field[name][rows])
+        for name in ("mean_image", "mean_gradient", "effective")
+    )
+    return Fields(
+        chosen,
+        patch[rows, :shown],
+        blank,
+        exists,
+        *means,
+        size=layer["size"],
+        stride=layer["stride"],
+        image_size=image_size,
+        total=layer["channels"],
+    )
+
+
+@style.styled
+def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure:
+    """Draw channels x {top patches, mean image, mean gradient, effective RF} of one layer.
+
+    `table` holds the layer's rows of channels.csv. Rows of inactive channels are marked, and those
+    of channels that nothing drives. Pixels outside the image are hatched. A mean gradient is shown
+    about mid grey on its own symmetric scale, an effective RF from black on its own scale.
+    """
+    table = table.set_index("channel")
+    window = fields.patch.shape[2]
+    layout = grid(len(fields.channel), fields.patch.shape[1], window)
+    side = layout.side
+    canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
+
+    def put(row: int, column: int, picture: np.ndarray, blank: np.ndarray) -> None:
+        x, y = layout.corner(row, column)
+        # A hairline keeps white patches apart from the page.
+        canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = OUTLINE
+        canvas[y : y + side, x : x + side] = style.tile(picture, blank, side)
+
+    for row in range(len(fields.channel)):
+        for rank in range(layout.patches):
+            if fields.exists[row, rank]:
+                put(row, rank, fields.patch[row, rank], fields.blank[row, rank])
+        if not fields.exists[row].any():
+            continue
+        nowhere = np.isnan(fields.mean_image[row]).all(axis=0)
+        means = (
+            np.moveaxis(np.nan_to_num(fields.mean_image[row]), 0, -1),
+            style.signed_rgb(fields.mean_gradient[row]),
+            style.positive_rgb(fields.effective[row]),
+        )
+        for panel, picture in enumerate(means):
+            put(row, layout.patches + panel, picture, nowhere)
+
+    figure = style.figure(layout.width / MONTAGE_DPI, layout.height / MONTAGE_DPI)
+    figure.set_dpi(MONTAGE_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, layout.width)
+    axes.set_ylim(layout.height, 0)
+    style.lay_pixels(axes, canvas)
+
+    axes.text(MARGIN, 12, f"{run} · {layer}", fontsize=13, fontweight="bold", va="top")
+    axes.text(MARGIN, 38, _montage_facts(fields, window), fontsize=9, color=style.GREY, va="top")
+    for block in range(layout.blocks):
+        _montage_headings(axes, layout, block, window)
+    for row, channel in enumerate(fields.channel):
+        _montage_label(axes, layout, row, channel, table.loc[channel], fields.exists[row].any())
+    return figure
+
+
+def _montage_facts(fields: Fields, window: int) -> str:
+    shown, total = len(fields.channel), fields.total
+    channels = f"all {total} channels" if shown == total else f"{shown} of {total} channels"
+    if fields.size is None:
+        field = f"units see the whole image ({fields.image_size} px)"
+    elif fields.size > window:
+        field = (
+            f"receptive field {fields.size} × {fields.size} px, more than the image: shown are "
+            f"{window} px about its centre"
+        )
+    else:
+        field = f"receptive field {fields.size} × {fields.size} px, stride {fields.stride} px"
+    return (
+        f"{channels}   |   {field}\n"
+        "r: split-half correlation of the mean gradient   |   hatched: outside the image"
+    )
+
+
+def _montage_headings(axes, layout: Grid, block: int, window: int) -> None:
+    """Name the columns of a block and give the scale of its tiles."""
+    row = block * layout.rows
+    left, top = layout.corner(row, 0)
+    last, _ = layout.corner(row, layout.patches - 1)
+    text = f"top {layout.patches} images, best first" if layout.patches > 1 else "top\nimage"
+    axes.text((left + last + layout.side) / 2, top - 6, text, ha="center", va="bottom", fontsize=9)
+    axes.text(left - 8, top - 6, "channel", ha="right", va="bottom", fontsize=9)
+    for panel, name in enumerate(PANELS):
+        x, _ = layout.corner(row, layout.patches + panel)
+        axes.text(x + layout.side / 2, top - 6, name, ha="center", va="bottom", fontsize=9)
+    rows = min(layout.rows, layout.channels - row)
+    _, bottom = layout.corner(row + rows - 1, 0)
+    y = bottom + layout.side + 9
+    axes.annotate(
+        "",
+        (left, y),
+        (left + layout.side, y),
+        arrowprops={
+            "arrowstyle": "<->",
+            "color": style.INK,
+            "linewidth": 0.9,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        },
+    )
+    axes.text(left + layout.side / 2, y + 4, f"{window} px", ha="center", va="top", fontsize=8.5)
+
+
+def _montage_label(axes, layout: Grid, row: int, channel: int, facts: pd.Series, responds) -> None:
+    """Write a row's channel number, the reliability of its gradient, and what is wrong with it."""
+    x, y = layout.corner(row, 0)
+    middle = y + layout.side / 2
+    inactive = bool(facts["inactive"])
+    lines = []
+    if not responds:
+        lines.append(("silent", style.VERMILLION))
+    elif np.isfinite(facts.get("split_half", np.nan)):
+        reliability = f"{facts['split_half']:z.2f}".replace("-", "−")
+        lines.append((f"r {reliability}", style.GREY))
+    if inactive:
+        lines.append(("inactive", style.VERMILLION))
+    top = middle - 7 * len(lines)
+    color = style.VERMILLION if inactive or not responds else style.INK
+    axes.text(
+        x - 8,
+        top,
+        str(channel),
+        ha="right",
+        va="center",
+        fontsize=10,
+        fontweight="bold",
+        color=color,
+    )
+    for index, (text, color) in enumerate(lines, 1):
+        axes.text(x - 8, top + 14 * index, text, ha="right", va="center", fontsize=8, color=color)
+
+
+@style.styled
+def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
+    """Draw the size of receptive fields against depth, in pixels on a logarithmic scale.
+
+    Theoretical: the side of the box that can change a unit. Effective, where the receptive-field
+    stage ran: the diameter at which the Gaussian fitted to a channel's mean absolute gradient has
+    fallen to 4.55 % of its peak, for channels whose fit explains at least half of the variance.
+    `table` is channels.csv, `image_size` the side of the network's input in pixels.
+    """
+    layers = _layers(table)
+    names = layers["layer"].tolist()
+    size = layers["rf_size"].to_numpy(float, na_value=np.nan)
+    figure, axes = style.depth_figure(names, 4.6, 1)
+    theory, effective = "theoretical: side of the box", "effective: diameter of the fitted Gaussian"
+    handles = [
+        Line2D([], [], color=style.INK, marker="s", markersize=5, label=theory),
+        Line2D([], [], color=style.GREY, linestyle=(0, (4, 3)), label=f"image: {image_size} px"),
+    ]
+    axes.axhline(image_size, color=style.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(size, color=style.INK, marker="s", markersize=5, linewidth=1.4, zorder=5)
+    if np.isnan(size).any():
+        unbounded = {"color": style.INK, "marker": "s", "markersize": 6, "markerfacecolor": "white"}
+        label = "theoretical: whole image"
+        axes.plot(np.where(np.isnan(size), image_size, np.nan), linestyle="", zorder=5, **unbounded)
+        handles.append(Line2D([], [], linestyle="", label=label, **unbounded))
+    subtitle = "theoretical"
+    if "erf_sigma" in table:
+        good = table[table["erf_r2"] >= GOOD_FIT]
+        for position, name in enumerate(names):
+            sigma = good.loc[good["layer"] == name, "erf_sigma"].to_numpy(float)
+            style.strip(axes, position, 2 * EDGE_SIGMA * sigma, style.BLUE)
+        handles.append(style.strip_handle(style.BLUE, effective))
+        fitted = int(table["erf_r2"].notna().sum())
+        subtitle = (
+            f"theoretical and effective; effective where the fit has R² ≥ {GOOD_FIT:g}: "
+            f"{len(good)} of {fitted} channels"
+        )
+    axes.set_yscale("log", base=2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * 1.1)
+    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.minorticks_off()
+    axes.set_ylabel("receptive field (px)")
+    style.titles(figure, axes, f"{run} · receptive-field size", subtitle)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) < 4 else 2)
+    return figure
+
+
+@style.styled
+def sparsity(table: pd.DataFrame, run: str) -> Figure:
+    """Draw against depth how often channels are active, and how many are inactive and why.
+
+    Activity is the share of image positions with a value above 0; in layers without ReLU that
+    is no measure of sparsity, so they are drawn in grey. `table` is channels.csv.
+    """
+    layers = _layers(table)
+    names = layers["layer"].tolist()
+    figure, (upper, lower) = style.depth_figure(names, 6, 2)
+    for position, (name, rectified) in enumerate(zip(names, layers["rectified"], strict=True)):
+        share = table.loc[table["layer"] == name, "fraction_active"].to_numpy(float)
+        style.strip(upper, position, share, style.BLUE if rectified else style.GREY)
+    upper.set_ylim(-0.02, 1.02)
+    upper.set_ylabel("active positions (> 0)")
+    handles = [style.strip_handle(style.BLUE, "channels; median and quartiles")]
+    if not layers["rectified"].all():
+        handles.append(style.strip_handle(style.GREY, "the same, layer without ReLU"))
+
+    total = table.groupby("layer").size().reindex(names).to_numpy()
+    base = np.zeros(len(names))
+    for reason, (label, color) in INACTIVE.items():
+        members = table[table["inactive_reason"] == reason]
+        share = members.groupby("layer").size().reindex(names, fill_value=0).to_numpy() / total
+        lower.bar(range(len(names)), share, bottom=base, color=color, width=0.6)
+        handles.append(Patch(color=color, label=f"inactive: {label}"))
+        base += share
+    for position, share in enumerate(base):
+        lower.annotate(
+            f"{round(share * total[position])}/{total[position]}",
+            (position, share),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    lower.set_ylim(0, max(0.1, base.max() * 1.25))
+    lower.set_ylabel("inactive channels")
+    for axes in (upper, lower):
+        axes.yaxis.set_major_formatter(style.PERCENT)
+    style.titles(
+        figure, upper, f"{run} · sparsity", f"{len(table)} channels in {len(names)} layers"
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+@dataclass(frozen=True)
+class Score:
+    """How often a run is right: `top1` and `top5` of `images` labelled images, of `classes`.
+
+    `images` is 0 without labels and `classes` 0 without a classifier.
+    """
+
+    run: str
+    images: int
+    classes: int
+    top1: int
+    top5: int
+
+
+def score(run: str, activations: h5py.File) -> Score:
+    """Return the accuracy that stage `activations` counted."""
+    output = activations["output"]
+    if "logits" not in output:
+        return Score(run, 0, 0, 0, 0)
+    images = int(output.attrs["labelled"])
+    right = [round(output.attrs[name] * images) if images else 0 for name in ("top1", "top5")]
+    return Score(run, images, output["logits"].shape[1], *right)
+
+
+@style.styled
+def accuracy(scores: Sequence[Score]) -> Figure:
+    """Draw top-1 and top-5 accuracy of runs with 95 % Wilson intervals and chance level."""
+    figure = style.figure(7.2, 1.75 + 0.62 * len(scores))
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(scores) - 0.45, -0.55)
+    names = [f"{entry.run}\nn = {entry.images:,}" for entry in scores]
+    axes.set_yticks(range(len(scores)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.xaxis.set_major_formatter(style.PERCENT)
+    axes.set_xlabel("images whose class comes first, or among the first five")
+    for row, entry in enumerate(scores):
+        kinds = [(1, entry.top1, -0.16, style.BLUE, "o"), (5, entry.top5, 0.16, style.ORANGE, "s")]
+        for guesses, right, offset, color, marker in kinds:
+            if not entry.images or (guesses > 1 and entry.classes <= guesses):
+                continue
+            y = row + offset
+            share = right / entry.images
+            low, high = (float(end) for end in wilson(right, entry.images))
+            axes.plot([low, high], [y, y], color=color, linewidth=2, solid_capstyle="butt")
+            axes.plot(share, y, marker, color=color, markersize=6, clip_on=False, zorder=4)
+            chance = guesses / entry.classes
+            axes.plot([chance] * 2, [y - 0.13, y + 0.13], color=style.INK, linewidth=1.4, zorder=5)
+            axes.annotate(
+                f"{share:.1%}  [{low:.1%}, {high:.1%}]".replace("%", " %"),
+                (1, y),
+                xytext=(10, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                annotation_clip=False,
+            )
+        if not entry.images:
+            reason = "no labels" if entry.classes else "no classifier"
+            axes.text(0.02, row, reason, va="center", color=style.GREY)
+    handles = [
+        Line2D([], [], color=style.BLUE, marker="o", linewidth=2, label="top-1, 95 % interval"),
+        Line2D([], [], color=style.ORANGE, marker="s", linewidth=2, label="top-5, 95 % interval"),
+        Line2D([], [], color=style.INK, marker="|", markersize=9, linestyle="", label="chance"),
+    ]
+    title = f"{scores[0].run} · accuracy" if len(scores) == 1 else "Accuracy of all runs"
+    style.titles(figure, axes, title, "n labelled images; Wilson intervals")
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _layers(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per layer, in network order."""
+    return table.sort_values("depth", kind="stable").drop_duplicates("layer")

@@ -1,0 +1,714 @@
+"""Stage `figures`, topic color: opponency and tuning to colour over the layers of a run.
+
+Drawn from channels.csv, the tables of the stage `opponency` and the files of the stage `color`:
+fields and tuning curves of single channels, preferred hues, how many channels are of which class,
+how much that depends on thresholds, where the rules differ, and the macaque's shares.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from rfatlas.figures import sheets, style
+
+#: What the tables call all layers together.
+ALL = "all layers"
+MACAQUE = "macaque V1"
+
+#: Classes of the cone rule: label and colour.
+CLASSES = {
+    "non_opponent": ("non-opponent", style.GREY),
+    "single_opponent": ("single-opponent", style.SKY),
+    "double_opponent": ("double-opponent", style.BLUE),
+}
+#: Classes of the other rules: how they are told on an axis.
+LABELS = {
+    "non_opponent": "non-\nopponent",
+    "single_opponent": "single-\nopponent",
+    "double_opponent": "double-\nopponent",
+    "unresponsive": "unre-\nsponsive",
+    "neither": "neither",
+    "spatial": "spatial\nonly",
+    "spectral": "spectral\nonly",
+    "double": "both",
+}
+KINDS = {
+    "luminance": ("luminance", style.PALE),
+    "color_luminance": ("colour-luminance", style.ORANGE),
+    "color_preferring": ("colour-preferring", style.VERMILLION),
+}
+RULES = {
+    "harris": "Harris' rule",
+    "energy": "rule on the linear field",
+    "unrectified": "cone rule before the ReLU",
+}
+#: What is varied: label of the axis, and the classes whose shares are shown.
+VARIED = {
+    "color_ratio": ("opponent from this ratio on", ("single_opponent", "double_opponent")),
+    "lowpass": ("single-opponent from this share on", ("single_opponent", "double_opponent")),
+    "harris_tolerance": ("Harris' tolerance (share of the range)", ("spectral", "double")),
+}
+
+#: The axes of cone space as the files have them: label, colours of minus and plus. Red and green
+#: look alike to many people; vermillion and bluish green do not.
+AXES = {
+    "L+M": ("L+M", "black", "white"),
+    "L-M": ("L−M", style.GREEN, style.VERMILLION),
+    "S-(L+M)": ("S−(L+M)", style.ORANGE, style.BLUE),
+}
+#: Of each class at most so many examples of tuning are drawn, from as many layers.
+EXAMPLES = 5
+#: Hue curves drawn per layer.
+CURVES = 12
+
+#: Side of the pictures of a sheet, in pixels.
+SIDE = 72
+#: Dots on the rim of a sheet's circle of hues.
+RIM_DOTS = 90
+
+
+def layers_of(table: pd.DataFrame) -> list[str]:
+    """Return the layers of one of the tables in network order, without `ALL`."""
+    own = table[table["layer"] != ALL].drop_duplicates("layer")
+    return own.sort_values("depth")["layer"].tolist()
+
+
+def twin_of(table: pd.DataFrame) -> str:
+    """Return the name of the random twin that a table compares with, or ""."""
+    names = table["twin"].dropna()
+    return next(iter(names[names != ""]), "")
+
+
+@style.styled
+def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
+    """Draw the share of each class against depth, with the twin's and the macaque's.
+
+    Above, single- and double-opponent channels by the cone rule with 95 % Wilson intervals; below,
+    the kinds by `color_ratio` beside those of macaque V1. `counts` and `macaque` are the tables of
+    these names; all layers together stand at the right.
+    """
+    names, twin = layers_of(counts), twin_of(counts)
+    rows = [*names, ALL]
+    figure, (upper, lower) = style.depth_figure([*rows, MACAQUE], 6.6, 2)
+    cone = counts[counts["rule"] == "cone"].set_index(["class", "layer"])
+    shift = {"single_opponent": -0.12, "double_opponent": 0.12}
+    for name, offset in shift.items():
+        label, color = CLASSES[name]
+        for prefix, marker, aside in (("", "o", 0.0), ("twin_", "s", 0.1)):
+            part = cone.loc[name].loc[rows]
+            share = part[f"{prefix}fraction"].to_numpy(float)
+            x = np.arange(len(rows)) + offset + aside
+            ends = (part[f"{prefix}{end}"].to_numpy(float) for end in ("lo", "hi"))
+            face = color if not prefix else "white"
+            line = "-" if not prefix else "--"
+            upper.vlines(x, *ends, color=color, linewidth=2 if not prefix else 1)
+            upper.plot(x[:-1], share[:-1], line, color=color, linewidth=0.9, alpha=0.6)
+            upper.plot(x, share, marker, color=color, markerfacecolor=face, markersize=5, zorder=4)
+    upper.set_ylim(-0.03, 1.03)
+    upper.set_ylabel("of the channels that respond")
+    handles = [
+        Line2D([], [], color=CLASSES[name][1], marker="o", label=CLASSES[name][0]) for name in shift
+    ]
+    if twin:
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=style.INK,
+                marker="s",
+                markerfacecolor="white",
+                linestyle="--",
+                linewidth=0.9,
+                label=f"the same of {twin}",
+            )
+        )
+    kinds = macaque.set_index(["kind", "layer"])
+    bases = {"": np.zeros(len(rows)), "twin_": np.zeros(len(rows))}
+    base = 0.0
+    wide = 0.5 if twin else 0.7
+    for kind, (_, color) in KINDS.items():
+        part = kinds.loc[kind].loc[rows]
+        x = np.arange(len(rows))
+        own = np.nan_to_num(part["fraction"].to_numpy(float))
+        lower.bar(x - (0.14 if twin else 0), own, wide, bases[""], color=color, edgecolor="white")
+        bases[""] += own
+        if twin:
+            other = np.nan_to_num(part["twin_fraction"].to_numpy(float))
+            lower.bar(x + 0.26, other, 0.2, bases["twin_"], color=color, alpha=0.55, linewidth=0)
+            bases["twin_"] += other
+        share = part["macaque_fraction"].iloc[-1]
+        lower.bar(len(rows), share, 0.7, base, color=color, edgecolor=style.INK, linewidth=0.8)
+        text = f"{100 * share:.0f} %"
+        lower.text(len(rows), base + share / 2, text, ha="center", va="center", fontsize=8)
+        base += share
+    lower.set_ylim(0, 1.0)
+    lower.set_ylabel("of the channels that respond")
+    for axes in (upper, lower):
+        axes.yaxis.set_major_formatter(style.PERCENT)
+        axes.axvline(len(names) - 0.5, color=style.GREY, linewidth=0.8)
+        axes.axvline(len(names) + 0.5, color=style.GREY, linewidth=0.8)
+    bars = [Patch(color=color, label=label) for label, color in KINDS.values()]
+    if twin:
+        bars.append(Patch(color=style.GREY, alpha=0.55, label=f"narrow: {twin}"))
+    figure.legend(handles=[*handles, *bars], loc="outside lower center", ncols=3)
+    style.titles(
+        figure,
+        upper,
+        f"{run} · opponent channels",
+        "above: classes of the cone rule, 95 % Wilson intervals; below: kinds by the ratio of L−M "
+        "to L+M",
+    )
+    return figure
+
+
+@style.styled
+def stability(table: pd.DataFrame, run: str) -> Figure:
+    """Draw how the share of opponent classes depends on each threshold.
+
+    `table` is stability.csv. A row per threshold, a thin line per layer (dark to bright with depth)
+    and a bold one with its 95 % Wilson interval for all together; dotted: the line in force.
+    """
+    # All layers together have a twin only where it has the same layers.
+    names, twin = layers_of(table), twin_of(table[table["layer"] == ALL])
+    figure = style.figure(7.6, 8.2)
+    figure.set_layout_engine("constrained", rect=(0, 0.05, 1, 0.88), hspace=0.06)
+    panels = figure.subplots(3, 2, sharey=True)
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    for row, (varied, (label, kinds)) in zip(panels, VARIED.items(), strict=True):
+        for axes, name in zip(row, kinds, strict=True):
+            part = table[(table["varied"] == varied) & (table["class"] == name)]
+            part = part.sort_values("threshold")
+            places = part["threshold"].unique()
+            x = np.arange(len(places))
+            for layer, color in zip(names, shades, strict=True):
+                share = part.loc[part["layer"] == layer, "fraction"].to_numpy(float)
+                axes.plot(x, share, color=color, linewidth=1)
+            whole = part[part["layer"] == ALL]
+            ends = (whole[end].to_numpy(float) for end in ("lo", "hi"))
+            axes.fill_between(x, *ends, color=style.INK, alpha=0.15, linewidth=0)
+            axes.plot(x, whole["fraction"], color=style.INK, linewidth=2.2, marker="o", ms=3)
+            if twin:
+                other = whole["twin_fraction"].to_numpy(float)
+                axes.plot(x, other, "--", color=style.VERMILLION, linewidth=1.8)
+            stated = part.loc[part["rule"].astype(bool), "threshold"].iloc[0]
+            axes.axvline(np.searchsorted(places, stated), color=style.GREY, linestyle=(0, (1, 2)))
+            # Thresholds are listed, not measured: evenly spaced, whatever their distance.
+            axes.xaxis.set_major_locator(FixedLocator(x))
+            axes.xaxis.set_major_formatter(FixedFormatter([f"{place:g}" for place in places]))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_ylim(-0.03, 1.03)
+            axes.yaxis.set_major_formatter(style.PERCENT)
+            axes.grid(axis="y")
+            axes.set_title(LABELS[name].replace("\n", " ").replace("- ", "-"), fontsize=9)
+            axes.set_xlabel(label, fontsize=8.5)
+            axes.tick_params(labelsize=8)
+    _depth_bar(figure, panels, names, shades)
+    _header(figure, f"{run} · classes by threshold", "share of the channels that respond")
+    handles = [Line2D([], [], color=style.INK, linewidth=2.2, marker="o", ms=3, label=ALL)]
+    if twin:
+        line = Line2D([], [], color=style.VERMILLION, linestyle="--", label=f"{twin}, {ALL}")
+        handles.append(line)
+    dots = Line2D([], [], color=style.GREY, linestyle=(0, (1, 2)), label="in force")
+    figure.legend(handles=[*handles, dots], loc="lower center", ncols=3)
+    return figure
+
+
+@style.styled
+def confusion(table: pd.DataFrame, run: str) -> Figure:
+    """Draw where the rules agree: matrices over all layers, and the agreement against depth.
+
+    `table` is confusion.csv. Shades are shares of a row; frames mark what means the same.
+    """
+    names = layers_of(table)
+    rules = [rule for rule in RULES if rule in set(table["rule"])]
+    figure = style.figure(float(np.clip(0.62 * len(names) + 1.2, 9.6, 14)), 6.9)
+    figure.set_layout_engine("constrained", rect=(0, 0.04, 1, 0.87))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    matrices = upper.subplots(1, len(rules), squeeze=False)[0]
+    for axes, rule in zip(matrices, rules, strict=True):
+        cells = table[(table["rule"] == rule) & (table["layer"] == ALL)]
+        _matrix(axes, cells, RULES[rule])
+    matrices[0].set_ylabel("cone rule")
+    for axes in matrices[1:]:
+        axes.set_yticklabels([])
+    axes = lower.subplots()
+    axes.grid(axis="y")
+    handles = []
+    looks = dict(
+        zip(RULES, ((style.BLUE, "o"), (style.GREEN, "s"), (style.ORANGE, "^")), strict=True)
+    )
+    for rule in rules:
+        color, marker = looks[rule]
+        part = table[table["rule"] == rule].drop_duplicates("layer").set_index("layer")
+        kappa = part.loc[names, "kappa"].to_numpy(float)
+        agreement = part.loc[names, "agreement"].to_numpy(float)
+        x = np.arange(len(names))
+        axes.plot(x, agreement, "--", color=color, linewidth=1, marker=marker, mfc="white", ms=5)
+        axes.plot(x, kappa, "-", color=color, linewidth=1.6, marker=marker, ms=5)
+        handles.append(Line2D([], [], color=color, marker=marker, label=RULES[rule]))
+    style.layer_axis(axes, names)
+    axes.axhline(0, color=style.GREY, linewidth=0.8)
+    low = np.nanmin([-0.05, table["kappa"].min()])
+    axes.set_ylim(low - 0.03, 1.04)
+    axes.set_xlabel("layer, in network order")
+    axes.set_ylabel("agreement with the cone rule")
+    handles += [
+        Line2D([], [], color=style.INK, label="beyond chance (κ)"),
+        Line2D([], [], color=style.INK, linestyle="--", label="share of channels"),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=5)
+    _header(
+        figure,
+        f"{run} · do the rules of opponency agree?",
+        "above: channels of all layers, shaded by their share of the row; framed: what means the "
+        "same",
+    )
+    return figure
+
+
+@style.styled
+def orientation(table: pd.DataFrame, run: str) -> Figure:
+    """Draw the share of channels that are tuned to the orientation of coloured gratings, by class.
+
+    `table` is orientation.csv; 95 % Wilson intervals.
+    """
+    rows = [*layers_of(table), ALL]
+    figure, axes = style.depth_figure(rows, 4.4, 1)
+    handles = []
+    for (name, (label, color)), offset in zip(CLASSES.items(), (-0.2, 0, 0.2), strict=True):
+        part = table[table["class"] == name].set_index("layer").loc[rows]
+        x = np.arange(len(rows)) + offset
+        ends = (part[end].to_numpy(float) for end in ("lo", "hi"))
+        axes.vlines(x, *ends, color=color, linewidth=2)
+        axes.plot(x, part["fraction"], "o", color=color, markersize=6)
+        handles.append(Line2D([], [], color=color, marker="o", linestyle="", label=label))
+    axes.axvline(len(rows) - 1.5, color=style.GREY, linewidth=0.8)
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(style.PERCENT)
+    axes.set_ylabel("oriented for colour")
+    style.titles(
+        figure,
+        axes,
+        f"{run} · are opponent channels oriented?",
+        "tuned to the orientation of coloured gratings, by class of the cone rule; 95 % Wilson "
+        "intervals",
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Frequency tuning of one channel to the three axes of cone space.
+
+    `frequency` (F,) in cycles per pixel; `response` (3, F), each axis at the orientation at which
+    it drives the channel most; `flicker` (3,) to zero frequency; all above the blank.
+    """
+
+    layer: str
+    channel: int
+    frequency: np.ndarray
+    response: np.ndarray
+    flicker: np.ndarray
+
+
+def examples(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:
+    """Choose the channels whose tuning is drawn: by class, (layer, channel) in network order.
+
+    Of each class at most `EXAMPLES` layers, evenly spread over those that have it, and of each the
+    channel with the median of the larger of `color_ratio` and `color_ratio_s` (the lower of two):
+    typical ones, not the best.
+    """
+    chosen = {}
+    for name in CLASSES:
+        members = table[table["color_class"] == name]
+        layers = [rows for _, rows in members.groupby("depth", sort=True)]
+        chosen[name] = []
+        for index in style.evenly(len(layers), EXAMPLES) if layers else ():
+            rows = layers[index]
+            ratio = rows[["color_ratio", "color_ratio_s"]].max(axis=1).to_numpy(float)
+            middle = rows.iloc[np.argsort(ratio, kind="stable")[(len(rows) - 1) // 2]]
+            chosen[name].append((middle["layer"], int(middle["channel"])))
+    return chosen
+
+
+def read_curves(file: h5py.File, layer: str, channel: int) -> Curves:
+    """Read the tuning curves of one channel from its layer's file of the stage `color`."""
+    return Curves(layer, channel, file["frequency"][:], *_curves(file, channel))
+
+
+def _curves(file: h5py.File, channel: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read (3, F) answers to gratings at each axis' best orientation, and (3,) to flicker."""
+    tuned = file["tuned"][channel, : len(AXES)]
+    best = tuned.max(axis=2).argmax(axis=1)
+    return tuned[np.arange(len(AXES)), best], file["tuned_flicker"][channel, : len(AXES)]
+
+
+def _hue_response(file: h5py.File, channel: int) -> np.ndarray:
+    """Read (H,) answers to uniform hues, above the blank."""
+    return np.maximum(file["hue_response"][channel] - file["blank"][channel], 0)
+
+
+@style.styled
+def tuning(
+    curves: Mapping[str, Sequence[Curves]], run: str, lowpass: float, color_ratio: float
+) -> Figure:
+    """Draw chromatic and achromatic frequency tuning of examples of each class.
+
+    A row per class (`examples`); each channel relative to its largest response. Zero frequency is a
+    uniform field that flickers. `lowpass` and `color_ratio` are the lines of the cone rule, told in
+    the subtitle.
+    """
+    kinds = {name: curves[name] for name in CLASSES if curves.get(name)}
+    columns = max((len(members) for members in kinds.values()), default=1)
+    height = 1.75 * max(len(kinds), 1) + 1.35
+    figure = style.figure(max(7.2, 1.75 * columns + 0.9), height)
+    figure.set_layout_engine("constrained", rect=(0, 0.4 / height, 1, 1 - 1.05 / height))
+    panels = figure.subplots(max(len(kinds), 1), columns, sharey=True, squeeze=False)
+    for row, (name, members) in zip(panels, kinds.items(), strict=False):
+        for axes, found in zip(row, members, strict=False):
+            _tuning(axes, found)
+        for axes in row[len(members) :]:
+            axes.set_axis_off()
+        row[0].set_ylabel(CLASSES[name][0])
+    if not kinds:
+        panels[0, 0].set_axis_off()
+        panels[0, 0].text(0.5, 0.5, "no channel responds", ha="center", color=style.GREY)
+    for column in range(columns):
+        used = [row[column] for row in panels if row[column].axison]
+        if used:
+            used[-1].set_xlabel("cycles per pixel", fontsize=8.5)
+    _header(
+        figure,
+        f"{run} · frequency tuning to colour and luminance",
+        f"typical channels; opponent: a chromatic peak ≥ {color_ratio:g} of L+M's; "
+        f"single-opponent: color_lowpass ≥ {lowpass:g}",
+    )
+    handles = [
+        Line2D([], [], color=color, marker="o", ms=3, label=label)
+        for label, color in zip((label for label, *_ in AXES.values()), _INKS, strict=True)
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=3)
+    return figure
+
+
+#: Colours of curves along the three axes.
+_INKS = (style.INK, style.VERMILLION, style.BLUE)
+
+
+def _tuning(axes: Axes, found: Curves) -> None:
+    top = max(found.response.max(), found.flicker.max(), 1e-12)
+    x = np.log2(found.frequency)
+    zero = x[0] - _apart(x)
+    for response, flicker, color in zip(found.response, found.flicker, _INKS, strict=True):
+        axes.plot(x, response / top, color=color, linewidth=1.5, marker="o", ms=2.5)
+        axes.plot([zero, x[0]], [flicker / top, response[0] / top], ":", color=color, linewidth=1)
+        axes.plot(zero, flicker / top, "o", color=color, ms=3.5)
+    ticks = np.arange(np.ceil(x[0]), np.floor(x[-1]) + 1)
+    ticks = ticks[:: -(-len(ticks) // 3)]
+    axes.set_xticks([zero, *ticks], ["0", *(f"1/{2**-tick:g}" for tick in ticks)], fontsize=8)
+    axes.set_ylim(-0.04, 1.06)
+    axes.set_yticks([0, 0.5, 1])
+    axes.grid(axis="y")
+    axes.tick_params(labelsize=8)
+    axes.set_title(f"{found.layer} · {found.channel}", fontsize=8.5)
+
+
+@dataclass(frozen=True)
+class Hues:
+    """Answers of the opponent channels of one layer to uniform equiluminant fields.
+
+    `degrees` (H,) directions in the plane of L−M (0) and S−(L+M) (90); `color` (H, 3) how they
+    look, 0 to 1; `preferred` (n,) hues of the opponent channels; `response` (m, H) of at most
+    `CURVES` of them, above the blank; `total` opponent channels.
+    """
+
+    layer: str
+    degrees: np.ndarray
+    color: np.ndarray
+    preferred: np.ndarray
+    response: np.ndarray
+    total: int
+
+
+def read_hues(file: h5py.File, rows: pd.DataFrame) -> Hues:
+    """Read what is drawn of the hues of one layer; `rows` are those of channels.csv."""
+    opponent = rows[rows["color_class"].isin(["single_opponent", "double_opponent"])]
+    known = opponent[opponent["hue_deg"].notna()]
+    some = known["channel"].to_numpy(int)[style.evenly(len(known), CURVES)] if len(known) else []
+    response = [_hue_response(file, channel) for channel in some]
+    return Hues(
+        rows["layer"].iloc[0],
+        file["hue"][:],
+        file["hue_rgb"][:],
+        known["hue_deg"].to_numpy(float),
+        np.reshape(response, (-1, len(file["hue"]))),
+        len(opponent),
+    )
+
+
+@style.styled
+def hues(layers: Sequence[Hues], run: str) -> Figure:
+    """Draw which hues drive the opponent channels of every layer, in the equiluminant plane.
+
+    A circle per layer: L−M to the right, S−(L+M) upwards. Lines are tuning curves of single
+    channels relative to their peak, in their preferred hue; ticks on the rim are the preferred hues
+    of all opponent channels.
+    """
+    figure, panels = style.panel_grid(
+        len(layers),
+        f"{run} · tuning to hue",
+        "opponent channels; lines: answers to uniform fields, each to its peak; ticks: what all "
+        "prefer",
+        (1.75, 1.85),
+        footer=0.42,
+    )
+    for axes, layer in zip(panels, layers, strict=True):
+        _hues(axes, layer)
+    figure.text(
+        0.5,
+        0.16 / figure.get_size_inches()[1],
+        "right: +(L−M)   ·   up: +(S−(L+M))   ·   rim: the hues as shown",
+        ha="center",
+        fontsize=8.5,
+    )
+    return figure
+
+
+def _hues(axes: Axes, layer: Hues) -> None:
+    ring = _ring(layer.degrees)
+    axes.scatter(*(1.12 * ring.T), s=14, color=layer.color, linewidths=0)
+    axes.plot(*ring[_closed(ring)].T, color=style.PALE, linewidth=0.8)
+    axes.plot([-1, 1], [0, 0], color=style.PALE, linewidth=0.8)
+    axes.plot([0, 0], [-1, 1], color=style.PALE, linewidth=0.8)
+    for response in layer.response:
+        peak = response.max()
+        if peak <= 0:
+            continue
+        curve = ((response / peak)[:, None] * ring)[_closed(ring)]
+        axes.plot(*curve.T, color=layer.color[response.argmax()], linewidth=1.3, alpha=0.9)
+    for hue in np.radians(layer.preferred):
+        ends = np.outer([1.22, 1.38], [np.cos(hue), np.sin(hue)])
+        axes.plot(*ends.T, color=style.INK, linewidth=0.9, alpha=0.55)
+    axes.set_xlim(-1.45, 1.45)
+    axes.set_ylim(-1.45, 1.45)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    axes.set_title(f"{layer.layer}  {layer.total}", fontsize=9, loc="center")
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What a sheet shows of the chosen channels (n) of one layer.
+
+    `channel` (n,); `frequency` (F,) in cycles per pixel; `response` (n, 3, F) and `flicker` (n, 3)
+    as in `Curves`; `degrees` (H,), `color` (H, 3) and `hue` (n, H), answers above the blank, as in
+    `Hues`; `field` (n, 3, S, S), NaN where unknown, or None without mean gradients; `total`
+    channels of the layer.
+    """
+
+    channel: np.ndarray
+    frequency: np.ndarray
+    response: np.ndarray
+    flicker: np.ndarray
+    degrees: np.ndarray
+    color: np.ndarray
+    hue: np.ndarray
+    field: np.ndarray | None
+    total: int
+
+
+def read_channels(file: h5py.File, limit: int) -> Channels:
+    """Read what a sheet shows of at most `limit` channels of a layer, evenly spread."""
+    total = len(file["channel"])
+    chosen = style.evenly(total, limit)
+    curves = [_curves(file, channel) for channel in chosen]
+    field = None
+    if "field_dkl" in file:
+        place = {channel: row for row, channel in enumerate(file["field_channel"][:].tolist())}
+        field = np.full((len(chosen), *file["field_dkl"].shape[1:]), np.nan)
+        for row, channel in enumerate(chosen.tolist()):
+            if channel in place:
+                field[row] = file["field_dkl"][place[channel]]
+    return Channels(
+        chosen,
+        file["frequency"][:],
+        np.array([response for response, _ in curves]),
+        np.array([flicker for _, flicker in curves]),
+        file["hue"][:],
+        file["hue_rgb"][:],
+        np.array([_hue_response(file, channel) for channel in chosen]),
+        field,
+        total,
+    )
+
+
+@style.styled
+def sheet(found: Channels, table: pd.DataFrame, run: str, layer: str) -> Figure:
+    """Draw what is known of the colour of a layer's channels, a row per channel.
+
+    Fields along the axes of cone space (each at its gamut maximum, all three on one scale),
+    frequency tuning along them, tuning to hue. `table` are the layer's rows of channels.csv. Save
+    it at `sheets.DPI`.
+    """
+    headings = ["frequency", "hue"]
+    if found.field is not None:
+        headings = [*(label for label, *_ in AXES.values()), *headings]
+    shown, total = len(found.channel), found.total
+    count = f"all {total} channels" if shown == total else f"{shown} of {total} channels"
+    facts = (
+        f"{count}   |   excites / inhibits: L+M white / black, L−M vermillion / green, S blue / "
+        "orange   |   curves: L+M black, L−M vermillion, S blue"
+    )
+    page = sheets.Sheet(shown, SIDE, f"{run} · {layer} · colour", facts, headings)
+    table = table.set_index("channel")
+    shades = [_diverging(minus, plus) for _, minus, plus in AXES.values()]
+    lines, inks, dots, dot_inks = [], [], [], []
+    # More dots than pixels on the rim take time and show nothing.
+    step = max(1, len(found.degrees) // RIM_DOTS)
+    for row, channel in enumerate(found.channel):
+        facts = table.loc[channel]
+        page.label(row, channel, *_sheet_label(facts))
+        if found.field is not None and np.isfinite(found.field[row]).any():
+            scale = style.display_range(found.field[row])
+            for column, (shade, plane) in enumerate(zip(shades, found.field[row], strict=True)):
+                picture = shade(0.5 + 0.5 * np.nan_to_num(plane) / scale)[..., :3]
+                page.put(row, column, picture)
+        for column in (len(headings) - 2, len(headings) - 1):
+            page.paint(row, column, np.full((SIDE, SIDE, 3), 255, np.uint8))
+        if facts["color_class"] not in CLASSES:
+            continue
+        corner = np.array(page.layout.corner(row, len(headings) - 2))
+        for curve, ink in zip(_cell_curves(found, row), _INKS, strict=True):
+            lines.append(corner + curve)
+            inks.append(ink)
+        middle = np.array(page.layout.corner(row, len(headings) - 1)) + SIDE / 2
+        ring = _ring(found.degrees) * (1, -1)
+        dots.append(middle + (SIDE / 2 - 4) * ring[::step])
+        dot_inks.append(found.color[::step])
+        if found.hue[row].max() > 0:
+            radius = (SIDE / 2 - 8) * found.hue[row] / found.hue[row].max()
+            lines.append(middle + (radius[:, None] * ring)[_closed(ring)])
+            inks.append(style.INK)
+    page.axes.add_collection(LineCollection(lines, colors=inks, linewidths=1.2))
+    if dots:
+        page.axes.scatter(
+            *np.concatenate(dots).T, s=2.5, color=np.concatenate(dot_inks), linewidths=0
+        )
+    if found.field is not None:
+        page.below(0, f"{found.field.shape[-1]} px", arrow=True)
+    frequency = found.frequency
+    page.below(len(headings) - 2, f"{frequency[0]:.2g}–{frequency[-1]:.2g}\n1/px; left: 0")
+    page.below(len(headings) - 1, "right L−M\nup S")
+    return page.finish()
+
+
+def _sheet_label(facts: pd.Series) -> tuple[list[sheets.Line], str]:
+    """Return the lines below a channel's number, and the colour of the number."""
+    if facts["color_class"] not in CLASSES:
+        return [("no answer", style.VERMILLION)], style.VERMILLION
+    label, color = CLASSES[facts["color_class"]]
+    ratios = [facts["color_ratio"], facts["color_ratio_s"]]
+    # The whole word has no room beside the pictures.
+    lines = [(label.replace("opponent", "opp."), color)]
+    for name, ratio in zip(("L−M", "S"), ratios, strict=True):
+        lines.append((f"{name} {ratio:.2f}" if ratio < 100 else f"{name} > 100", style.GREY))
+    return lines, style.INK
+
+
+def _cell_curves(found: Channels, row: int) -> list[np.ndarray]:
+    """Return the frequency tuning of a channel as lines in a cell of a sheet, zero frequency at its
+    left."""
+    answer = np.column_stack([found.flicker[row], found.response[row]])
+    x = np.log2(found.frequency)
+    x = np.concatenate([[x[0] - _apart(x)], x])
+    x = 5 + (SIDE - 10) * (x - x[0]) / (x[-1] - x[0])
+    y = SIDE - 5 - (SIDE - 10) * answer / max(answer.max(), 1e-12)
+    return [np.column_stack([x, curve]) for curve in y]
+
+
+def _apart(x: np.ndarray) -> float:
+    """How far zero frequency stands from the lowest of the others, on their axis (octaves)."""
+    return max(1.0, 0.25 * (x[-1] - x[0]))
+
+
+def _ring(degrees: np.ndarray) -> np.ndarray:
+    turn = np.radians(degrees)
+    return np.stack([np.cos(turn), np.sin(turn)], 1)
+
+
+def _closed(ring: np.ndarray) -> list[int]:
+    return [*range(len(ring)), 0]
+
+
+def _diverging(minus: str, plus: str) -> LinearSegmentedColormap:
+    """From one colour through the grey of zero to another."""
+    zero = "#808080" if "white" in (minus, plus) else "#f2f2f2"
+    # An odd number of shades: zero has one of its own.
+    return LinearSegmentedColormap.from_list("axis", [minus, zero, plus], N=257)
+
+
+def _matrix(axes: Axes, cells: pd.DataFrame, title: str) -> None:
+    """Draw one confusion matrix; channels without a class by either rule have their row and column
+    where there are any."""
+    grid = cells.pivot(index="cone_class", columns="rule_class", values="count")
+    grid = grid.loc[sorted(grid.index, key=_ORDER.index), sorted(grid, key=_ORDER.index)]
+    grid = grid.loc[_shown(grid.T), _shown(grid)]
+    first, second = list(grid.index), list(grid)
+    # A class without channels has no shares; its row stays white.
+    share = grid.div(grid.sum(axis=1).replace(0, 1), axis=0).to_numpy(float)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
+    for y, x in np.ndindex(grid.shape):
+        ink = "white" if share[y, x] > 0.6 else style.INK
+        text = f"{grid.iat[y, x]}"
+        axes.text(x, y, text, ha="center", va="center", color=ink, fontsize=9)
+    same = cells[cells["same"].astype(bool)]
+    for pair in zip(same["cone_class"], same["rule_class"], strict=True):
+        if pair[0] in first and pair[1] in second:
+            corner = second.index(pair[1]) - 0.47, first.index(pair[0]) - 0.47
+            frame = Rectangle(corner, 0.94, 0.94, fill=False, color=style.VERMILLION, lw=1.4)
+            axes.add_patch(frame)
+    axes.set_xticks(range(len(second)), [LABELS[name] for name in second], fontsize=8)
+    axes.set_yticks(range(len(first)), [LABELS[name] for name in first], fontsize=8)
+    axes.tick_params(length=0)
+    kappa = cells["kappa"].iloc[0]
+    known = f", κ = {kappa:.2f}".replace("-", "−") if np.isfinite(kappa) else ""
+    axes.set_title(title + known, fontsize=9)
+
+
+_ORDER = [name for name in LABELS if name != "unresponsive"] + ["unresponsive"]
+
+
+def _shown(grid: pd.DataFrame) -> list[str]:
+    """The columns of a matrix that are drawn: all classes, and what has none where there is any."""
+    return [name for name in grid if name != "unresponsive" or grid[name].any()]
+
+
+def _header(figure: Figure, title: str, subtitle: str) -> None:
+    """Put a bold title over a figure and a plain line below it."""
+    _, height = figure.get_size_inches()
+    figure.text(0.012, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
+    figure.text(0.012, 1 - 0.36 / height, subtitle, fontsize=9, color=style.GREY, va="top")
+
+
+def _depth_bar(figure: Figure, panels: np.ndarray, names: list[str], shades: np.ndarray) -> None:
+    """Tell beside the panels which shade is which layer."""
+    norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+    shown = ScalarMappable(norm, ListedColormap(shades))
+    bar = figure.colorbar(shown, ax=panels, aspect=45, pad=0.02, ticks=range(len(names)))
+    bar.set_ticklabels(names, fontsize=8)
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(which="both", length=0)
+    bar.outline.set_visible(False)

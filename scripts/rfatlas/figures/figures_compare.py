@@ -1,0 +1,345 @@
+"""Stage `figures`, topic compare: the networks of a group of runs side by side.
+
+Drawn from the tables of the stage `compare`. The first run is the reference. Layers stand along
+depth in the order of the networks; one that only some networks have has marks of these alone.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from rfatlas.figures import style
+
+#: Colour and marker of each run of a group, in its order; more runs begin again.
+RUN_STYLES = (
+    (style.BLUE, "o"),
+    (style.ORANGE, "s"),
+    (style.GREEN, "^"),
+    (style.VERMILLION, "D"),
+    (style.PURPLE, "v"),
+    (style.SKY, "P"),
+)
+
+#: Kinds of channels that are drawn, with the label of their axis.
+PROPERTIES = {
+    "orientation_selective": "orientation-\nselective",
+    "opponent": "opponent\nin colour",
+    "double_opponent": "double-\nopponent",
+    "inactive": "inactive",
+}
+
+#: Quantities that are drawn, with the label of their axis; `erf_sigma` shares its panel with
+#: `rf_size`.
+QUANTITIES = {
+    "erf_sigma": "receptive\nfield (px)",
+    "fraction_active": "active units",
+    "class_selectivity": "class\nselectivity",
+    "osi": "OSI",
+    "sf_cpp": "frequency\n(cycles/px)",
+    "color_selectivity": "colour\nselectivity",
+}
+LOGARITHMIC = ("erf_sigma", "sf_cpp")
+
+#: How the name of a run stands beside the matrices.
+RUN_LABEL = {"va": "center", "fontsize": 9.5, "fontweight": "bold"}
+
+#: Up to this many layers, the cells of a matrix hold their numbers.
+NUMBERED = 9
+
+
+def layer_order(table: pd.DataFrame, runs: Sequence[str]) -> list[str]:
+    """Return the layers of all runs, each after the one that it follows in its own network."""
+    order: list[str] = []
+    for run in runs:
+        rows = table[table["run"] == run].drop_duplicates("layer").sort_values("depth")
+        place = 0
+        for layer in rows["layer"]:
+            if layer in order:
+                place = order.index(layer) + 1
+            else:
+                order.insert(place, layer)
+                place += 1
+    return order
+
+
+@style.styled
+def accuracy(table: pd.DataFrame, group: str) -> Figure:
+    """Draw top-1 and top-5 accuracy of the networks with 95 % Wilson intervals.
+
+    `table` is runs.csv. Beside each network but the reference stands the difference of its top-1
+    accuracy in percentage points, with the interval for paired images.
+    """
+    figure = style.figure(7.2, 1.8 + 0.62 * len(table))
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(table) - 0.45, -0.55)
+    axes.set_yticks(range(len(table)), table["run"])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.xaxis.set_major_formatter(style.PERCENT)
+    axes.set_xlabel("images whose class comes first, or among the first five")
+    beside = axes.secondary_yaxis("right")
+    beside.spines["right"].set_visible(False)
+    beside.tick_params(length=0, labelsize=8)
+    beside.set_yticks(range(len(table)), [_difference(row) for row in table.itertuples()])
+    for row in table.itertuples():
+        for guesses, shift, color, marker in (
+            ("top1", -0.14, style.BLUE, "o"),
+            ("top5", 0.14, style.ORANGE, "s"),
+        ):
+            y = row.Index + shift
+            low, high = getattr(row, f"{guesses}_lo"), getattr(row, f"{guesses}_hi")
+            axes.hlines(y, low, high, color=color, linewidth=2)
+            share = getattr(row, guesses)
+            axes.plot(share, y, marker, color=color, markersize=6, clip_on=False)
+    subtitle = "95 % Wilson intervals; at the right: difference in top-1, of the same images"
+    style.titles(figure, axes, f"{group} · accuracy", subtitle)
+    handles = [
+        Line2D([], [], color=style.BLUE, marker="o", linewidth=2, label="top-1"),
+        Line2D([], [], color=style.ORANGE, marker="s", linewidth=2, label="top-5"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _difference(row: tuple) -> str:
+    """The difference from the reference in percentage points, in words."""
+    if row.reference:
+        return "reference"
+    if pd.isna(row.difference):
+        return "no labels"
+    ends = [100 * end for end in (row.difference, row.difference_lo, row.difference_hi)]
+    return "{:+.1f} points\n({:+.1f} to {:+.1f})".format(*ends).replace("-", "−")
+
+
+@style.styled
+def fractions(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
+    """Draw the fractions of `PROPERTIES` against depth, a panel each, with Wilson intervals.
+
+    `table` is fractions.csv; properties of stages that were off have no panel.
+    """
+    names = [name for name in PROPERTIES if (table["property"] == name).any()]
+    layers = layer_order(table, runs)
+    figure, panels = _panels(layers, len(names))
+    for axes, name in zip(panels, names, strict=True):
+        rows = table[table["property"] == name]
+        _series(axes, rows, layers, runs, ("lo", "fraction", "hi"))
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.yaxis.set_major_formatter(style.PERCENT)
+        axes.set_ylabel(PROPERTIES[name])
+    subtitle = "fraction of the channels of a layer, with 95 % Wilson intervals"
+    style.titles(figure, panels[0], f"{group} · kinds of channels", subtitle)
+    figure.legend(handles=_handles(runs), loc="outside lower center", ncols=4)
+    return figure
+
+
+@style.styled
+def quantities(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
+    """Draw medians and quartiles of `QUANTITIES` against depth, a panel each.
+
+    `table` is quantities.csv. Dashes are the sides of theoretical receptive fields, the marks of
+    the same panel the width (sigma) of effective ones.
+    """
+    names = [name for name in QUANTITIES if (table["quantity"] == name).any()]
+    if "erf_sigma" not in names:
+        names.insert(0, "erf_sigma")
+    layers = layer_order(table, runs)
+    figure, panels = _panels(layers, len(names))
+    handles = _handles(runs)
+    for axes, name in zip(panels, names, strict=True):
+        rows = table[table["quantity"] == name]
+        _series(axes, rows, layers, runs, ("q25", "median", "q75"))
+        if name == "erf_sigma":
+            sizes = table[table["quantity"] == "rf_size"].drop_duplicates(["layer", "median"])
+            x = np.array([layers.index(layer) for layer in sizes["layer"]], float)
+            axes.hlines(
+                sizes["median"], x - 0.4, x + 0.4, color=style.GREY, linewidth=1, linestyle="--"
+            )
+        if name in LOGARITHMIC:
+            axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+            axes.yaxis.set_major_formatter("{x:.4g}")
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylabel(QUANTITIES[name])
+    handles.append(
+        Line2D([], [], color=style.GREY, linestyle="--", lw=1, label="theoretical field: side")
+    )
+    subtitle = "median and quartiles over channels; receptive field: σ of the effective one"
+    style.titles(figure, panels[0], f"{group} · sizes and indices", subtitle)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+@style.styled
+def matched(
+    table: pd.DataFrame, pairs: pd.DataFrame, group: str, reference: str, runs: Sequence[str]
+) -> Figure:
+    """Draw how well the channels of the reference are found again in the other networks.
+
+    `table` is matching.csv, `pairs` matched.csv. Above every matched channel as a dot, with median
+    and quartiles; below the share of the reference's channels that correlate at least 0.5 with
+    their match. Ticks are what images permuted give.
+    """
+    others = [run for run in runs if run != reference]
+    layers = table.drop_duplicates("layer").sort_values("depth")["layer"].tolist()
+    figure, (upper, lower) = style.depth_figure(layers or ["no layer in common"], 5.6, 2)
+    look = dict(zip(runs, _styles(runs), strict=True))
+    width = 0.76 / len(others)
+    for number, run in enumerate(others):
+        color, marker = look[run]
+        shift = (number - (len(others) - 1) / 2) * width
+        rows = table[table["run"] == run].set_index("layer").reindex(layers)
+        for position, layer in enumerate(layers):
+            own = pairs[(pairs["run"] == run) & (pairs["layer"] == layer)]
+            style.strip(upper, position + shift, own["correlation"], color, 0.6 * width)
+        x = np.arange(len(layers)) + shift
+        lower.plot(x, rows["share_same"], marker, color=color, markersize=6)
+        for axes, chance in ((upper, "chance_median"), (lower, "chance_share_same")):
+            axes.hlines(rows[chance], x - width / 2, x + width / 2, color=style.INK, linewidth=1.4)
+    upper.set_ylabel("correlation with the match")
+    lower.set_ylabel("channels found again")
+    lower.set_ylim(-0.03, 1.03)
+    lower.yaxis.set_major_formatter(style.PERCENT)
+    subtitle = f"with {reference}, one to one by maxima over each image; below: correlation ≥ 0.5"
+    style.titles(figure, upper, f"{group} · matched channels", subtitle)
+    handles = [
+        Line2D([], [], color=look[run][0], marker=look[run][1], linewidth=2.4, label=run)
+        for run in others
+    ]
+    handles.append(Line2D([], [], color=style.INK, linewidth=1.4, label="by chance (permuted)"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+@style.styled
+def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: str) -> Figure:
+    """Draw `measure` (`cka` or `svcca`) of every layer with every other, a matrix per two runs.
+
+    `table` is similarity.csv. Matrices of a run with itself stand on the diagonal, those of two
+    runs below; the colour runs from 0 to 1.
+    """
+    count = len(runs)
+    order = {
+        run: list(_own(table, run).sort_values("depth")["layer"].drop_duplicates()) for run in runs
+    }
+    longest = max(map(len, order.values()))
+    side = float(np.clip(0.3 * longest, 1.6, 3.2))
+    size = 7 if longest <= NUMBERED else 5.5
+    # Room for the names of layers and runs; letters are about 0.6 of their size wide.
+    names = 0.4 + 0.6 * size / 72 * max(len(layer) for run in runs for layer in order[run])
+    gap, header = 0.15, 0.65
+    width = max(7.2, names + count * (side + gap) + 0.9)
+    height = names + count * (side + gap) + header
+    figure = style.figure(width, height)
+    values = {
+        (*sorted(((row.run, row.layer), (row.other_run, row.other_layer))),): getattr(row, measure)
+        for row in table.itertuples()
+    }
+    for row, run in enumerate(runs):
+        for column, other in enumerate(runs):
+            if column > row:
+                continue
+            left = names + column * (side + gap)
+            foot = names + (count - 1 - row) * (side + gap)
+            axes = figure.add_axes((left / width, foot / height, side / width, side / height))
+            matrix = np.array(
+                [
+                    [values[(*sorted(((run, a), (other, b))),)] for b in order[other]]
+                    for a in order[run]
+                ],
+                float,
+            )
+            image = _matrix(axes, matrix)
+            axes.tick_params(length=0, labelsize=size)
+            if column == 0:
+                axes.set_yticks(range(len(order[run])), order[run])
+                middle = (foot + side / 2) / height
+                figure.text(0.2 / width, middle, run, rotation=90, ha="center", **RUN_LABEL)
+            if row == count - 1:
+                axes.set_xticks(range(len(order[other])), order[other], rotation=90)
+                figure.text(
+                    (left + side / 2) / width, 0.2 / height, other, ha="center", **RUN_LABEL
+                )
+    label = {"cka": "linear CKA", "svcca": "SVCCA"}[measure]
+    bar = figure.add_axes(
+        (
+            (names + count * (side + gap)) / width,
+            names / height,
+            0.13 / width,
+            min(count * side, 2.4) / height,
+        )
+    )
+    figure.colorbar(image, cax=bar, label=label)
+    chance = table[f"{measure}_chance"].dropna()
+    subtitle = f"of {int(table['images'].iloc[0]):,} images"
+    if len(chance):
+        subtitle += f"; by chance (images permuted) {chance.min():.2f} to {chance.max():.2f}"
+    inset = 0.1 / figure.get_figwidth()
+    title = f"{group} · {label} of all layers"
+    figure.text(inset, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
+    figure.text(inset, 1 - 0.36 / height, subtitle, fontsize=9, color=style.GREY, va="top")
+    return figure
+
+
+def _own(table: pd.DataFrame, run: str) -> pd.DataFrame:
+    return table[(table["run"] == run) & (table["other_run"] == run)]
+
+
+def _matrix(axes: Axes, matrix: np.ndarray) -> AxesImage:
+    """Draw one matrix, with its numbers if it is small; returns the image."""
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if max(matrix.shape) <= NUMBERED:
+        for (y, x), value in np.ndenumerate(matrix):
+            text = "" if np.isnan(value) else f"{value:.2f}".removeprefix("0")
+            ink = "white" if value < 0.5 else style.INK
+            axes.text(x, y, text, ha="center", va="center", fontsize=6, color=ink)
+    return image
+
+
+def _panels(layers: Sequence[str], count: int) -> tuple[Figure, list[Axes]]:
+    figure, panels = style.depth_figure(layers, 1.3 + 1.55 * count, count)
+    return figure, list(np.atleast_1d(panels))
+
+
+def _styles(runs: Sequence[str]) -> list[tuple[str, str]]:
+    return [RUN_STYLES[number % len(RUN_STYLES)] for number in range(len(runs))]
+
+
+def _handles(runs: Iterable[str]) -> list[Line2D]:
+    runs = list(runs)
+    return [
+        Line2D([], [], color=color, marker=marker, linewidth=2, label=run)
+        for run, (color, marker) in zip(runs, _styles(runs), strict=True)
+    ]
+
+
+def _series(
+    axes: Axes,
+    rows: pd.DataFrame,
+    layers: Sequence[str],
+    runs: Sequence[str],
+    columns: tuple[str, str, str],
+) -> None:
+    """Draw one run beside the other at each layer: a mark, and a bar from the first to the last of
+    `columns`."""
+    step = min(0.16, 0.6 / len(runs))
+    for number, (run, (color, marker)) in enumerate(zip(runs, _styles(runs), strict=True)):
+        own = rows[rows["run"] == run].set_index("layer").reindex(layers)
+        x = np.arange(len(layers)) + (number - (len(runs) - 1) / 2) * step
+        low, middle, high = (own[column].to_numpy(float) for column in columns)
+        axes.vlines(x, low, high, color=color, linewidth=2)
+        present = np.isfinite(middle)
+        axes.plot(x[present], middle[present], color=color, linewidth=0.8, alpha=0.5)
+        axes.plot(x, middle, marker, color=color, markersize=5)

@@ -1,0 +1,201 @@
+"""Stage `figures`, topic gratings: how the channels of a layer are tuned, a sheet per layer.
+
+Per channel its mean gradient, the polar tuning curve at its best frequency, and the map of its
+responses over orientation and frequency. Everything is read from the files of the stages `gratings`
+and, where it was on, `receptive_fields`.
+
+Orientations are directions of modulation, degrees counter-clockwise from the right: a curve that
+points to the right belongs to a channel that likes upright bars.
+"""
+
+from dataclasses import dataclass
+
+import h5py
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from scipy.signal import resample
+
+from rfatlas.figures import sheets, style
+from rfatlas.physiology import tuning
+
+#: Side of a picture, in pixels.
+SIDE = 80
+#: Between the largest response of a curve and the edge of its picture.
+RIM = 8
+#: Points of a drawn curve, over 180 degrees.
+POINTS = 180
+#: No sheet has more channels.
+MAX_CHANNELS = 200
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a sheet shows of one layer, for the chosen channels only (n of them).
+
+    `channel` (n,); `response` (n, orientation, frequency), mean over phases above the blank;
+    `orientation` (O,) in degrees, `frequency` (F,) in cycles per pixel, `best` (n, 2) their indices
+    at the best grating, -1 where none drives the channel; `gradient` (n, 3, S, S) or None, NaN
+    where there is none; `size` of the gratings' aperture and `stride` of the layer in pixels, 0
+    where every unit sees the whole image; `total` channels in the layer.
+    """
+
+    channel: np.ndarray
+    response: np.ndarray
+    orientation: np.ndarray
+    frequency: np.ndarray
+    best: np.ndarray
+    gradient: np.ndarray | None
+    size: int
+    stride: int
+    total: int
+
+
+def read(file: h5py.File, fields: h5py.File | None, channels: int) -> Tuning:
+    """Read what a sheet shows of a layer: at most so many channels, evenly spread.
+
+    `file` is the layer's of the stage `gratings`, `fields` that of the stage `receptive_fields`,
+    None where it was off.
+    """
+    total = len(file["channel"])
+    rows = style.evenly(total, min(channels, MAX_CHANNELS))
+    chosen = file["channel"][rows]
+    rectified = "unrectified" in file
+    response = file["unrectified" if rectified else "response"][rows]
+    gradient = None
+    if fields is not None:
+        stored = fields["mean_gradient"]
+        gradient = np.full((len(rows), *stored.shape[1:]), np.nan, np.float32)
+        where = {channel: index for index, channel in enumerate(fields["channel"][:].tolist())}
+        for picture, channel in zip(gradient, chosen.tolist(), strict=True):
+            if channel in where:
+                picture[:] = stored[where[channel]]
+    return Tuning(
+        chosen,
+        tuning.mean_above(response, file["blank"][rows], rectified),
+        file["orientation"][:],
+        file["frequency"][:],
+        file["best"][rows].astype(int),
+        gradient,
+        int(file.attrs["size"]),
+        int(file.attrs["stride"]),
+        total,
+    )
+
+
+def curve(response: np.ndarray) -> np.ndarray:
+    """Return the outline (2 * POINTS, 2), x to the right and y upwards, of a polar tuning curve.
+
+    `response` (O,) at orientations evenly spaced over 180 degrees from 0. An orientation has two
+    directions, so the curve comes twice. Interpolated as the indices are; the largest radius is 1.
+    """
+    fine = np.tile(resample(response, POINTS).clip(0), 2)
+    angle = np.pi * np.arange(2 * POINTS) / POINTS
+    return fine[:, None] / fine.max() * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def map_pixels(response: np.ndarray) -> np.ndarray:
+    """Return responses (O, F) as a picture, uint8 (SIDE, SIDE, 3): frequency to the right,
+    orientation upwards; dark is no response, bright the channel's largest."""
+    o, f = (np.arange(SIDE) * count // SIDE for count in response.shape)
+    share = response[np.ix_(o[::-1], f)] / response.max()
+    return matplotlib.colormaps["cividis"](share, bytes=True)[..., :3]
+
+
+def place(frequency: np.ndarray, value: float) -> float:
+    """Return how far right in a map, in pixels, a frequency stands: the middle of a grid point's
+    column for its own."""
+    step = np.log(frequency[1] / frequency[0])
+    return (np.log(value / frequency[0]) / step + 0.5) * SIDE / len(frequency)
+
+
+@style.styled
+def sheet(found: Tuning, table: pd.DataFrame, run: str, layer: str) -> Figure:
+    """Draw channels x {mean gradient, tuning curve, map} of one layer.
+
+    `table` holds the layer's rows of channels.csv. Orientation-selective channels are blue, others
+    grey; a channel that no grating drives has no curve and says why.
+    """
+    table = table.set_index("channel")
+    headings = ["tuning\ncurve", "orientation ×\nfrequency"]
+    if found.gradient is not None:
+        headings.insert(0, "mean\ngradient")
+    at = len(headings) - 2
+    n = len(found.channel)
+    page = sheets.Sheet(n, SIDE, f"{run} · {layer} · gratings", _facts(found), headings)
+    blue, grey, thin, dashed, middles, marks = [], [], [], [], [], []
+    for row, channel in enumerate(found.channel):
+        facts = table.loc[channel]
+        if found.gradient is not None and not np.isnan(found.gradient[row]).all():
+            page.put(row, 0, style.signed_rgb(found.gradient[row]))
+        selective = facts.get("orientation_selective") in (True, "True")
+        page.label(row, channel, *_label(facts, selective))
+        if found.best[row, 0] < 0:
+            continue
+        page.paint(row, at, np.full((SIDE, SIDE, 3), 255, np.uint8))
+        page.paint(row, at + 1, map_pixels(found.response[row]))
+        middle = np.add(page.layout.corner(row, at), SIDE / 2)
+        radius = SIDE / 2 - RIM
+        shape = curve(found.response[row, :, found.best[row, 1]])
+        (blue if selective else grey).append(middle + radius * shape * [1, -1])
+        middles.append(middle)
+        angle = np.radians(facts["orientation_deg"])
+        arm = (SIDE / 2 - 2) * np.array([np.cos(angle), -np.sin(angle)])
+        if selective:
+            thin.append([middle - arm, middle + arm])
+        corner = np.array(page.layout.corner(row, at + 1))
+        o, f = found.best[row]
+        count_o, count_f = found.response.shape[1:]
+        marks.append(corner + [(f + 0.5) / count_f * SIDE, (1 - (o + 0.5) / count_o) * SIDE])
+        if found.stride:
+            x = place(found.frequency, 0.5 / found.stride)
+            if 0 <= x <= SIDE:
+                dashed.append(corner + [[x, 0], [x, SIDE]])
+    for shapes, color in ((blue, style.BLUE), (grey, style.GREY)):
+        page.axes.add_collection(
+            PolyCollection(shapes, facecolor=color, edgecolor=color, alpha=0.6, linewidth=0.8)
+        )
+    for share, line in ((1, "-"), (1 / np.sqrt(2), (0, (2, 2)))):
+        across = np.full(len(middles), 2 * share * (SIDE / 2 - RIM))
+        page.axes.add_collection(
+            EllipseCollection(
+                across, across, 0, units="xy", offsets=np.reshape(middles, (-1, 2)),
+                offset_transform=page.axes.transData, facecolor="none", edgecolor=style.GREY,
+                linewidth=0.5, linestyle=line,
+            )
+        )  # fmt: skip
+    page.axes.add_collection(LineCollection(thin, color=style.INK, linewidth=0.8))
+    page.axes.add_collection(
+        LineCollection(dashed, color="white", linewidth=0.9, linestyle=(0, (3, 2)))
+    )
+    if marks:
+        page.axes.plot(*np.transpose(marks), "o", mfc="none", mec=style.VERMILLION, ms=4.5, mew=1.1)
+    if found.gradient is not None:
+        page.below(0, f"{found.gradient.shape[-1]} px", arrow=True)
+    low, high = found.frequency[[0, -1]]
+    page.below(at + 1, f"{low:.2g} to {high:.2g}\ncycles per px")
+    return page.finish()
+
+
+def _label(facts: pd.Series, selective: bool) -> tuple[list[sheets.Line], str]:
+    """Return the lines below a channel's number, and the colour of the number."""
+    reason = facts["grating_reason"]
+    if isinstance(reason, str) and reason:
+        return [(reason.replace("_", " "), style.VERMILLION)], style.VERMILLION
+    lines = [(f"OSI {facts['osi']:.2f}", style.INK if selective else style.GREY)]
+    if np.isfinite(facts["bandwidth_deg"]):
+        lines.append((f"± {facts['bandwidth_deg']:.0f}°", style.GREY))
+    if np.isfinite(facts["f1_f0"]):
+        lines.append((f"F1/F0 {facts['f1_f0']:.2f}", style.GREY))
+    return lines, style.INK
+
+
+def _facts(found: Tuning) -> str:
+    shown = len(found.channel)
+    channels = f"all {shown}" if shown == found.total else f"{shown} of {found.total}"
+    return (
+        f"{channels} channels   |   {len(found.orientation)} orientations from the right (0°) "
+        f"counter-clockwise, maps from 0° upwards   |   gratings {found.size} px wide"
+    )

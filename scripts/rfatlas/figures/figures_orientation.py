@@ -1,0 +1,674 @@
+"""Stage `figures`, topic orientation: tuning to orientation and frequency over the layers of a run.
+
+Drawn from channels.csv (the run's and its random twin's) and the tables of the stage `orientation`:
+distributions against depth, how many channels are selective and how much that depends on the
+threshold, whether the estimates agree, and the layers beside macaque V1.
+
+Orientations are directions of modulation, degrees counter-clockwise from the right: at 0 the bars
+are vertical.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle, Wedge
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from rfatlas.figures import style
+from rfatlas.statistics import circular_difference
+
+#: Bins of the distributions of orientation: 15 degrees, centred on the cardinal directions.
+BINS = 12
+
+#: Name of what is published in the column `layer`.
+MACAQUE = "macaque V1"
+
+#: Quantities that are shown beside macaque V1, with label and ticks of their axis.
+QUANTITIES = {
+    "circular_variance": ("circular variance", (0, 0.25, 0.5, 0.75, 1)),
+    "bandwidth_deg": ("orientation half-bandwidth (°)", (0, 15, 30, 45, 60, 75, 90)),
+    "f1_f0": ("F1/F0", (0, 0.5, 1, 1.5, 2)),
+    "sf_bandwidth_oct": ("spatial-frequency bandwidth (octaves)", (0, 0.5, 1, 1.5, 2, 2.5)),
+    "gabor_nx": ("Gabor $n_x$ (cycles)", (0.1, 0.3, 1)),
+    "gabor_ny": ("Gabor $n_y$ (cycles)", (0.1, 0.3, 1)),
+}
+#: Those whose bins are equally wide on a logarithmic scale.
+LOGARITHMIC = ("gabor_nx", "gabor_ny")
+
+ESTIMATES = {
+    "kernel": ("gabor_kernel_theta_deg", "kernel"),
+    "gradient": ("gabor_theta_deg", "mean gradient"),
+    "gratings": ("orientation_deg", "best grating"),
+}
+PAIRS = (("kernel", "gradient"), ("kernel", "gratings"), ("gradient", "gratings"))
+
+#: Estimates within this many degrees are drawn as agreeing.
+CLOSE = 10
+
+
+def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield (name, rows) of every layer, in network order."""
+    for _, rows in table.groupby("depth", sort=True):
+        yield rows["layer"].iloc[0], rows
+
+
+def is_true(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """Return where a column of True, False and empty is True; nowhere without the column."""
+    if column not in rows:
+        return np.zeros(len(rows), bool)
+    return rows[column].astype("boolean").fillna(False).to_numpy(bool)
+
+
+def orientations(rows: pd.DataFrame, gabor_r2: float) -> np.ndarray:
+    """Return the orientations (degrees) of the channels that have one.
+
+    Those of the best gratings of orientation-selective channels; without gratings those of Gabors
+    that explain at least the share `gabor_r2` of their field's variance.
+    """
+    if "orientation_deg" in rows:
+        chosen = is_true(rows, "orientation_selective")
+        found = rows["orientation_deg"].to_numpy(float)[chosen]
+    else:
+        good = (rows["gabor_r2"] >= gabor_r2).to_numpy()
+        found = rows["gabor_theta_deg"].to_numpy(float)[good]
+    return found[np.isfinite(found)] % 180
+
+
+def rose(theta: np.ndarray) -> np.ndarray:
+    """Return the share of orientations in each of `BINS` bins, the first centred on 0 degrees.
+
+    The bin around 0 holds what lies just below 180, too.
+    """
+    width = 180 / BINS
+    bins = np.floor((theta + width / 2) / width).astype(int) % BINS
+    return np.bincount(bins, minlength=BINS) / max(theta.size, 1)
+
+
+def frequencies(rows: pd.DataFrame, gabor_r2: float) -> np.ndarray:
+    """Return the preferred frequencies in cycles per pixel: of gratings, else of good Gabors."""
+    if "sf_cpp" in rows:
+        found = rows["sf_cpp"].to_numpy(float)
+    else:
+        found = rows["gabor_frequency"].where(rows["gabor_r2"] >= gabor_r2).to_numpy(float)
+    return found[np.isfinite(found) & (found > 0)]
+
+
+@style.styled
+def roses(
+    table: pd.DataFrame, run: str, gabor_r2: float, twin: pd.DataFrame | None, twin_name: str
+) -> Figure:
+    """Draw the distribution of preferred orientations in every layer, beside the twin's.
+
+    Half a rose per layer, each on its own scale; the area of a wedge is its share. Strokes on the
+    rim show how the bars of a grating of that direction of modulation stand.
+    """
+    gratings = "orientation_deg" in table
+    whose = "orientation-selective channels" if gratings else f"Gabor fits with R² ≥ {gabor_r2:g}"
+    layers = list(by_layer(table))
+    others = dict(by_layer(twin)) if twin is not None else {}
+    figure, panels = style.panel_grid(
+        len(layers),
+        f"{run} · preferred orientation",
+        f"{whose}; area is the share of channels; strokes on the rim: how the bars stand",
+        (1.75, 1.4),
+    )
+    for axes, (name, rows) in zip(panels, layers, strict=True):
+        theta = orientations(rows, gabor_r2)
+        share = rose(theta)
+        other = rose(orientations(others[name], gabor_r2)) if name in others else np.zeros(BINS)
+        top = np.sqrt(max(share.max(), other.max(), 1e-9))
+        _rose(axes, np.sqrt(share) / top)
+        if name in others:
+            axes.plot(*_outline(np.sqrt(other) / top), color=style.INK, linewidth=0.9)
+        if theta.size:
+            even = np.full(BINS, np.sqrt(1 / BINS) / top)
+            axes.plot(*_outline(even), color=style.ORANGE, linestyle=(0, (3, 2)), linewidth=1.1)
+        for direction in (0, 45, 90, 135, 180):
+            _bar(axes, direction)
+        axes.plot([-1, 1], [0, 0], color=style.GREY, linewidth=0.7)
+        axes.set_xlim(-1.3, 1.3)
+        axes.set_ylim(-0.15, 1.3)
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        axes.set_title(name, loc="center", fontsize=9)
+        axes.text(0, -0.08, f"{theta.size} of {len(rows)}", ha="center", va="top", fontsize=8)
+    handles = [
+        Patch(color=style.BLUE, alpha=0.75, label=run),
+        Line2D([], [], color=style.ORANGE, linestyle=(0, (3, 2)), label="all directions alike"),
+    ]
+    if others:
+        handles.insert(1, Line2D([], [], color=style.INK, linewidth=1, label=twin_name))
+    figure.legend(handles=handles, loc="lower center", ncols=3)
+    return figure
+
+
+def _rose(axes: Axes, radius: np.ndarray) -> None:
+    """Draw a wedge per bin, `radius` long; that around 0 is half at the right, half at the left."""
+    width = 180 / BINS
+    for index, length in enumerate(radius):
+        edges = [(index * width - width / 2, index * width + width / 2)]
+        if index == 0:
+            edges = [(0, width / 2), (180 - width / 2, 180)]
+        for low, high in edges if length > 0 else ():
+            wedge = Wedge((0, 0), length, low, high, color=style.BLUE, alpha=0.75, linewidth=0)
+            axes.add_patch(wedge)
+
+
+def _outline(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y of the line around a rose, from the right to the left."""
+    degrees = np.linspace(0, 180, 181)
+    bins = np.floor(degrees / (180 / BINS) + 0.5).astype(int) % BINS
+    angle = np.radians(degrees)
+    return radius[bins] * np.cos(angle), radius[bins] * np.sin(angle)
+
+
+def _bar(axes: Axes, direction: float) -> None:
+    """Draw a stroke on the rim as the bars of a grating modulated along `direction` stand."""
+    angle = np.radians(direction)
+    centre, along = 1.14 * np.array([np.cos(angle), np.sin(angle)]), np.radians(direction + 90)
+    half = 0.09 * np.array([np.cos(along), np.sin(along)])
+    (x0, y0), (x1, y1) = centre - half, centre + half
+    axes.plot([x0, x1], [y0, y1], color=style.INK, linewidth=2, solid_capstyle="butt")
+
+
+@style.styled
+def frequency(
+    table: pd.DataFrame,
+    run: str,
+    gabor_r2: float,
+    pixels_per_degree: float,
+    reference: pd.DataFrame,
+    twin: pd.DataFrame | None,
+    twin_name: str,
+) -> Figure:
+    """Draw the preferred spatial frequency against depth, beside the twin's and the macaque's.
+
+    One dot per channel with median and quartiles. Dashes mark the Nyquist frequency of a layer's
+    stride; the macaque's quartiles stand where `pixels_per_degree` puts them.
+    """
+    layers = list(by_layer(table))
+    others = dict(by_layer(twin)) if twin is not None else {}
+    figure, axes = style.depth_figure([name for name, _ in layers], 4.8, 1)
+    published = reference[reference["quantity"] == "sf_cpd"].set_index("statistic")["value"]
+    low, middle, high = (published[name] / pixels_per_degree for name in ("q25", "median", "q75"))
+    axes.axhspan(low, high, color=style.PALE, alpha=0.6, linewidth=0)
+    axes.axhline(middle, color=style.GREY, linewidth=1)
+    shift = 0.2 if others else 0
+    for position, (name, rows) in enumerate(layers):
+        own = frequencies(rows, gabor_r2)
+        style.strip(axes, position - shift, own, style.BLUE, 0.26 if others else 0.5)
+        if name in others:
+            style.strip(
+                axes, position + shift, frequencies(others[name], gabor_r2), style.ORANGE, 0.26
+            )
+        stride = rows["rf_stride"].iloc[0]
+        if not pd.isna(stride):
+            nyquist = 0.5 / float(stride)
+            axes.plot([position - 0.42, position + 0.42], [nyquist] * 2, "--", color=style.INK)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1/{1 / value:.4g}"))
+    axes.yaxis.minorticks_off()
+    axes.set_ylabel("cycles per pixel")
+    degrees = axes.secondary_yaxis(
+        "right", functions=(lambda f: f * pixels_per_degree, lambda f: f / pixels_per_degree)
+    )
+    degrees.set_yscale("log", base=2)
+    degrees.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    degrees.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    degrees.yaxis.minorticks_off()
+    degrees.set_ylabel(f"cycles per degree, if {pixels_per_degree:g} pixels are one")
+    source = "best grating" if "sf_cpp" in table else f"Gabor fits with R² ≥ {gabor_r2:g}"
+    style.titles(figure, axes, f"{run} · preferred spatial frequency", source)
+    handles = [style.strip_handle(style.BLUE, run)]
+    if others:
+        handles.append(style.strip_handle(style.ORANGE, twin_name))
+    handles += [
+        Line2D([], [], color=style.INK, linestyle="--", label="Nyquist frequency of the stride"),
+        Patch(color=style.PALE, label="macaque V1: quartiles (De Valois et al. 1982)"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@style.styled
+def selective(counts: pd.DataFrame, run: str) -> Figure:
+    """Draw the fraction of orientation-selective channels against depth, beside the twin's.
+
+    `counts` is selective.csv; the threshold is that of the config. 95 % Wilson intervals.
+    """
+    rows = counts[is_true(counts, "rule")].reset_index(drop=True)
+    figure, axes = style.depth_figure(rows["layer"].tolist(), 4.2, 1)
+    with_twin = rows["twin_fraction"].notna().any()
+    shift = 0.12 if with_twin else 0
+    kinds = [("", -shift, style.BLUE, "o", run)]
+    if with_twin:
+        name = rows["twin"].dropna().loc[lambda names: names != ""].iloc[0]
+        kinds.append(("twin_", shift, style.ORANGE, "s", name))
+    handles = []
+    for prefix, offset, color, marker, label in kinds:
+        x, share = np.arange(len(rows)) + offset, rows[f"{prefix}fraction"].to_numpy(float)
+        interval = rows[[f"{prefix}lo", f"{prefix}hi"]].to_numpy(float)
+        axes.vlines(x, interval[:, 0], interval[:, 1], color=color, linewidth=2)
+        axes.plot(x, share, color=color, linewidth=0.8, alpha=0.5)
+        axes.plot(x, share, marker, color=color, markersize=6)
+        handles.append(Line2D([], [], color=color, marker=marker, linewidth=2, label=label))
+    for position, row in rows.iterrows():
+        text = f"{row['selective']}/{row['responsive']}"
+        axes.annotate(
+            text,
+            (position, 1.06),
+            ha="center",
+            fontsize=7 if len(rows) > 12 else 8,
+            color=style.BLUE,
+        )
+    axes.set_ylim(-0.02, 1.14)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.yaxis.set_major_formatter(style.PERCENT)
+    axes.set_ylabel("orientation-selective channels")
+    threshold = rows["osi_threshold"].iloc[0]
+    subtitle = (
+        f"OSI ≥ {threshold:g} and a defined bandwidth, of the channels that respond to gratings; "
+        "95 % Wilson intervals"
+    )
+    style.titles(figure, axes, f"{run} · orientation-selective channels", subtitle)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@style.styled
+def stability(counts: pd.DataFrame, run: str) -> Figure:
+    """Draw how the fraction of selective channels depends on the threshold, a panel per layer.
+
+    `counts` is selective.csv. Bands are 95 % Wilson intervals; the dotted line is the config's
+    threshold.
+    """
+    layers = list(by_layer(counts))
+    figure, panels = style.panel_grid(
+        len(layers),
+        f"{run} · orientation-selective channels by threshold",
+        "fraction of the channels that respond to gratings; bands: 95 % Wilson intervals",
+        (1.7, 1.6),
+    )
+    with_twin = counts["twin_fraction"].notna().any()
+    left, bottom = _edges(panels)
+    for axes, (name, rows) in zip(panels, layers, strict=True):
+        rows = rows.sort_values("osi_threshold")
+        x = rows["osi_threshold"].to_numpy(float)
+        for prefix, color, line in (("twin_", style.ORANGE, "--"), ("", style.BLUE, "-")):
+            low, high = (rows[f"{prefix}{end}"].to_numpy(float) for end in ("lo", "hi"))
+            axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+            share = rows[f"{prefix}fraction"].to_numpy(float)
+            axes.plot(x, share, line, color=color, marker="o", markersize=3)
+        axes.axvline(
+            x[is_true(rows, "rule")][0], color=style.GREY, linewidth=1, linestyle=(0, (1, 2))
+        )
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_yticks([0, 0.5, 1])
+        axes.yaxis.set_major_formatter(style.PERCENT)
+        axes.grid(axis="y")
+        axes.set_title(name, fontsize=9)
+        if axes in bottom:
+            axes.set_xlabel("OSI threshold", fontsize=8.5)
+        axes.tick_params(labelsize=8, labelleft=axes in left)
+    handles = [Line2D([], [], color=style.BLUE, marker="o", markersize=3, label=run)]
+    if with_twin:
+        label = counts["twin"].dropna().loc[lambda names: names != ""].iloc[0]
+        handles.append(
+            Line2D(
+                [], [], color=style.ORANGE, linestyle="--", marker="o", markersize=3, label=label
+            )
+        )
+    figure.legend(handles=handles, loc="lower center", ncols=2)
+    return figure
+
+
+@style.styled
+def v1(
+    histograms: pd.DataFrame,
+    medians: pd.DataFrame,
+    reference: pd.DataFrame,
+    run: str,
+    gabor_r2: float,
+) -> Figure:
+    """Draw histograms of the tuning of every layer beside the published ones of macaque V1.
+
+    One panel per quantity, one row per layer, each to its own height; `histograms` is v1.csv,
+    `medians` v1_medians.csv, `reference` the published numbers. Published medians are lines through
+    all rows, dashed where the number is from memory.
+    """
+    quantities = [name for name in QUANTITIES if name in set(medians["quantity"])]
+    layers = [name for name, _ in by_layer(medians)]
+    width = -(-len(quantities) // (1 if len(quantities) < 4 else 2))
+    height = 0.95 + (0.24 * (len(layers) + 1) + 0.85) * -(-len(quantities) // width) + 0.5
+    figure = style.figure(max(7.2, 3.1 * width + 0.9), height)
+    figure.set_layout_engine(
+        "constrained", rect=(0, 0.5 / height, 1, 1 - 1.15 / height), w_pad=0.1, h_pad=0.08
+    )
+    panels = figure.subplots(-(-len(quantities) // width), width, squeeze=False).ravel()
+    names = [MACAQUE, *layers]
+    for axes, quantity in zip(panels, quantities, strict=False):
+        _ridges(axes, histograms, medians, reference, quantity, names)
+    for axes in panels[len(quantities) :]:
+        axes.remove()
+    for axes in panels[: len(quantities)][::width]:
+        axes.set_yticks(-np.arange(len(names)), names, fontsize=8.5)
+    figure.text(
+        0.012,
+        1 - 0.1 / height,
+        f"{run} · beside macaque V1",
+        fontsize=12,
+        fontweight="bold",
+        va="top",
+    )
+    subtitle = "channels per bin, each layer to its own height; right: channels behind it" + (
+        f"; Gabor fits with R² ≥ {gabor_r2:g}" if "gabor_nx" in quantities else ""
+    )
+    figure.text(0.012, 1 - 0.36 / height, subtitle, fontsize=9, color=style.GREY, va="top")
+    handles = [
+        Patch(color=style.BLUE, alpha=0.7, label=run),
+        Patch(color=style.GREY, label="macaque V1, published histogram"),
+        Line2D([], [], color=style.INK, marker="|", markersize=8, linestyle="", label="median"),
+        Line2D([], [], color=style.VERMILLION, label="published median"),
+        Line2D([], [], color=style.VERMILLION, linestyle="--", label="the same, from memory"),
+    ]
+    if medians["twin_median"].notna().any():
+        handles.insert(
+            3,
+            Line2D(
+                [],
+                [],
+                color=style.ORANGE,
+                marker="^",
+                markersize=5,
+                linestyle="",
+                label="median of the random twin",
+            ),
+        )
+    figure.legend(handles=handles, loc="lower center", ncols=3)
+    return figure
+
+
+def _ridges(
+    axes: Axes,
+    histograms: pd.DataFrame,
+    medians: pd.DataFrame,
+    reference: pd.DataFrame,
+    quantity: str,
+    names: list[str],
+) -> None:
+    """Draw the histograms of one quantity, the first name on top; x counts bins."""
+    rows = histograms[histograms["quantity"] == quantity]
+    own = rows[rows["layer"] != MACAQUE]
+    edges = np.sort(own["low"].unique())
+    last = own["high"].max()
+    finite = [*edges, last] if np.isfinite(last) else list(edges)
+    if quantity in LOGARITHMIC:
+        # The first bin reaches down to 0: on this axis it is as wide as the others.
+        finite[0] = finite[1] ** 2 / finite[2]
+
+    def place(value: float) -> float:
+        scale = np.log if quantity in LOGARITHMIC else np.asarray
+        return float(np.interp(scale(value), scale(finite), np.arange(len(finite))))
+
+    for row, name in enumerate(names):
+        members = rows[rows["layer"] == name].sort_values("low")
+        base = -row - 0.3
+        axes.plot([0, len(edges)], [base] * 2, color=style.PALE, linewidth=0.8, zorder=1)
+        if len(members) and members["count"].sum():
+            start = np.searchsorted(edges, members["low"].to_numpy(float))
+            tall = 0.8 * members["count"] / members["count"].max()
+            color = style.GREY if name == MACAQUE else style.BLUE
+            axes.bar(
+                start + 0.5,
+                tall,
+                bottom=base,
+                width=1,
+                color=color,
+                alpha=0.7,
+                linewidth=0,
+                zorder=2,
+            )
+        if name == MACAQUE:
+            note = f"{members['n'].iloc[0]}" if len(members) else "no histogram"
+            axes.text(len(edges) + 0.15, base, note, fontsize=7, color=style.GREY, va="bottom")
+            continue
+        found = medians[(medians["quantity"] == quantity) & (medians["layer"] == name)].iloc[0]
+        axes.text(
+            len(edges) + 0.15, base, f"{found['n']}", fontsize=7, color=style.GREY, va="bottom"
+        )
+        if np.isfinite(found["median"]):
+            axes.plot([place(found["median"])] * 2, [base, base + 0.85], color=style.INK, zorder=4)
+        if np.isfinite(found["twin_median"]):
+            axes.plot(
+                place(found["twin_median"]), base, "^", color=style.ORANGE, markersize=4, zorder=5
+            )
+    known = reference[reference["quantity"] == quantity]
+    for statistic in ("median", "boundary"):
+        for _, line in known[known["statistic"] == statistic].iterrows():
+            sure = line["certainty"] != "from memory"
+            x = place(line["value"])
+            axes.axvline(
+                x, color=style.VERMILLION, linewidth=1.1, linestyle="-" if sure else "--", zorder=3
+            )
+            text = f"{line['value']:g}" + ("" if sure else " (from memory)")
+            if statistic == "boundary":
+                text = "complex < 1 < simple"
+            axes.text(x, 0.62, text, color=style.VERMILLION, fontsize=7.5, ha="center", va="bottom")
+    label, ticks = QUANTITIES[quantity]
+    axes.set_xticks([place(tick) for tick in ticks], [f"{tick:g}" for tick in ticks], fontsize=8)
+    axes.set_xlim(0, len(edges))
+    axes.set_xlabel(label + ("" if np.isfinite(last) else "; last bin open"), fontsize=9)
+    axes.set_ylim(-len(names) + 0.6, 0.6)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+@style.styled
+def nx_ny(
+    table: pd.DataFrame,
+    joint: pd.DataFrame,
+    reference: pd.DataFrame,
+    run: str,
+    gabor_r2: float,
+) -> Figure:
+    """Draw the (nx, ny) plane of every layer: the size of Gabors in cycles, beside macaque V1.
+
+    A dot per channel whose fit explains at least the share `gabor_r2`; filled where the channel is
+    orientation-selective. Grey squares are the counts of Ringach 2002 (`joint`), the cross its
+    medians.
+    """
+    layers = list(by_layer(table))
+    figure, panels = style.panel_grid(
+        len(layers),
+        f"{run} · size of the Gabors in cycles",
+        f"Gabor fits with R² ≥ {gabor_r2:g}; $n_x$ along the modulation, $n_y$ along the bars",
+        (1.75, 1.8),
+    )
+    low, high = 0.03, 3.0
+    left, bottom = _edges(panels)
+    medians = reference[reference["statistic"] == "median"].set_index("quantity")["value"]
+    for axes, (name, rows) in zip(panels, layers, strict=True):
+        for cell in joint.itertuples():
+            axes.add_patch(
+                Rectangle(
+                    (cell.nx_low, cell.ny_low),
+                    cell.nx_high - cell.nx_low,
+                    cell.ny_high - cell.ny_low,
+                    color=style.INK,
+                    alpha=0.45 * cell.count / joint["count"].max(),
+                    linewidth=0,
+                )
+            )
+        good = rows[(rows["gabor_r2"] >= gabor_r2) & (rows["gabor_nx"] > 0)]
+        x, y = (good[f"gabor_{axis}"].to_numpy(float).clip(low, high) for axis in ("nx", "ny"))
+        chosen = is_true(good, "orientation_selective")
+        size = float(np.clip(500 / max(len(good), 1), 5, 14))
+        axes.scatter(
+            x[~chosen], y[~chosen], s=size, facecolor="white", edgecolor=style.BLUE, lw=0.7
+        )
+        axes.scatter(x[chosen], y[chosen], s=size, color=style.BLUE, alpha=0.7, linewidths=0)
+        axes.plot(
+            medians["gabor_nx"], medians["gabor_ny"], "+", color=style.VERMILLION, ms=10, mew=2
+        )
+        axes.plot([low, high], [low, high], color=style.GREY, linewidth=0.7, linestyle=(0, (1, 2)))
+        for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            set_scale("log")
+            axis.set_ticks([0.1, 1])
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(NullLocator())
+        axes.set_xlim(low * 0.93, high * 1.07)
+        axes.set_ylim(low * 0.93, high * 1.07)
+        axes.set_aspect("equal")
+        axes.set_title(f"{name}  {len(good)}/{len(rows)}", fontsize=9)
+        if axes in bottom:
+            axes.set_xlabel("$n_x$", labelpad=1)
+        if axes in left:
+            axes.set_ylabel("$n_y$", labelpad=1)
+        # Between the rows there is no room for the labels of ticks, and all panels have the same.
+        axes.tick_params(labelsize=8, labelbottom=axes in bottom, labelleft=axes in left)
+    handles = [
+        Line2D([], [], color=style.BLUE, marker="o", linestyle="", label="orientation-selective"),
+        Line2D(
+            [],
+            [],
+            color=style.BLUE,
+            marker="o",
+            markerfacecolor="white",
+            linestyle="",
+            label="other channels",
+        ),
+        Patch(color=style.INK, alpha=0.4, label="macaque V1 (Ringach 2002)"),
+        Line2D(
+            [],
+            [],
+            color=style.VERMILLION,
+            marker="+",
+            markeredgewidth=2,
+            markersize=9,
+            linestyle="",
+            label="its medians",
+        ),
+    ]
+    if "orientation_selective" not in table:
+        handles = handles[1:]
+    figure.legend(handles=handles, loc="lower center", ncols=4)
+    return figure
+
+
+@style.styled
+def agreement(table: pd.DataFrame, run: str, twin_name: str = "") -> Figure:
+    """Draw each two estimates of orientation against each other, and how far apart they are.
+
+    Above, the first layer that has both estimates; below, the distance between mean gradient and
+    best grating in every layer (without gratings: between kernel and mean gradient). Filled dots
+    are orientation-selective channels, the band is 10 degrees wide to either side.
+    """
+    layers = list(by_layer(table))
+    pairs = [
+        (pair, found)
+        for pair in PAIRS
+        if {ESTIMATES[name][0] for name in pair} <= set(table)
+        for found in [next((entry for entry in layers if len(_both(entry[1], pair)[0])), None)]
+        if found
+    ]
+    width = float(np.clip(0.62 * len(layers) + 1.2, 8.4, 14))
+    figure = style.figure(width, 6.6)
+    figure.set_layout_engine("constrained", rect=(0, 0.06, 1, 0.85))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    panels = upper.subplots(1, max(len(pairs), 1), squeeze=False)[0]
+    if not pairs:
+        panels[0].set_axis_off()
+        panels[0].text(0.5, 0.5, "no channel has two estimates", ha="center", color=style.GREY)
+    for axes, (pair, (name, rows)) in zip(panels, pairs, strict=False):
+        _scatter(axes, pair, name, rows)
+    axes = lower.subplots()
+    pair = ("gradient", "gratings") if "orientation_deg" in table else ("kernel", "gradient")
+    axes.grid(axis="y")
+    axes.axhspan(0, CLOSE, color=style.PALE, alpha=0.6, linewidth=0)
+    axes.axhline(45, color=style.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    for position, (_, rows) in enumerate(layers):
+        chosen = is_true(rows, "orientation_selective")
+        if not chosen.any() and "orientation_selective" not in rows:
+            chosen = np.ones(len(rows), bool)
+        first, second, _ = _both(rows[chosen], pair)
+        style.strip(axes, position, circular_difference(first, second), style.BLUE)
+    style.layer_axis(axes, [name for name, _ in layers])
+    axes.set_xlabel("layer, in network order")
+    axes.set_ylim(-2, 92)
+    axes.set_yticks([0, 10, 45, 90])
+    labels = [ESTIMATES[name][1] for name in pair]
+    axes.set_ylabel(f"{labels[0]} to\n{labels[1]} (°)")
+    figure.text(
+        0.012, 0.985, f"{run} · do the estimates agree?", fontsize=12, fontweight="bold", va="top"
+    )
+    figure.text(
+        0.012,
+        0.945,
+        "preferred orientation by three estimates; below: orientation-selective channels, median "
+        "and quartiles",
+        fontsize=9,
+        color=style.GREY,
+        va="top",
+    )
+    handles = [
+        Line2D([], [], color=style.BLUE, marker="o", linestyle="", label="orientation-selective"),
+        Line2D(
+            [],
+            [],
+            color=style.BLUE,
+            marker="o",
+            markerfacecolor="white",
+            linestyle="",
+            label="other channels",
+        ),
+        Patch(color=style.PALE, label=f"within {CLOSE}°"),
+        Line2D([], [], color=style.GREY, linestyle=(0, (4, 3)), label="median by chance"),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=4)
+    return figure
+
+
+def _both(rows: pd.DataFrame, pair: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the two estimates of the channels that have both, and which these are."""
+    columns = [ESTIMATES[name][0] for name in pair]
+    if not set(columns) <= set(rows):
+        return np.zeros(0), np.zeros(0), np.zeros(len(rows), bool)
+    first, second = (rows[column].to_numpy(float) for column in columns)
+    both = np.isfinite(first) & np.isfinite(second)
+    return first[both], second[both], both
+
+
+def _scatter(axes: Axes, pair: tuple[str, str], name: str, rows: pd.DataFrame) -> None:
+    first, second, both = _both(rows, pair)
+    chosen = is_true(rows, "orientation_selective")[both]
+    line = np.array([0, 180])
+    # Orientations are a circle: the band goes on in the corners.
+    for turn in (-180, 0, 180):
+        low, high = line + turn - CLOSE, line + turn + CLOSE
+        axes.fill_between(line, low, high, color=style.PALE, alpha=0.6, linewidth=0)
+    axes.plot(line, line, color=style.GREY, linewidth=0.8)
+    axes.scatter(
+        first[~chosen], second[~chosen], s=14, facecolor="white", edgecolor=style.BLUE, lw=0.8
+    )
+    axes.scatter(first[chosen], second[chosen], s=16, color=style.BLUE, alpha=0.75, linewidths=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks([0, 45, 90, 135, 180])
+    axes.set_xlim(-3, 183)
+    axes.set_ylim(-3, 183)
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"{ESTIMATES[pair[0]][1]} (°)")
+    axes.set_ylabel(f"{ESTIMATES[pair[1]][1]} (°)", labelpad=1)
+    axes.set_title(f"{name}, {len(first)} channels", fontsize=9)
+
+
+def _edges(panels: list[Axes]) -> tuple[list[Axes], list[Axes]]:
+    """Return the panels of a `style.panel_grid` at its left edge, and those with none below."""
+    columns = panels[0].get_subplotspec().get_gridspec().ncols
+    return panels[::columns], panels[-columns:]

@@ -1,0 +1,255 @@
+"""Stage `figures`, topic virtual filters: what the skip connections alone hand on.
+
+A sheet per layer with the virtual filters beside the mean gradients; over all layers how well the
+two agree, and what share of the gradients comes through the skip connection of the last block.
+Drawn from the files of the stages `virtual_filters` and `receptive_fields`, and from channels.csv.
+"""
+
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rfatlas.figures import sheets, style
+
+#: About the side of a picture, in pixels: small filters are shown with their pixels as squares.
+SIDE = 84
+#: No sheet has more channels.
+MAX_CHANNELS = 200
+#: Shares beyond are drawn on the edge.
+SHARES = (-0.5, 1.5)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a sheet shows of one layer, for the chosen channels only (n of them).
+
+    `channel` (n,); `filter` (n, 3, h, w) or None, where `reason` says why; `linear` (n, 3, S, S) or
+    None; `gradient` (n, 3, S', S') or None, NaN for a channel without; `same`, the (rows, columns)
+    of the gradient's window that are the pixels of the filter; `total` channels in the layer.
+    """
+
+    channel: np.ndarray
+    filter: np.ndarray | None
+    linear: np.ndarray | None
+    gradient: np.ndarray | None
+    same: tuple[slice, slice]
+    path: str
+    reason: str
+    total: int
+
+
+def read(group: h5py.Group, fields: h5py.File | None, total: int, channels: int) -> Filters:
+    """Read what a sheet shows of a layer: at most so many of its `total` channels, evenly spread.
+
+    `group` is the layer's in virtual_filters.h5, `fields` its file of the stage `receptive_fields`,
+    None where that was off. Of a layer without virtual filters only the reason is read.
+    """
+    chosen = style.evenly(total, min(channels, MAX_CHANNELS))
+    everything = (slice(None), slice(None))
+    reason = str(group.attrs["reason"])
+    if "filter" not in group:
+        return Filters(chosen[:0], None, None, None, everything, "", reason, total)
+    kernel = group["filter"][chosen]
+    gradient, same = None, everything
+    if fields is not None:
+        stored = fields["mean_gradient"]
+        gradient = np.full((len(chosen), *stored.shape[1:]), np.nan, np.float32)
+        where = {channel: index for index, channel in enumerate(fields["channel"][:].tolist())}
+        for picture, channel in zip(gradient, chosen.tolist(), strict=True):
+            if channel in where:
+                picture[:] = stored[where[channel]]
+        same = tuple(
+            shared(group.attrs["start"], fields.attrs["start"], extent, stored.shape[-1])
+            for extent in kernel.shape[2:]
+        )
+    linear = group["linear"][chosen] if "linear" in group else None
+    path = str(group.attrs["path"])
+    return Filters(chosen, kernel, linear, gradient, same, path, reason, total)
+
+
+def shared(start: float, layer_start: float, extent: int, window: int) -> slice:
+    """Return which pixels of a window are those of a filter of `extent` pixels, along one axis.
+
+    Both are centred on the receptive field of a unit, that of unit 0 at `start` by the filter's
+    path and at `layer_start` by the layer; where that is not exact, to the left and above.
+    """
+    first = int(np.floor(start - extent / 2) - np.floor(layer_start - window / 2))
+    return slice(*np.clip([first, first + extent], 0, window).tolist())
+
+
+@style.styled
+def sheet(found: Filters, table: pd.DataFrame, run: str, layer: str) -> Figure:
+    """Draw channels x {virtual filter, mean gradient on its pixels, linear response, mean gradient}
+    of one layer, as far as they are there.
+
+    `table` holds the layer's rows of channels.csv. Every picture is about mid grey, on its own
+    scale.
+    """
+    table = table.set_index("channel")
+    columns = [("virtual\nfilter", found.filter)]
+    if found.filter is not None and found.gradient is not None:
+        columns.append(("mean gradient,\nsame pixels", found.gradient[:, :, *found.same]))
+    if found.linear is not None:
+        columns.append(("linear\nresponse", found.linear))
+    if found.gradient is not None:
+        columns.append(("mean\ngradient", found.gradient))
+    side = SIDE if found.filter is None else sheets.fitting(found.filter.shape[-1], SIDE)
+    page = sheets.Sheet(
+        len(found.channel), side, f"{run} · {layer} · virtual filters", _facts(found),
+        [heading for heading, _ in columns] if found.filter is not None else [],
+    )  # fmt: skip
+    for row, channel in enumerate(found.channel):
+        for column, (_, pictures) in enumerate(columns):
+            picture = pictures[row]
+            if not np.isnan(picture).all() and picture.any():
+                page.put(row, column, style.signed_rgb(_square(picture)))
+        page.label(row, channel, _label(table.loc[channel]))
+    for column, (_, pictures) in enumerate(columns):
+        if pictures is not None:
+            page.below(column, f"{pictures.shape[-1]} px", arrow=True)
+    return page.finish()
+
+
+def _square(picture: np.ndarray) -> np.ndarray:
+    """Return a picture (3, h, w) on a square of zeros, where it is not one itself."""
+    height, width = picture.shape[1:]
+    side = max(height, width)
+    square = np.zeros((3, side, side), picture.dtype)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = picture
+    return square
+
+
+def _label(facts: pd.Series) -> list[sheets.Line]:
+    """Return the lines below a channel's number: how filter and linear response agree with the
+    mean gradient."""
+    lines = []
+    for name, column in (("r", "virtual_correlation"), ("lin", "virtual_linear_correlation")):
+        if np.isfinite(facts[column]):
+            lines.append((f"{name} {facts[column]:.2f}".replace("-", "−"), style.GREY))
+    if isinstance(facts["virtual_reason"], str) and facts["virtual_reason"]:
+        lines.append(("unreached", style.VERMILLION))
+    return lines
+
+
+def _facts(found: Filters) -> str:
+    if found.filter is None:
+        return f"no virtual filters: {found.reason}"
+    shown = len(found.channel)
+    channels = f"all {shown}" if shown == found.total else f"{shown} of {found.total}"
+    paths = {
+        "kernel": "the first layer's own kernels",
+        "skip": "through the skip connections",
+        "plain": "no skip connection: largest taps",
+    }
+    facts = f"{channels} channels   |   {paths[found.path]}"
+    if found.gradient is not None:
+        facts += "   |   r, lin: correlation of filter, linear response with the mean gradient"
+    return facts
+
+
+# ---- over all layers
+
+
+def by_layer(table: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
+    """Return the rows of the layers that have a value of `column`, in network order."""
+    layers = {rows["layer"].iloc[0]: rows for _, rows in table.groupby("depth", sort=True)}
+    return {name: rows for name, rows in layers.items() if rows[column].notna().any()}
+
+
+@style.styled
+def correlation(
+    table: pd.DataFrame, run: str, twin: pd.DataFrame | None = None, twin_name: str = ""
+) -> Figure:
+    """Draw how well virtual filters agree with mean gradients, against depth.
+
+    One dot per channel with median and quartiles, beside the same with the mean gradient of another
+    channel (the null); triangles: the twin's medians. Above the filters, below the linear
+    responses of the same paths on their larger windows. `table` is channels.csv.
+    """
+    layers = by_layer(table, "virtual_correlation")
+    others = {} if twin is None else by_layer(twin, "virtual_correlation")
+    figure, panels = style.depth_figure(list(layers), 6, 2)
+    names = (("virtual filter", "virtual"), ("linear response", "virtual_linear"))
+    for axes, (label, stem) in zip(panels, names, strict=True):
+        own, null = f"{stem}_correlation", f"{stem}_correlation_null"
+        axes.axhline(0, color=style.GREY, linewidth=0.8)
+        for position, (name, rows) in enumerate(layers.items()):
+            style.strip(axes, position - 0.2, rows[own].to_numpy(float), style.BLUE, 0.26)
+            style.strip(axes, position + 0.2, rows[null].to_numpy(float), style.GREY, 0.26)
+            if name in others and others[name][own].notna().any():
+                axes.plot(
+                    position - 0.2, others[name][own].median(), "^", color=style.ORANGE,
+                    markersize=6, zorder=6,
+                )  # fmt: skip
+        axes.set_ylim(-1.05, 1.05)
+        axes.set_ylabel(f"{label}\nto mean gradient (r)")
+    subtitle = "Pearson correlation on the pixels of filter and linear response"
+    style.titles(figure, panels[0], f"{run} · virtual filters", subtitle)
+    handles = [
+        style.strip_handle(style.BLUE, "with the channel's own mean gradient"),
+        style.strip_handle(style.GREY, "with that of another channel"),
+    ]
+    if others:
+        handles.append(_triangle(f"median of {twin_name}"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+@style.styled
+def skip_share(
+    table: pd.DataFrame, run: str, twin: pd.DataFrame | None = None, twin_name: str = ""
+) -> Figure:
+    """Draw what share of each gradient comes through the skip connection of the layer's block.
+
+    Above the share of energy (the residual branch has the rest), below the cosine of the two parts.
+    One dot per channel with median and quartiles, shares beyond `SHARES` on the edge; triangles:
+    the twin's medians. `table` is channels.csv.
+    """
+    layers = by_layer(table, "skip_energy_share")
+    others = {} if twin is None else by_layer(twin, "skip_energy_share")
+    figure, panels = style.depth_figure(list(layers), 6, 2)
+    outside = 0
+    for position, (name, rows) in enumerate(layers.items()):
+        share = rows["skip_energy_share"].dropna().to_numpy(float)
+        outside += int(((share < SHARES[0]) | (share > SHARES[1])).sum())
+        shown = (share.clip(*SHARES), rows["skip_residual_cosine"].to_numpy(float))
+        columns = ("skip_energy_share", "skip_residual_cosine")
+        for axes, values, column in zip(panels, shown, columns, strict=True):
+            style.strip(axes, position, values, style.BLUE)
+            if name in others and others[name][column].notna().any():
+                middle = float(np.clip(others[name][column].median(), *SHARES))
+                axes.plot(position, middle, "^", color=style.ORANGE, markersize=6, zorder=6)
+    _share_axis(panels[0])
+    panels[1].axhline(0, color=style.GREY, linewidth=0.8)
+    panels[1].set_ylim(-1.05, 1.05)
+    panels[1].set_ylabel("cosine of the parts\n(> 0: they agree)")
+    subtitle = "top units, split at the layer's own block"
+    if outside:
+        subtitle += f"; {outside} channels beyond the axis, on its edge"
+    style.titles(figure, panels[0], f"{run} · skip connection and residual branch", subtitle)
+    handles = [style.strip_handle(style.BLUE, f"channels of {run}; median and quartiles")]
+    if others:
+        handles.append(_triangle(f"median of {twin_name}"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _share_axis(axes: Axes) -> None:
+    low, high = SHARES
+    for share in (0, 1):
+        axes.axhline(share, color=style.GREY, linewidth=0.8)
+    axes.axhline(0.5, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_ylim(low - 0.05, high + 0.05)
+    axes.set_yticks([0, 0.5, 1])
+    axes.yaxis.set_major_formatter(style.PERCENT)
+    axes.set_ylabel("energy through the\nskip connection")
+
+
+def _triangle(label: str) -> Line2D:
+    return Line2D([], [], color=style.ORANGE, marker="^", markersize=6, linestyle="", label=label)

@@ -1,0 +1,176 @@
+"""Sheets: figures of one layer with a row of pictures per channel.
+
+Rows stand in blocks side by side. Pictures are pixels of the page, put there without a second
+resampling; labels and curves are drawn over them in the same coordinates, pixels from the top left
+corner, y downwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rfatlas.figures import style
+
+#: Resolution of a sheet: its pixels are those of its pictures.
+DPI = 100
+#: A sheet is about so wide, in pixels, if it has enough rows.
+WIDTH = 1540
+#: What the title needs.
+MIN_WIDTH = 860
+#: Blocks have at least so many rows, as far as there are.
+MIN_ROWS = 4
+
+MARGIN, TITLE, HEADER, FOOTER = 16, 64, 44, 38
+LABEL_WIDTH, GAP, BLOCK_GAP = 84, 4, 26
+#: Between the lines of a label.
+LINE = 14
+OUTLINE = 190
+
+#: One line of a label or of the header, and its colour.
+Line = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a sheet has its pictures: `rows` of `columns`, each `side` pixels wide, in `blocks`."""
+
+    rows: int
+    columns: int
+    side: int
+    blocks: int
+
+    @property
+    def per_block(self) -> int:
+        """Rows of a block."""
+        return -(-self.rows // self.blocks)
+
+    @property
+    def block_width(self) -> int:
+        """Width of a block with its labels and the space behind it."""
+        return LABEL_WIDTH + self.columns * (self.side + GAP) + BLOCK_GAP
+
+    @property
+    def width(self) -> int:
+        """Width of the sheet."""
+        return max(MIN_WIDTH, 2 * MARGIN + self.blocks * self.block_width)
+
+    @property
+    def height(self) -> int:
+        """Height of the sheet."""
+        return TITLE + HEADER + self.per_block * (self.side + GAP) + FOOTER + MARGIN
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Return (x, y) of the top left corner of a picture."""
+        block, place = divmod(row, self.per_block)
+        x = MARGIN + block * self.block_width + LABEL_WIDTH + column * (self.side + GAP)
+        return x, TITLE + HEADER + place * (self.side + GAP)
+
+    def last_rows(self) -> list[int]:
+        """Return the last row of each block."""
+        step = self.per_block
+        return [min(first + step, self.rows) - 1 for first in range(0, self.rows, step)]
+
+
+def layout(rows: int, columns: int, side: int) -> Layout:
+    """Return how so many rows of pictures are laid out."""
+    rows = max(rows, 1)
+    one = Layout(rows, columns, side, 1)
+    wide = (WIDTH - 2 * MARGIN) // one.block_width
+    blocks = max(1, min(wide, -(-rows // MIN_ROWS)))
+    # As many blocks as the rows fill.
+    return Layout(rows, columns, side, -(-rows // -(-rows // blocks)))
+
+
+def fitting(window: int, side: int) -> int:
+    """Return the side, about `side`, of pictures of `window` pixels: a multiple of few pixels."""
+    return window * round(side / window) if window <= style.PIXELATED else side
+
+
+class Sheet:
+    """A sheet in the making.
+
+    Attributes
+    ----------
+    layout
+        Where the pictures are.
+    axes
+        What curves and texts are drawn on, in pixels, y downwards.
+    """
+
+    def __init__(self, rows: int, side: int, title: str, facts: str, headings: Sequence[str]):
+        """Begin a sheet of `rows` channels with pictures of `side` pixels.
+
+        `facts` is one line below the title; `headings` (one or two lines each) name the columns; a
+        sheet without any has nothing but its title.
+        """
+        self.layout = place = layout(rows, len(headings), side)
+        self._canvas = np.full((place.height, place.width, 3), 255, np.uint8)
+        self._figure = style.figure(place.width / DPI, place.height / DPI)
+        self._figure.set_dpi(DPI)
+        self.axes: Axes = self._figure.add_axes((0, 0, 1, 1))
+        self.axes.set_axis_off()
+        self.axes.set_xlim(0, place.width)
+        self.axes.set_ylim(place.height, 0)
+        self.axes.text(MARGIN, 12, title, fontsize=13, fontweight="bold", va="top")
+        self.axes.text(MARGIN, 38, facts, fontsize=9, color=style.GREY, va="top")
+        for last in place.last_rows() if headings else ():
+            first = last // place.per_block * place.per_block
+            x, y = place.corner(first, 0)
+            self.axes.text(x - 8, y - 6, "channel", ha="right", va="bottom", fontsize=8.5)
+            for column, heading in enumerate(headings):
+                x, _ = place.corner(first, column)
+                self.axes.text(x + side / 2, y - 6, heading, ha="center", va="bottom", fontsize=8.5)
+
+    def paint(self, row: int, column: int, pixels: np.ndarray) -> None:
+        """Put pixels, uint8 (side, side, 3), in a place, with a hairline around it."""
+        x, y = self.layout.corner(row, column)
+        side = self.layout.side
+        # The hairline keeps white pictures apart from the page.
+        self._canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = OUTLINE
+        self._canvas[y : y + side, x : x + side] = pixels
+
+    def put(
+        self, row: int, column: int, picture: np.ndarray, blank: np.ndarray | None = None
+    ) -> None:
+        """Put a picture (S, S, 3), see `style.tile`, in a place; hatched where `blank` (S, S)."""
+        if blank is None:
+            blank = np.zeros(picture.shape[:2], bool)
+        self.paint(row, column, style.tile(picture, blank, self.layout.side))
+
+    def label(self, row: int, channel: int, lines: Sequence[Line], color: str = style.INK) -> None:
+        """Write a channel's number, in `color`, and lines below it at the left of its row."""
+        x, y = self.layout.corner(row, 0)
+        top = y + self.layout.side / 2 - LINE / 2 * len(lines)
+        words = {"ha": "right", "va": "center"}
+        self.axes.text(
+            x - 8, top, str(channel), fontsize=10, fontweight="bold", color=color, **words
+        )
+        for index, (text, line_color) in enumerate(lines, 1):
+            self.axes.text(x - 8, top + LINE * index, text, fontsize=8, color=line_color, **words)
+
+    def below(self, column: int, text: str, arrow: bool = False) -> None:
+        """Write what holds for a column under each block; with `arrow` as the width of a tile."""
+        side = self.layout.side
+        for row in self.layout.last_rows():
+            x, y = self.layout.corner(row, column)
+            y += side + 9
+            if arrow:
+                ends = {
+                    "arrowstyle": "<->",
+                    "color": style.INK,
+                    "linewidth": 0.9,
+                    "shrinkA": 0,
+                    "shrinkB": 0,
+                }
+                self.axes.annotate("", (x, y), (x + side, y), arrowprops=ends)
+            self.axes.text(
+                x + side / 2, y + (4 if arrow else -3), text, ha="center", va="top", fontsize=8
+            )
+
+    def finish(self) -> Figure:
+        """Return the figure, to be saved at `DPI`."""
+        style.lay_pixels(self.axes, self._canvas)
+        return self._figure

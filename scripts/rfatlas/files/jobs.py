@@ -1,0 +1,201 @@
+"""What every script of the workflow shares: log file, clear errors, thread count, progress bars,
+start-up time, an end when the run is killed."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+from tqdm import tqdm
+
+from rfatlas.errors import RfatlasError
+from rfatlas.files import checked, running
+
+STARTUP_RECORD = Path(".snakemake/rfatlas/startup.jsonl")
+
+#: Bytes in which the system tells the peak of memory.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+_KILLED = "Snakemake was killed; so this job ends, too"
+
+_log_stream: TextIO | None = None
+_late_imports_s = 0.0
+
+
+@contextlib.contextmanager
+def job(snakemake: Any) -> Iterator[logging.Logger]:
+    """Run the body of a script of the workflow.
+
+    Logs to the rule's log file and, on a terminal, to it. A RfatlasError or a full disk ends the
+    job with one line and exit status 1; any other exception leaves its traceback in the log.
+    Appends the job's start-up seconds (from the birth of the process to this line, and a later
+    import of torch), its total, its processor seconds and its peak of memory to
+    `.snakemake/rfatlas/startup.jsonl`: exactly, where Snakemake's benchmark files look at a job now
+    and then. When Snakemake is killed the job ends, too, within a second or two.
+    """
+    global _log_stream
+    born = psutil.Process().create_time()
+    started = time.time()
+    log_path = Path(snakemake.log[0])
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    _log_stream = log_path.open("w", buffering=1)
+    handlers: list[logging.Handler] = [logging.StreamHandler(_log_stream)]
+    if sys.stderr.isatty():
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        handlers=handlers,
+        force=True,
+    )
+    logging.captureWarnings(True)
+    if "torch" in sys.modules:
+        limit_threads(snakemake.threads)
+    log = logging.getLogger("rfatlas")
+    snakemakes = _snakemakes()
+    if not snakemakes and running.is_over():
+        # Killed while this script was still importing its libraries.
+        log.error(_KILLED)
+        sys.exit(1)
+    _end_with(snakemakes)
+    try:
+        yield log
+    except Exception as error:
+        if not isinstance(error, RfatlasError):
+            if not checked.is_full(error):
+                log.exception("unexpected error")
+                raise
+            error = checked.no_room(getattr(error, "filename", None) or _first_output(snakemake))
+        log.error("%s", error)
+        # Without a terminal handler, whoever started Snakemake would see nothing of it.
+        if len(handlers) == 1:
+            print(f"rfatlas: {error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        # A note, for which no job should fail.
+        with contextlib.suppress(OSError):
+            _record(snakemake, born, started)
+        logging.shutdown()
+
+
+def _first_output(snakemake: Any) -> str:
+    return str(next(iter(snakemake.output), "the output"))
+
+
+def _snakemakes() -> list[psutil.Process]:
+    """The processes above this one that are Snakemake's; on a cluster that of this job alone."""
+    found = []
+    for process in psutil.Process().parents():
+        with contextlib.suppress(psutil.Error):
+            python, *words = [Path(word).name for word in process.cmdline()] or [""]
+            if python.startswith("python") and "snakemake" in words[:6]:
+                found.append(process)
+    return found
+
+
+def _end_with(processes: list[psutil.Process]) -> None:
+    """End this process, as by SIGKILL, once one of `processes` has ended.
+
+    Snakemake's jobs outlive it when it is killed. What they still did would be lost: the next run
+    removes outputs that were being written, and progress that went into them is no more.
+    """
+
+    def alive(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def watch() -> None:
+        while all(map(alive, processes)):
+            time.sleep(1.0)
+        logging.getLogger("rfatlas").error(_KILLED)
+        os._exit(1)
+
+    if processes:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_parent(parent: int) -> None:
+    """End this worker process when `parent`, the process that started it, has ended.
+
+    When a process is killed nobody tells its workers; they would wait for tasks for ever.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _record(snakemake: Any, born: float, started: float) -> None:
+    STARTUP_RECORD.parent.mkdir(parents=True, exist_ok=True)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    line = {
+        "rule": snakemake.rule,
+        "log": str(snakemake.log[0]),
+        "threads": snakemake.threads,
+        "startup_s": started - born + _late_imports_s,
+        "total_s": time.time() - born,
+        "cpu_s": sum(used.ru_utime + used.ru_stime for used in (own, workers)),
+        # Of this process, and of the largest that it started.
+        "peak_mb": own.ru_maxrss * _RSS_UNIT / 1e6,
+        "worker_peak_mb": workers.ru_maxrss * _RSS_UNIT / 1e6,
+        "start": born,
+    }
+    with STARTUP_RECORD.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+
+
+def memory_mb(snakemake: Any) -> float:
+    """Megabytes that a job may plan its batches for: what was granted to its first attempt.
+
+    A retry asks for more, because the plan may have been the mistake: the rest is room to spare.
+    """
+    return snakemake.resources.mem_mb / snakemake.resources.attempt
+
+
+def limit_threads(threads: int) -> None:
+    """Give torch `threads` threads, importing it if that has not happened yet."""
+    global _late_imports_s
+    began = time.perf_counter()
+    import torch
+
+    _late_imports_s += time.perf_counter() - began
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def progress(
+    iterable: Iterable | None = None,
+    total: int | None = None,
+    unit: str = "image",
+    desc: str = "",
+    initial: int = 0,
+) -> tqdm:
+    """Return a progress bar with rate and remaining time: on a terminal there, else a line in the
+    log now and then."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=desc,
+        file=sys.stderr if terminal or _log_stream is None else _log_stream,
+        mininterval=0.5 if terminal else 10.0,
+        dynamic_ncols=terminal,
+        ascii=not terminal,
+    )

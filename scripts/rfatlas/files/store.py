@@ -1,0 +1,389 @@
+"""HDF5 files with provenance, written whole or not at all, and progress that survives SIGKILL.
+
+Every result file carries the attributes of design.md section 4; `complete` is written last.
+`identity` hashes these attributes: since each file names the identities of its inputs, the hash
+addresses the content through the whole chain. Finished files carry checksums of all their bytes
+(`rfatlas.files.checked`), which are compared as they are read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from rfatlas import __version__
+from rfatlas.errors import RfatlasError
+from rfatlas.files import checked, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger("rfatlas")
+
+
+def provenance(
+    stage: str,
+    config: Mapping[str, Any],
+    weights_sha256: str = "",
+    created_from: Mapping[str, str] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Return the attributes that every result file carries.
+
+    `config` holds the parameters of the stage (JSON-serialisable), `created_from` maps each input
+    to its identity.
+    """
+    return {
+        "rfatlas_version": __version__,
+        "stage": stage,
+        "stage_version": versions.stage(stage),
+        "config": json.dumps(config, sort_keys=True),
+        "weights_sha256": weights_sha256,
+        "created_from": json.dumps(dict(created_from or {}), sort_keys=True),
+        "device": device,
+    }
+
+
+@contextlib.contextmanager
+def create(path: str | Path, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file that appears at `path` only when the block ends without an error.
+
+    Raises RfatlasError, naming the file, if the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with written(temporary, new=True, name=path) as file:
+            file.attrs.update(attrs)
+            yield file
+            file.attrs["complete"] = True
+        checked.seal(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def written(
+    path: str | Path, new: bool, name: str | Path = "", libver: str | None = None
+) -> Iterator[h5py.File]:
+    """Yield an HDF5 file to write (`new`) or to change; it is closed and unsealed afterwards.
+
+    Raises RfatlasError, naming `name` (default: the file), if the disk is full.
+    """
+    if not new:
+        checked.unseal(path)
+    try:
+        writer = checked.Writer(path, new)
+        file = h5py.File(writer, "w" if new else "r+", libver=libver)
+        try:
+            yield file
+        finally:
+            writer.closing = True
+            file.close()
+        if writer.error is not None:
+            raise writer.error
+    except OSError as error:
+        if not checked.is_full(error):
+            raise
+        raise checked.no_room(name or path, writer.needed) from error
+
+
+def open(path: str | Path, stage: str | None = None) -> h5py.File:
+    """Open a finished result file for reading.
+
+    Raises RfatlasError, naming the file, if it is missing, truncated or not HDF5, damaged,
+    unfinished, or of another stage; any later reading does where it meets damaged bytes.
+    """
+    if not Path(path).is_file():
+        raise RfatlasError(f"{path}: no such file; run the stage {stage or 'that writes it'} first")
+    try:
+        file = h5py.File(checked.Reader(path), "r")
+    except OSError as error:
+        raise RfatlasError(
+            f"{path}: not a readable HDF5 file, probably truncated or damaged ({error}); "
+            "delete it and rerun"
+        ) from error
+    found = file.attrs.get("stage")
+    problem = None
+    if not file.attrs.get("complete", False):
+        problem = "was never finished (attribute `complete` is missing); delete it and rerun"
+    elif stage is not None and found != stage:
+        problem = f"was written by stage {found!r}, expected {stage!r}"
+    if problem:
+        file.close()
+        raise RfatlasError(f"{path}: {problem}")
+    return file
+
+
+_PROVENANCE = ("stage", "stage_version", "config", "weights_sha256", "created_from", "sha256")
+
+
+def identity(path: str | Path) -> str:
+    """Return the sha256 (hex) of a finished file's provenance: what made it, from what."""
+    with open(path) as file:
+        attrs = {key: str(file.attrs[key]) for key in _PROVENANCE if key in file.attrs}
+    return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode()).hexdigest()
+
+
+#: Seconds to wait for a process that still works at the same output.
+LOCK_WAIT_S = 30.0
+_LOCK = "lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# Open lock files of this process by folder: it may take up its own progress again.
+_locks: dict[Path, int] = {}
+
+
+def _lock(folder: Path, wait_s: float) -> None:
+    """Make `folder` this process's own until it ends, or until `_unlock`."""
+    path, deadline = folder / _LOCK, time.monotonic() + wait_s
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        own = _locks.get(folder.absolute())
+        if own is not None and path.exists() and os.path.samestat(os.fstat(own), path.stat()):
+            return
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the folder between the two lines.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+            os.close(descriptor)
+            continue
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning("%s: this file system has no locks; start no two runs here", folder)
+            break
+        if time.monotonic() > deadline:
+            raise RfatlasError(
+                f"{folder}: {holder} is still working at this output, left over from a run that "
+                "was killed or started twice; wait until it ends, or end it, then give the same "
+                "command again"
+            )
+        time.sleep(0.2)
+    _unlock(folder)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
+    _locks[folder.absolute()] = descriptor
+
+
+def _unlock(folder: Path) -> None:
+    descriptor = _locks.pop(folder.absolute(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+class Partial:
+    """Progress of one output, kept beside it in the undeclared folder `<output>.partial`.
+
+    Snakemake does not know the folder, so it survives a killed or failed job. Records are written
+    atomically. A folder with another fingerprint (params, stage version, weights, image list) is
+    wiped: it belongs to another question. One process at a time has the folder: jobs of a run that
+    was killed may live on for a while.
+
+    Raises RfatlasError if another process has it and keeps it for LOCK_WAIT_S.
+    """
+
+    def __init__(self, output: str | Path, fingerprint: Mapping[str, Any]):
+        self.folder = Path(f"{output}.partial")
+        _lock(self.folder, LOCK_WAIT_S)
+        wanted = json.dumps(fingerprint, sort_keys=True, default=str)
+        stamp = self.folder / "fingerprint.json"
+        if not stamp.is_file() or stamp.read_text() != wanted:
+            _clear(self.folder)
+            temporary = stamp.with_suffix(".tmp")
+            try:
+                temporary.write_text(wanted)
+            except OSError as error:
+                raise checked.failed(stamp, error, len(wanted)) from error
+            os.replace(temporary, stamp)
+        for leftover in self.folder.glob("*.npz.tmp"):
+            leftover.unlink()
+        if records := self.names():
+            log.info("resuming: %s holds %d records", self.folder, len(records))
+
+    def names(self) -> list[str]:
+        """Return the names of the finished records, sorted."""
+        return sorted(path.stem for path in self.folder.glob("*.npz"))
+
+    def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write one record; it exists afterwards completely or not at all."""
+        path = self.folder / f"{name}.npz"
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            # Room for whoever comes next: this record is done again.
+            temporary.unlink(missing_ok=True)
+            size = sum(np.asarray(array).nbytes for array in arrays.values())
+            raise checked.failed(path, error, size) from error
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays of one record; raises RfatlasError if the file is damaged."""
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise RfatlasError(
+                f"{path}: damaged progress record ({error}); delete {self.folder} and rerun"
+            ) from error
+
+    def finish(self) -> None:
+        """Remove the folder; call it when the output is in place."""
+        _remove(self.folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove all that is in a `.partial` folder but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+    _unlock(folder)
+
+
+#: What a stage leaves in the `.partial` folder of `<layer>.h5` once the layer is finished.
+FIELDS, TABLE = "fields.h5", "table.csv"
+
+
+def publish(output: str | Path) -> None:
+    """Move FIELDS from the folder `<output>.partial` to `output` (.h5), and TABLE beside it (.csv).
+
+    Apart from the work itself, so that a job of several layers moves them all at its end: Snakemake
+    removes the outputs of a killed job, and knows nothing of the `.partial` folders.
+    """
+    folder = Path(f"{output}.partial")
+    # The table first: a folder without it is not finished, and its work is taken up again.
+    os.replace(folder / TABLE, Path(output).with_suffix(".csv"))
+    os.replace(folder / FIELDS, output)
+    _remove(folder)
+
+
+def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> int:
+    """Make a dataset in one piece, allocated but unset; return its byte offset in the file.
+
+    Its rows can be written beside HDF5 once the file is closed, without touching any metadata.
+    """
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.h5d.create(file.id, name.encode(), kind, space, layout).get_offset()
+
+
+class Allocated:
+    """A result file of fixed layout whose rows are written beside HDF5: a kill cannot damage it.
+
+    The file is made with all its datasets and attributes, and `complete` false; from then on only
+    rows change, and `publish` in the end. An existing file of that name is continued.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        datasets: Mapping[str, tuple[tuple[int, ...], Any]],
+        attrs: Mapping[str, Any],
+    ):
+        self._path = Path(path)
+        if not self._path.exists():
+            temporary = self._path.with_name(self._path.name + ".tmp")
+            with written(temporary, new=True, name=self._path) as file:
+                file.attrs.update(attrs)
+                file.attrs["complete"] = False
+                for name, (shape, dtype) in datasets.items():
+                    contiguous(file, name, shape, dtype)
+            os.replace(temporary, self._path)
+        self._rows: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
+        with h5py.File(self._path, "r") as file:
+            for name in datasets:
+                dataset = file[name]
+                self._rows[name] = (dataset.id.get_offset(), dataset.dtype, dataset.shape[1:])
+        self._descriptor = os.open(self._path, os.O_RDWR)
+
+    def write(self, name: str, row: int, values: np.ndarray) -> None:
+        """Write `values` (n, ...) to the rows `row` to `row + n - 1` of dataset `name`.
+
+        Raises RfatlasError when the disk is full, ValueError if the shape of a row is another.
+        """
+        offset, dtype, shape = self._rows[name]
+        values = np.ascontiguousarray(values, dtype)
+        if values.shape[1:] != shape:
+            raise ValueError(f"{name}: rows of shape {values.shape[1:]}, expected {shape}")
+        at = offset + row * dtype.itemsize * int(np.prod(shape))
+        remaining = memoryview(values).cast("B")
+        try:
+            while remaining:
+                count = os.pwrite(self._descriptor, remaining, at)
+                remaining, at = remaining[count:], at + count
+        except OSError as error:
+            raise checked.failed(self._path, error, len(remaining)) from error
+
+    def complete(self) -> None:
+        """Flush the rows, mark the file complete and seal it; nothing can be written afterwards."""
+        os.close(self._descriptor)
+        with written(self._path, new=False) as file:
+            # Overwrites one value in place, so that even this leaves the file readable if killed.
+            file.attrs.modify("complete", True)
+        checked.seal(self._path)
+
+
+def array(dataset: h5py.Dataset) -> Any:
+    """Return a dataset for random reading: a checked, read-only memory map of its rows if it is
+    contiguous and of numbers, else the dataset itself."""
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.dtype.hasobject:
+        return dataset
+    return checked.Rows(dataset.file.filename, offset, dataset.dtype, dataset.shape)
+
+
+def write_table(table: "pd.DataFrame", path: str | Path) -> None:
+    """Write a table as CSV, whole or not at all; numbers with 9 significant digits, NaN as an empty
+    field. Raises RfatlasError, naming the file, if the disk is full."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with checked.text(path) as file:
+        table.to_csv(file, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def read_table(path: str | Path) -> "pd.DataFrame":
+    """Read a table that `write_table` wrote; only an empty field is missing.
+
+    Raises RfatlasError, naming the file, if it is missing or no table.
+    """
+    # Jobs that read no table do not wait for pandas.
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"layer": str})
+    except (OSError, ValueError) as error:
+        raise RfatlasError(f"{path}: not a readable table ({error})") from error

@@ -1,0 +1,322 @@
+"""Stage `train_demo`: train the demo's networks on scenes that the workflow draws.
+
+Deterministic from its seeds on one kind of processor and one number of threads: scenes, initial
+weights, order and augmentation of every epoch each have a generator of their own, so that training
+resumed from an epoch's checkpoint ends with the same bits as training in one go.
+
+The weight decay acts on every parameter, the scales of batch normalisation too: first-layer filters
+that the task does not need fade away, as in the networks of Kobayashi & Shouno 2020.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rfatlas import demo_net
+from rfatlas.errors import RfatlasError
+from rfatlas.files import store, versions
+from rfatlas.images import scenes
+
+log = logging.getLogger("rfatlas")
+
+#: What can be trained, by name; the factories stand in `rfatlas.demo_net`.
+NETWORKS = {"resnet_demo": demo_net.resnet_demo, "plainnet_demo": demo_net.plainnet_demo}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What defines a training, with the values of the shipped weights.
+
+    `count` scenes of `size` pixels from `seed`, `held_out` scenes from `held_out_seed`; `rate` is
+    the peak of a cosine schedule with one epoch of warm-up; `shift` is the largest random shift in
+    pixels.
+    """
+
+    count: int = 20000
+    size: int = 64
+    seed: int = 1
+    held_out: int = 1200
+    held_out_seed: int = 2
+    epochs: int = 8
+    batch: int = 64
+    rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    shift: int = 4
+
+    def __post_init__(self):
+        for name in ("count", "held_out", "epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise RfatlasError(
+                    f"train_demo: {name} is {getattr(self, name)}, but must be 1 or more"
+                )
+        if self.seed == self.held_out_seed:
+            raise RfatlasError(
+                f"train_demo: seed and held_out_seed are both {self.seed}, but must differ"
+            )
+
+
+@dataclass
+class Result:
+    """A trained network with its figures; `network` is its name in `NETWORKS`, accuracies are
+    shares in 0..1, `losses` one mean per epoch.
+    """
+
+    network: str
+    module: nn.Module
+    mean: list[float]
+    std: list[float]
+    losses: list[float]
+    accuracy_train: float
+    accuracy_held_out: float
+
+
+def train(
+    network: str,
+    settings: Settings,
+    partial: store.Partial,
+    processes: int = 1,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Result:
+    """Train one of `NETWORKS`; continues after the last epoch found in `partial`.
+
+    `processes` draw the scenes. `progress` wraps the iterator over the epochs that are left.
+    """
+    images, labels = _scenes("scenes", settings.count, settings.seed, settings, partial, processes)
+    held_out = _scenes(
+        "held_out", settings.held_out, settings.held_out_seed, settings, partial, processes
+    )
+    mean, std = colour_statistics(images)
+    log.info("%d scenes, mean %s, std %s", len(images), mean, std)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        module = NETWORKS[network](len(scenes.CLASS_NAMES))
+    module.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(
+        module.parameters(), settings.rate, settings.momentum, weight_decay=settings.weight_decay
+    )
+    done, losses = _resume(partial, module, optimiser)
+    for epoch in progress(range(done, settings.epochs)):
+        losses.append(_epoch(epoch, settings, module, optimiser, images, labels, mean, std))
+        _checkpoint(partial, epoch, module, optimiser, losses)
+        log.info("epoch %d of %d: loss %.4f", epoch + 1, settings.epochs, losses[-1])
+
+    module.eval()
+    return Result(
+        network=network,
+        module=module,
+        mean=mean,
+        std=std,
+        losses=losses,
+        accuracy_train=accuracy(module, images, labels, mean, std),
+        accuracy_held_out=accuracy(module, *held_out, mean, std),
+    )
+
+
+def colour_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of uint8 images (N, H, W, 3).
+
+    In units of the code range (0..1), rounded to four decimals.
+    """
+    counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
+    codes = np.arange(256) / 255
+    means = [float((codes * count).sum() / count.sum()) for count in counts]
+    squares = [float((codes**2 * count).sum() / count.sum()) for count in counts]
+    stds = [math.sqrt(square - mean**2) for square, mean in zip(squares, means, strict=True)]
+    return [round(mean, 4) for mean in means], [round(std, 4) for std in stds]
+
+
+def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> torch.Tensor:
+    """uint8 images (N, H, W, 3) -> f32 (N, 3, H, W), less `mean` and over `std` (three numbers in
+    0..1 each).
+
+    The result lies channels-last in memory.
+    """
+    tensor = torch.from_numpy(images).to(torch.float32).div_(255)
+    return tensor.sub_(torch.tensor(mean)).div_(torch.tensor(std)).permute(0, 3, 1, 2)
+
+
+def augment(images: np.ndarray, rng: np.random.Generator, shift: int) -> np.ndarray:
+    """Flip, turn and shift each image (N, H, H, 3) at random; scenes have no upright, so labels
+    stay.
+
+    Shifted-in pixels mirror the border.
+    """
+    size = images.shape[1]
+    pad = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+    padded = np.pad(images, pad, mode="reflect")
+    result = np.empty_like(images)
+    turns = rng.integers(0, 8, len(images))
+    offsets = rng.integers(0, 2 * shift + 1, (len(images), 2))
+    for index, (turn, (y, x)) in enumerate(zip(turns, offsets, strict=True)):
+        image = padded[index, y : y + size, x : x + size]
+        image = image[:: 1 - 2 * (turn & 1), :: 1 - (turn & 2)]
+        result[index] = image.transpose(1, 0, 2) if turn & 4 else image
+    return result
+
+
+def learning_rate(step: int, per_epoch: int, settings: Settings) -> float:
+    """Learning rate of a step (from 0): half a cosine down to 0, rising linearly in epoch 1."""
+    total = per_epoch * settings.epochs
+    warm = min(1.0, (step + 1) / per_epoch)
+    return settings.rate * warm * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+@torch.no_grad()
+def accuracy(
+    module: nn.Module, images: np.ndarray, labels: np.ndarray, mean: list[float], std: list[float]
+) -> float:
+    """Share of uint8 images (N, H, W, 3) that the module, in eval mode, labels correctly."""
+    right = 0
+    for begin in range(0, len(images), 256):
+        logits = module(normalise(images[begin : begin + 256], mean, std))
+        right += int((logits.argmax(1).numpy() == labels[begin : begin + 256]).sum())
+    return right / len(images)
+
+
+def filter_norms(module: nn.Module) -> np.ndarray:
+    """L2 norm of each first-layer filter with batch normalisation folded in, f64 (64,)."""
+    kernels = module.conv1.weight.detach().double().flatten(1).norm(dim=1)
+    gain = module.bn1.weight.detach().double()
+    gain = gain.abs() / (module.bn1.running_var.double() + module.bn1.eps).sqrt()
+    return (kernels * gain).numpy()
+
+
+def write(result: Result, settings: Settings, weights: Path | str, provenance: Path | str) -> None:
+    """Write the weights (safetensors) and the provenance (JSON), each whole or not at all."""
+    weights, provenance = Path(weights), Path(provenance)
+    tensors = {
+        name: tensor.contiguous().clone() for name, tensor in result.module.state_dict().items()
+    }
+    temporary = weights.with_name(weights.name + ".tmp")
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    factory = f"rfatlas.demo_net.{result.network}"
+    save_file(tensors, temporary, metadata={"factory": factory})
+    os.replace(temporary, weights)
+
+    norms = filter_norms(result.module)
+    record = {
+        "factory": factory,
+        "command": "snakemake --cores 2 --forcerun train_demo_network "
+        f"results/train_demo/{result.network}.safetensors",
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "bytes": weights.stat().st_size,
+        "parameters": sum(parameter.numel() for parameter in result.module.parameters()),
+        "class_names": list(scenes.CLASS_NAMES),
+        "settings": dataclasses.asdict(settings),
+        "input": {
+            "resize": settings.size,
+            "crop": settings.size,
+            "mean": result.mean,
+            "std": result.std,
+        },
+        "accuracy_train": round(result.accuracy_train, 5),
+        "accuracy_held_out": round(result.accuracy_held_out, 5),
+        "losses": [round(loss, 5) for loss in result.losses],
+        "conv1_inactive": int((norms < 0.1 * norms.max()).sum()),
+        "stage_versions": {name: versions.stage(name) for name in ("scenes", "train_demo")},
+        "packages": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+        },
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    temporary = provenance.with_name(provenance.name + ".tmp")
+    provenance.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, provenance)
+
+
+def load(network: str, weights: Path | str) -> nn.Module:
+    """One of `NETWORKS` with weights written by `write`, in eval mode."""
+    module = NETWORKS[network](len(scenes.CLASS_NAMES))
+    module.load_state_dict(load_file(weights))
+    return module.eval()
+
+
+def fingerprint(network: str, settings: Settings) -> dict:
+    """What makes two trainings the same: a checkpoint of another fingerprint is not resumed."""
+    return {
+        "network": network,
+        "settings": dataclasses.asdict(settings),
+        "scenes": versions.stage("scenes"),
+        "train_demo": versions.stage("train_demo"),
+    }
+
+
+def _scenes(name, count, seed, settings, partial, processes):
+    """Draw a set of scenes once; a resumed training reads it back."""
+    if name not in partial.names():
+        images, labels = scenes.draw(count, settings.size, seed, processes=processes)
+        partial.save(name, {"images": images, "labels": labels})
+    drawn = partial.load(name)
+    return drawn["images"], drawn["labels"]
+
+
+def _epoch(epoch, settings, module, optimiser, images, labels, mean, std):
+    """Train for one epoch; return the mean loss."""
+    module.train()
+    rng = np.random.default_rng([settings.seed, 2, epoch])
+    order = rng.permutation(len(images))
+    per_epoch = math.ceil(len(order) / settings.batch)
+    total = 0.0
+    for step in range(per_epoch):
+        chosen = order[step * settings.batch : (step + 1) * settings.batch]
+        batch = normalise(augment(images[chosen], rng, settings.shift), mean, std)
+        rate = learning_rate(epoch * per_epoch + step, per_epoch, settings)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        # Products in bfloat16 train twice as fast; parameters, sums and losses stay f32.
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = module(batch)
+        loss = nn.functional.cross_entropy(logits.float(), torch.from_numpy(labels[chosen]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        total += loss.item() * len(chosen)
+    return total / len(order)
+
+
+def _checkpoint(partial, epoch, module, optimiser, losses):
+    arrays = {f"module.{name}": tensor.numpy() for name, tensor in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        arrays[f"momentum.{name}"] = optimiser.state[parameter]["momentum_buffer"].numpy()
+    arrays["losses"] = np.array(losses)
+    partial.save(f"epoch_{epoch + 1:04d}", arrays)
+
+
+def _resume(partial, module, optimiser):
+    """Restore the last checkpoint; return the number of finished epochs and their losses."""
+    saved = [name for name in partial.names() if name.startswith("epoch_")]
+    if not saved:
+        return 0, []
+    arrays = partial.load(saved[-1])
+    state = {name: torch.from_numpy(arrays[f"module.{name}"]) for name in module.state_dict()}
+    module.load_state_dict(state)
+    for name, parameter in module.named_parameters():
+        momentum = torch.from_numpy(arrays[f"momentum.{name}"])
+        # In the memory layout of its parameter, so that the resumed arithmetic is the same.
+        buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum)
+        optimiser.state[parameter]["momentum_buffer"] = buffer
+    losses = arrays["losses"].tolist()
+    log.info("resuming after epoch %d", len(losses))
+    return len(losses), losses

@@ -1,0 +1,719 @@
+"""Stage `color`: what colours a channel is tuned to, and whether it is colour-opponent.
+
+Two readings of every channel:
+
+linear
+:   its mean gradient, first-layer kernel and virtual filter, resolved into what L, M and S cones
+    feed it and into maps along the opponent axes (see `colorspace`).
+
+measured
+:   its responses at the layer's centre unit (see `probe`) to gratings along the three opponent axes
+    and three axes of code values, in every orientation and frequency, down to frequency zero (a
+    uniform field that goes from one colour to the other and back); to gratings in many equiluminant
+    directions at the place where it likes colour best; to uniform fields of all hues, and to fields
+    that change one cone only. All channels of a layer share the stimuli.
+
+From these the classes: non-, single- or double-opponent by the cone rule, by energy, and by Harris'
+rule. docs/columns.md defines every number.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rfatlas.fields import crops
+from rfatlas.files import jobs, store
+from rfatlas.network import graph
+from rfatlas.network.model import LoadedModel
+from rfatlas.physiology import colorspace, tuning
+from rfatlas.physiology.probe import GREY, Probe, Progress
+
+#: The axes of gratings: the opponent ones, then those of code values (Rafegas & Vanrell 2018).
+AXES = (*colorspace.AXES, "RGB", "R-G", "R+G-2B")
+
+# Of the same length, the longest of which all fit around mid grey.
+_CODE_AXES = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
+_CODE_AXES /= np.abs(_CODE_AXES).max()
+
+#: A channel whose `color_ratio_rgb` is below this sees grey only: of equiluminant colours it sees
+#: what they do to R + G + B, and may like that little better than the full contrast of grey.
+GREY_ONLY = 0.01
+
+#: Ratios end here: of a channel that answers to colour alone the other response is rounding.
+LARGEST_RATIO = 1000.0
+
+UNRESPONSIVE, NON, SINGLE, DOUBLE = CLASSES = (
+    "unresponsive", "non_opponent", "single_opponent", "double_opponent",
+)  # fmt: skip
+
+LINEAR = (
+    "cone_l", "cone_m", "cone_s", "chromatic_share", "balance_lum", "balance_lm", "balance_s",
+    "hue_linear_deg",
+)  # fmt: skip
+
+#: What the linear columns are read from: of the mean gradient, of a kernel, of a virtual filter.
+SOURCES = ("", "kernel_", "virtual_")
+
+_RATIOS = ("color_ratio", "color_ratio_s", "color_lowpass", "color_class")
+
+_MEASURED = (
+    "color_axis", "color_sf_cpp", "color_orientation_deg", "color_osi", "color_bandwidth_deg",
+    "color_direction_deg", "hue_deg", "hue_selectivity", "flash_l", "flash_m", "flash_s",
+    "harris_spatial", "harris_spectral", "harris_double", "harris_spatial_margin",
+    "harris_spectral_margin",
+)  # fmt: skip
+
+COLUMNS = (
+    "layer", "channel", *(prefix + name for prefix in SOURCES for name in LINEAR), *_RATIOS[:2],
+    "color_ratio_rgb", *_RATIOS[2:], *(f"{name}_unrectified" for name in _RATIOS),
+    "color_class_energy", *_MEASURED, "color_selectivity", "color_reason",
+)  # fmt: skip
+
+# Cone-isolating flashes go so far towards the gamut's edge: further out, gamma bends the answers of
+# linear units by more than a few per cent.
+_FLASH = 0.5
+
+# A map that is weaker than this share of the others is rounding.
+_EMPTY = 1e-6
+
+# Fields are read and written in pieces of about this size.
+_PIECE_BYTES = 64e6
+
+
+# ---- the linear part
+
+
+def cone_weights(cones: np.ndarray) -> np.ndarray:
+    """Return the weights (n, cone) of fields (n, cone, ...): their first singular vector, the sum
+    of absolute values 1, with the sign that makes it excite at the peak pixel; NaN for a field of
+    zeros.
+
+    The singular vector also finds the weights of a field whose lobes cancel in a plain sum over
+    pixels (after Johnson, Hawken & Shapley 2004, J. Neurophysiol. 91:2501).
+    """
+    flat = cones.reshape(*cones.shape[:2], -1)
+    vector = np.linalg.eigh(flat @ flat.swapaxes(1, 2))[1][..., -1]
+    along = np.einsum("nc,ncp->np", vector, flat)
+    peak = np.take_along_axis(along, np.abs(along).argmax(1)[:, None], 1)
+    total = np.abs(vector).sum(1, keepdims=True)
+    return np.where(peak != 0, vector * np.sign(peak) / total, np.nan)
+
+
+def opponent_maps(fields: np.ndarray) -> np.ndarray:
+    """Return the maps (n, axis, h, w) of gradients `fields` (n, 3, h, w) in code values.
+
+    Gradients are covectors: what an axis does to the unit at a pixel is sum_k g_k dp_k / da, with p
+    the code values and a = 1 the end of the axis at the edge of the gamut.
+    """
+    return np.einsum("nkyx,ka->nayx", fields, colorspace.space().code_per_axis)
+
+
+def linear(fields: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the columns `LINEAR` (n,) of gradients `fields` (n, 3, h, w) in code values.
+
+    Beside them `norm`, the length of the field, and `balance_chromatic`, the balance of the
+    chromatic map with more energy. NaN for a field of zeros; also the balance of a map that is
+    nothing but rounding, and the hue of a field without chromatic maps.
+    """
+    space = colorspace.space()
+    weights = cone_weights(np.einsum("nkyx,kc->ncyx", fields, space.code_per_cone))
+    maps = opponent_maps(fields)
+    energy = np.square(maps).sum((2, 3))
+    # What the weights make of the axes.
+    along = weights @ space.contrast.T
+    total = np.abs(maps).sum((2, 3))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        balance = maps.sum((2, 3)) / np.where(total > _EMPTY * total.max(1)[:, None], total, np.nan)
+        share = energy[:, 1:].sum(1) / energy.sum(1)
+    hue = np.degrees(np.arctan2(along[:, 2], along[:, 1])) % 360
+    coloured = np.abs(along[:, 1:]).max(1) > _EMPTY * np.abs(along).max(1)
+    hue = np.where(coloured, hue, np.nan)
+    columns = dict(zip(LINEAR, (*weights.T, share, *balance.T, hue), strict=True))
+    columns["norm"] = np.sqrt(np.square(fields).sum((1, 2, 3)))
+    columns["balance_chromatic"] = np.where(energy[:, 1] >= energy[:, 2], *balance.T[1:])
+    return columns
+
+
+def energy_class(columns: Mapping[str, np.ndarray], rules: Mapping[str, float]) -> np.ndarray:
+    """Return the class (n,) of fields by their energy, from what `linear` says of a whole layer.
+
+    Opponent if the chromatic maps hold at least `energy_share` of the energy; then single if the
+    stronger of them keeps at least `lowpass` of its absolute sum when summed with its signs: no
+    pattern can drive it more than the absolute sum, and a uniform field drives it as the sum says.
+    """
+    opponent = columns["chromatic_share"] >= rules["energy_share"]
+    single = np.abs(columns["balance_chromatic"]) >= rules["lowpass"]
+    norm = columns["norm"]
+    return _classes(opponent, single, norm <= tuning.WEAK * norm.max(initial=0))
+
+
+def _classes(opponent: np.ndarray, single: np.ndarray, unresponsive: np.ndarray) -> np.ndarray:
+    found = np.where(opponent, np.where(single, SINGLE, DOUBLE), NON)
+    return np.where(unresponsive, UNRESPONSIVE, found).astype(object)
+
+
+def _pieces(fields: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield fields (n, 3, h, w), an array or open dataset, in pieces of float64 with their rows."""
+    size = max(1, int(_PIECE_BYTES // (8 * np.prod(fields.shape[1:]))))
+    for first in range(0, len(fields), size):
+        rows = slice(first, first + size)
+        yield rows, np.asarray(fields[rows], float)
+
+
+def _linear_columns(channels: int, channel: np.ndarray, fields: Any) -> dict[str, np.ndarray]:
+    """Return what `linear` says of the fields (n, 3, h, w) of channels (n,), (C,) each, NaN for
+    channels without."""
+    parts = [linear(piece) for _, piece in _pieces(fields)]
+    found = {}
+    for name in parts[0]:
+        found[name] = np.full(channels, np.nan)
+        found[name][channel] = np.concatenate([part[name] for part in parts])
+    return found
+
+
+# ---- from responses to indices
+
+
+def ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return one / other of responses (C,), never negative, at most `LARGEST_RATIO`; 0 where `one`
+    is."""
+    divisor = np.maximum(other, one / LARGEST_RATIO)
+    return np.divide(one, divisor, out=np.zeros(len(one)), where=one > 0)
+
+
+def read(
+    grid: np.ndarray, flicker: np.ndarray, blank: np.ndarray, rectified: bool
+) -> dict[str, np.ndarray]:
+    """Return responses above the blank (C,) to gratings `grid` (C, axis, orientation, frequency,
+    phase) and `flicker` (C, axis, phase), those of frequency zero.
+
+    `tuned` and `flicker` are means over phases, `crest` (C, 2) and `crest_flicker` the largest of
+    the two chromatic axes; see `tuning.mean_above`, also for `rectified`.
+    """
+    chromatic = slice(1, 3)
+    return {
+        "tuned": tuning.mean_above(grid, blank, rectified),
+        "flicker": tuning.mean_above(flicker, blank, rectified),
+        "crest": tuning.peak_above(grid[:, chromatic], blank, rectified).max((2, 3)),
+        "crest_flicker": tuning.peak_above(flicker[:, chromatic], blank, rectified),
+    }
+
+
+def cone_rule(
+    answers: Mapping[str, np.ndarray], blank: np.ndarray, rules: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Return ratios and classes by the cone rule.
+
+    Opponent if the peak response to L-M, or to S-(L+M), is at least `color_ratio` of that to L+M;
+    then single if the largest response to frequency zero of the more effective of the two axes is
+    at least `lowpass` of the largest to any of its gratings (after Johnson, Hawken & Shapley 2001
+    and 2008). Peaks are over all orientations and frequencies: a channel is read at its own
+    orientation. One that sees grey only (`GREY_ONLY`) is not opponent.
+
+    Parameters
+    ----------
+    answers
+        What `read` returns.
+    blank
+        (C,) response to mid grey.
+    rules
+        `color_ratio` and `lowpass`.
+
+    Returns
+    -------
+    dict
+        (C,) each: `reason` as `tuning.driven` has it; `axis`, 1 for L-M and 2 for S-(L+M);
+        `chromatic`, the peak along it; `color_ratio`, `color_ratio_s`, `color_ratio_rgb`,
+        `color_lowpass` (NaN without any response along the axis) and `color_class`.
+    """
+    tuned, flicker = answers["tuned"], answers["flicker"]
+    row = np.arange(len(tuned))
+    peak = np.maximum(tuned.max((2, 3)), flicker)
+    reason = tuning.driven(np.concatenate([tuned.reshape(len(tuned), -1), flicker], 1), blank)
+    axis = 1 + (peak[:, 2] > peak[:, 1])
+    chromatic = peak[row, axis]
+    crest = answers["crest_flicker"][row, axis - 1]
+    largest = np.maximum(crest, answers["crest"][row, axis - 1])
+    lowpass = np.divide(crest, largest, out=np.full(len(row), np.nan), where=largest > 0)
+    ratios = [ratio(peak[:, one], peak[:, 0]) for one in (1, 2)]
+    code_ratio = ratio(peak[:, 4:].max(1), peak[:, 3])
+    opponent = (np.maximum(*ratios) >= rules["color_ratio"]) & (code_ratio >= GREY_ONLY)
+    return {
+        "reason": reason,
+        "axis": axis,
+        "chromatic": chromatic,
+        "color_ratio": ratios[0],
+        "color_ratio_s": ratios[1],
+        "color_ratio_rgb": code_ratio,
+        "color_lowpass": lowpass,
+        "color_class": _classes(opponent, lowpass >= rules["lowpass"], reason != ""),
+    }
+
+
+def margin(response: np.ndarray, blank: np.ndarray, extent: np.ndarray) -> np.ndarray:
+    """Return by how much responses (C, n) go both above and below the blank (C,), as a share of the
+    channel's range `extent` (C,): min(max - blank, blank - min) / range, 0 where they do not."""
+    least = np.minimum(response.max(1) - blank, blank - response.min(1)).clip(0)
+    return np.divide(least, extent, out=np.zeros(len(blank)), where=extent > 0)
+
+
+def hue_tuning(response: np.ndarray, hue_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return preferred hue in degrees, [0, 360), and hue selectivity (C,) of responses above the
+    blank (C, n), never negative, to hues (n,) evenly spaced over the circle.
+
+    Angle and length of sum r e^{i h} / sum r: 1 for a channel that answers to one hue only, pi / 4
+    for a linear one that is rectified at the blank, 0 for equal answers to all. NaN without any.
+    """
+    total = response.sum(1)
+    vector = response @ np.exp(1j * np.radians(hue_deg))
+    mean = np.divide(vector, total, out=np.full(len(total), np.nan, complex), where=total > 0)
+    return np.degrees(np.angle(mean)) % 360, np.abs(mean)
+
+
+def preferred_direction(response: np.ndarray, direction_deg: np.ndarray) -> np.ndarray:
+    """Return the preferred direction (C,) in degrees, [0, 180), of responses (C, n) to gratings in
+    directions (n,) evenly spaced over half the circle; NaN without any response."""
+    vector = response @ np.exp(2j * np.radians(direction_deg))
+    angle = np.degrees(np.angle(vector)) / 2 % 180
+    return np.where(np.abs(vector) > 0, angle, np.nan)
+
+
+# ---- one layer
+
+
+class Experiment:
+    """The stimuli of one layer in their order, and the answers so far, each pair of them (with and
+    without the layer's last ReLU) float32.
+
+    First uniform fields (mid grey, equiluminant hues, hues of equal R + G + B, cone-isolating
+    flashes), then gratings: axis, orientation, frequency and phase, the last fastest; those of
+    frequency zero; at last the distinct places (orientation and frequency) where channels like
+    colour best, in all equiluminant directions.
+    """
+
+    def __init__(self, probe: Probe, settings: Mapping[str, Any], progress: Progress):
+        self._probe, self._progress = probe, progress
+        self.orientation = tuning.orientations(settings["orientations"])
+        self.frequency = tuning.frequencies(probe.size, settings["frequencies"], np.inf)
+        self.phase = tuning.phases(settings["phases"])
+        self.direction = tuning.orientations(settings["directions"])
+        self.hue = np.arange(settings["hues"]) * 360 / settings["hues"]
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """Return the answers to uniform fields: `blank` (2, C), `hue` and `code_hue` (2, C, hue),
+        `flash` (2, C, cone, sign)."""
+        space = colorspace.space()
+        flashes = _FLASH * np.stack([space.isolating, -space.isolating], 1)
+        colours = {
+            "blank": np.full((1, 3), GREY),
+            "hue": colorspace.uniform(colorspace.equiluminant(self.hue)),
+            "code_hue": colorspace.code_hues(self.hue),
+            "flash": colorspace.uniform(flashes.reshape(-1, 3)),
+        }
+        every = np.concatenate(list(colours.values()))
+        answer = self._progress.run(
+            "fields", len(every), lambda part: self._both(self._probe.uniform(every[part]))
+        )
+        ends = np.cumsum([len(values) for values in colours.values()])[:-1]
+        parts = [np.moveaxis(part, 0, -1) for part in np.split(answer, ends)]
+        found = dict(zip(colours, parts, strict=True))
+        found["blank"] = found["blank"][..., 0]
+        found["flash"] = found["flash"].reshape(*found["flash"].shape[:2], *flashes.shape[:2])
+        return found
+
+    def grid(self) -> np.ndarray:
+        """Return the answers (2, C, axis, orientation, frequency, phase) to gratings."""
+        axes = (np.arange(len(AXES)), self.orientation, self.frequency, self.phase)
+        return self._gratings("grid", axes)
+
+    def flicker(self) -> np.ndarray:
+        """Return the answers (2, C, axis, phase) to gratings of frequency zero."""
+        axes = (np.arange(len(AXES)), np.zeros(1), np.zeros(1), self.phase)
+        return self._gratings("flicker", axes)[:, :, :, 0, 0]
+
+    def directions(self, place: np.ndarray) -> np.ndarray:
+        """Return the answers (2, C, direction, phase) to gratings in all equiluminant directions,
+        each channel's at its own place (C, 2): indices of orientation and frequency, NaN where
+        these are -1."""
+        known = place[:, 0] >= 0
+        shown, member = np.unique(place[known], axis=0, return_inverse=True)
+        shape = (len(shown), len(self.direction), len(self.phase))
+        at, direction, phase = (axis.ravel() for axis in np.indices(shape))
+        changes = colorspace.equiluminant(self.direction)
+
+        def show(part: slice) -> np.ndarray:
+            o, f = shown[at[part]].T
+            carriers = self._probe.carriers(
+                self.orientation[o], self.frequency[f], self.phase[phase[part]]
+            )
+            return self._both(colorspace.paint(carriers, changes[direction[part]]))
+
+        answer = self._progress.run("directions", len(at), show)
+        answer = answer.reshape(*shape, *answer.shape[1:])
+        found = np.full((2, len(place), *shape[1:]), np.nan, np.float32)
+        channel = np.flatnonzero(known)
+        found[:, channel] = np.moveaxis(answer[member.reshape(-1), :, :, :, channel], -1, 0)
+        return found
+
+    def _gratings(self, name: str, axes: tuple[np.ndarray, ...]) -> np.ndarray:
+        axis, orientation, frequency, phase = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
+
+        def show(part: slice) -> np.ndarray:
+            carriers = self._probe.carriers(orientation[part], frequency[part], phase[part])
+            return self._both(_draw(axis[part], carriers))
+
+        answer = self._progress.run(name, len(axis), show)
+        answer = answer.reshape(*map(len, axes), 2, -1)
+        return np.ascontiguousarray(np.moveaxis(answer, (-2, -1), (0, 1)))
+
+    def _both(self, stimuli: torch.Tensor) -> np.ndarray:
+        return np.stack(self._probe.respond(stimuli), 1)
+
+
+def _draw(axis: np.ndarray, carriers: torch.Tensor) -> torch.Tensor:
+    """Return gratings (n, 3, h, w) along axes (n,), indices of `AXES`, at their full contrast."""
+    in_light = axis < len(colorspace.AXES)
+    stimuli = carriers.new_empty(len(axis), 3, *carriers.shape[1:])
+    here = torch.as_tensor(in_light, device=carriers.device)
+    if in_light.any():
+        changes = colorspace.space().axes[axis[in_light]]
+        stimuli[here] = colorspace.paint(carriers[here], changes)
+    if not in_light.all():
+        colour = _CODE_AXES[axis[~in_light] - len(colorspace.AXES)]
+        colour = torch.as_tensor(colour, dtype=carriers.dtype, device=carriers.device)
+        stimuli[~here] = GREY + GREY * colour[:, :, None, None] * carriers[~here][:, None]
+    return stimuli
+
+
+def color_selectivity(
+    network: LoadedModel,
+    layer: str,
+    images: Any,
+    top: Mapping[str, np.ndarray],
+    batch: int,
+    progress: Progress,
+) -> np.ndarray:
+    """Return 1 - sum a(grey version) / sum a(colour version) over the top units of each channel
+    (C,), NaN for channels without any (Rafegas & Vanrell 2018, Vision Research 151:7).
+
+    A unit sees the grey version through its exact crop of the image. `images` uint8 (N, H, H, 3);
+    `top` the units' `value` (C, K), `image` (C, K), -1 for none, and `yx` (C, K, 2); `batch` crops
+    are run at a time.
+    """
+    device = network.device
+    cut = crops.window(network.graph.geometry(layer), network.description["input"]["crop"])
+    units = crops.list_units(top["value"], top["image"], top["yx"])
+    keys = np.stack([units.image, cut.crop_start(units.y, 0), cut.crop_start(units.x, 1)], 1)
+    _, first, crop = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(crop.reshape(-1), kind="stable")
+    bounds = np.searchsorted(crop.reshape(-1)[order], np.arange(len(first) + 1))
+    width = int(np.diff(bounds).max(initial=1))
+    prefix = network.graph.prefix(layer)
+    mean, std = (
+        torch.tensor(network.description["input"][key], device=device).view(1, 3, 1, 1)
+        for key in ("mean", "std")
+    )
+
+    @torch.no_grad()
+    def show(part: slice) -> np.ndarray:
+        answer = np.full((part.stop - part.start, width), np.nan, np.float32)
+        if not answer.size:
+            return answer
+        pictures = crops.gather(images, cut, units.take(first[part]), device)
+        pixels = (colorspace.grey_version(pictures) - mean) / std
+        maps = prefix(pixels.contiguous(memory_format=torch.channels_last)).cpu().numpy()
+        maps = maps.reshape(*maps.shape[:2], *maps.shape[2:] or (1, 1))
+        for row, number in enumerate(range(part.start, part.stop)):
+            own = units.take(order[bounds[number] : bounds[number + 1]])
+            places = (cut.position_in_crop(own.y, 0), cut.position_in_crop(own.x, 1))
+            answer[row, : len(own)] = maps[row][own.slot, *places]
+        return answer
+
+    answer = progress.run("grey", len(first), show)
+    grey = np.zeros(len(units))
+    grey[order] = answer[np.arange(width) < np.diff(bounds)[:, None]]
+    total = np.zeros((2, len(top["image"])))
+    for sums, values in zip(total, (grey, units.value), strict=True):
+        np.add.at(sums, units.slot, values)
+    known = total[1] > 0
+    return 1 - np.divide(total[0], total[1], out=np.full(len(known), np.nan), where=known)
+
+
+# ---- the table
+
+
+def measured(
+    answers: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    before: Mapping[str, np.ndarray],
+    axes: Mapping[str, np.ndarray],
+    rules: Mapping[str, float],
+) -> dict[str, np.ndarray]:
+    """Return the measured columns (C,) of a layer but `color_selectivity`.
+
+    Parameters
+    ----------
+    answers
+        What `Experiment` returns, by name: `blank`, `hue`, `code_hue`, `flash`, `flicker`, `grid`.
+    after, before
+        What `read` returns, behind and before the layer's last ReLU; in `after` also `direction`
+        (C, direction), mean responses.
+    axes
+        `frequency`, `direction`, `hue`.
+    rules
+        `color_ratio`, `lowpass`, `harris_tolerance`.
+    """
+    blank, raw_blank = answers["blank"]
+    found = cone_rule(after, blank, rules)
+    raw = cone_rule(before, raw_blank, rules)
+    responsive, raw_responsive = found["reason"] == "", raw["reason"] == ""
+    channels = len(blank)
+    row = np.arange(channels)
+
+    def known(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return np.where(where, values, np.nan)
+
+    def flag(values: np.ndarray) -> Any:
+        return pd.array(np.where(raw_responsive, values, None), "boolean")
+
+    columns = {"color_reason": found["reason"]}
+    for name in ("color_ratio", "color_ratio_s", "color_ratio_rgb", "color_lowpass"):
+        columns[name] = known(found[name], responsive)
+        columns[f"{name}_unrectified"] = known(raw[name], raw_responsive)
+    columns["color_class"] = found["color_class"]
+    columns["color_class_unrectified"] = raw["color_class"]
+    # A chromatic response below rounding has no tuning.
+    peak = np.maximum(after["tuned"].max((1, 2, 3)), after["flicker"].max(1))
+    coloured = responsive & (found["chromatic"] > peak / LARGEST_RATIO)
+    name = np.array(colorspace.AXES, object)[found["axis"]]
+    columns["color_axis"] = np.where(coloured, name, "")
+    curves = tuning.grid_tuning(after["tuned"][row, found["axis"]], axes["frequency"])
+    for name, source in (
+        ("color_sf_cpp", "sf_cpp"),
+        ("color_orientation_deg", "orientation_deg"),
+        ("color_osi", "osi"),
+        ("color_bandwidth_deg", "bandwidth_deg"),
+    ):
+        columns[name] = known(curves[source], coloured)
+    direction = preferred_direction(np.nan_to_num(after["direction"]), axes["direction"])
+    columns["color_direction_deg"] = known(direction, coloured)
+    above = tuning.rectify(answers["hue"][0], blank)
+    hue, selectivity = hue_tuning(above, axes["hue"])
+    seen = responsive & (above.max(1) > peak / LARGEST_RATIO)
+    columns["hue_deg"], columns["hue_selectivity"] = known(hue, seen), known(selectivity, seen)
+    contrast = _FLASH * colorspace.space().isolating_contrast
+    flash = (answers["flash"][1, ..., 0] - answers["flash"][1, ..., 1]) / (2 * contrast)
+    every = [raw_blank[:, None]]
+    every += [answers[key][1].reshape(channels, -1) for key in answers if key != "blank"]
+    extent = np.ptp(np.concatenate(every, 1), axis=1)
+    total = np.abs(flash).sum(1)
+    # Weights of a channel that hardly answers to uniform fields are rounding.
+    flashed = raw_responsive & (total > extent / LARGEST_RATIO)
+    weights = flash / np.where(total > 0, total, 1)[:, None]
+    for cone, name in enumerate(("flash_l", "flash_m", "flash_s")):
+        columns[name] = known(weights[:, cone], flashed)
+    achromatic = answers["grid"][1][:, AXES.index("RGB")].reshape(channels, -1)
+    flags = []
+    for name, response in (("spatial", achromatic), ("spectral", answers["code_hue"][1])):
+        found_margin = margin(response, raw_blank, extent)
+        columns[f"harris_{name}_margin"] = known(found_margin, raw_responsive)
+        flags.append(found_margin > rules["harris_tolerance"])
+        columns[f"harris_{name}"] = flag(flags[-1])
+    columns["harris_double"] = flag(flags[0] & flags[1])
+    return columns
+
+
+def table(
+    layer: str,
+    measured: Mapping[str, Any],
+    linear: Mapping[str, Mapping[str, np.ndarray] | None],
+    rules: Mapping[str, float],
+) -> pd.DataFrame:
+    """Return the columns `COLUMNS` of a layer, one row per channel (see docs/columns.md).
+
+    `measured` the measured columns; `linear` what the function of that name says of each of
+    `SOURCES`, None where there is nothing; `rules` has `energy_share` and `lowpass`.
+    """
+    channels = len(measured["color_reason"])
+    rows: dict[str, Any] = {"layer": layer, "channel": np.arange(channels), **measured}
+    for prefix in SOURCES:
+        for name in LINEAR:
+            found = linear[prefix]
+            rows[prefix + name] = np.full(channels, np.nan) if found is None else found[name]
+    rows["color_class_energy"] = np.full(channels, "", object)
+    if linear[""] is not None:
+        there = ~np.isnan(linear[""]["norm"])
+        one = {name: values[there] for name, values in linear[""].items()}
+        rows["color_class_energy"][there] = energy_class(one, rules)
+    return pd.DataFrame(rows)[list(COLUMNS)]
+
+
+# ---- the whole layer
+
+
+def kernels(network: LoadedModel, layer: str) -> np.ndarray | None:
+    """Return the kernels (C, 3, h, w) of a layer that is one convolution of the image, in units of
+    the layer per code value; None for any other layer."""
+    try:
+        found = graph.first_kernels(network.graph, layer)
+    except graph.NoPath:
+        return None
+    return found.numpy() / np.array(network.description["input"]["std"])[:, None, None]
+
+
+def measure(
+    network: LoadedModel,
+    layer: str,
+    images: Any,
+    top: Mapping[str, np.ndarray],
+    fields: Mapping[str, Any] | None,
+    virtual: np.ndarray | None,
+    settings: Mapping[str, Any],
+    output: Path,
+    memory_mb: float,
+    fingerprint: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    bar: Callable[..., Any] = jobs.progress,
+) -> None:
+    """Make `<layer>.h5` and its table, ready for `store.publish`.
+
+    Parameters
+    ----------
+    images, top
+        See `color_selectivity`.
+    fields
+        `channel` (n,) and `mean_gradient` (n, 3, S, S) of the stage receptive_fields, None without.
+    virtual
+        (C, 3, h, w) virtual filters, None without.
+    settings
+        The counts `orientations`, `frequencies`, `phases`, `directions`, `hues`, and the thresholds
+        `color_ratio`, `lowpass`, `energy_share`, `harris_tolerance`.
+    bar
+        Makes the progress bars.
+
+    Killed, the work resumes from `<output>.partial`.
+    """
+    probe = Probe(network, layer, memory_mb)
+    partial = store.Partial(output, {**fingerprint, "batch": probe.batch})
+    if (partial.folder / store.TABLE).exists():
+        return
+    progress = Progress(partial, probe.batch, bar)
+    experiment = Experiment(probe, settings, progress)
+    answers = experiment.fields()
+    answers["flicker"], answers["grid"] = experiment.flicker(), experiment.grid()
+    response, unrectified = answers["grid"]
+    rounding = tuning.ROUNDING * np.abs(unrectified).max()
+    rectified = bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
+    smooth = int(rectified)
+    blank, raw_blank = answers["blank"]
+    after = read(answers["grid"][smooth], answers["flicker"][smooth], blank, rectified)
+    before = after
+    if (unrectified != response).any():
+        before = read(unrectified, answers["flicker"][1], raw_blank, False)
+    place = _places(after, blank, settings)
+    directions = experiment.directions(place)[smooth]
+    after["direction"] = tuning.mean_above(directions, blank, rectified)
+    axes = {key: getattr(experiment, key) for key in ("frequency", "direction", "hue")}
+    columns = measured(answers, after, before, axes, settings)
+    columns["color_selectivity"] = color_selectivity(
+        network, layer, images, top, probe.batch, progress
+    )
+    linear_columns = _linear_sources(network, layer, probe.channels, fields, virtual)
+    rows = table(layer, columns, linear_columns, settings)
+    datasets = _datasets(experiment, answers, after, place, rectified)
+    with store.create(partial.folder / store.FIELDS, attrs | _attrs(probe)) as file:
+        for name, values in datasets.items():
+            file[name] = values
+        if fields is not None:
+            file["field_channel"] = fields["channel"][:]
+            maps = file.create_dataset("field_dkl", fields["mean_gradient"].shape, np.float32)
+            for part, piece in _pieces(fields["mean_gradient"]):
+                maps[part] = opponent_maps(piece)
+    store.write_table(rows, partial.folder / store.TABLE)
+
+
+def _linear_sources(
+    network: LoadedModel,
+    layer: str,
+    channels: int,
+    fields: Mapping[str, Any] | None,
+    virtual: np.ndarray | None,
+) -> dict[str, dict[str, np.ndarray] | None]:
+    """Return what `linear` says of each of `SOURCES`, None where there is nothing."""
+    first, every = kernels(network, layer), np.arange(channels)
+    sources = {
+        "": None if fields is None else (fields["channel"][:], fields["mean_gradient"]),
+        "kernel_": None if first is None else (every, first),
+        "virtual_": None if virtual is None else (every, virtual),
+    }
+    return {
+        prefix: None if source is None else _linear_columns(channels, *source)
+        for prefix, source in sources.items()
+    }
+
+
+def _attrs(probe: Probe) -> dict[str, Any]:
+    space = colorspace.space()
+    return {
+        "size": probe.size,
+        "stride": probe.stride,
+        "crop": probe.crop,
+        "centre": probe.centre,
+        "axes": list(AXES),
+        "cone_fundamentals": colorspace.CONE_FUNDAMENTALS,
+        "axis_change": space.axes,
+        "cone_contrast": space.contrast,
+        "flash_contrast": _FLASH * space.isolating_contrast,
+        "code_per_cone": space.code_per_cone,
+        "hue_radius": space.radius,
+    }
+
+
+def _datasets(
+    experiment: Experiment,
+    answers: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    place: np.ndarray,
+    rectified: bool,
+) -> dict[str, np.ndarray]:
+    """Return the datasets of `<layer>.h5` that do not depend on fields."""
+    found = {"channel": np.arange(len(place), dtype=np.int32), "place": place.astype(np.int16)}
+    for key in ("orientation", "frequency", "phase", "direction", "hue"):
+        found[key] = getattr(experiment, key)
+    # How the hues look, for whoever draws them.
+    looks = colorspace.uniform(colorspace.equiluminant(experiment.hue))
+    found["hue_rgb"] = looks.astype(np.float32)
+    found["response"] = answers["grid"][0]
+    if rectified:
+        found["unrectified"] = answers["grid"][1]
+    for name, key in (
+        ("flicker", "flicker"),
+        ("blank", "blank"),
+        ("hue_response", "hue"),
+        ("code_hue_response", "code_hue"),
+        ("flash_response", "flash"),
+    ):
+        found[name] = answers[key][0]
+        found[name.removesuffix("_response") + "_unrectified"] = answers[key][1]
+    for name, key in (
+        ("tuned", "tuned"),
+        ("tuned_flicker", "flicker"),
+        ("direction_response", "direction"),
+    ):
+        found[name] = after[key].astype(np.float32)
+    return found
+
+
+def _places(
+    after: Mapping[str, np.ndarray], blank: np.ndarray, settings: Mapping[str, float]
+) -> np.ndarray:
+    """Return the indices (C, 2) of the orientation and frequency where each channel likes its more
+    effective chromatic axis best, -1 for channels that nothing drives."""
+    found = cone_rule(after, blank, settings)
+    best = np.stack(tuning.best(after["tuned"][np.arange(len(blank)), found["axis"]]), 1)
+    best[found["reason"] != ""] = -1
+    return best

@@ -1,0 +1,232 @@
+"""Stage `gratings`: the tuning of every channel to orientation, spatial frequency and phase.
+
+Achromatic drifting gratings are shown to the centre unit of a layer (see `probe`): every
+orientation at every frequency at several phases, all channels at once, then each channel's best
+grating at more phases for F1/F0. Beside them the blank, mid grey, and for comparison a black field
+and the mean of the data set's images.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rfatlas.files import jobs, store
+from rfatlas.physiology import tuning
+from rfatlas.physiology.probe import GREY, Probe, Progress
+
+#: A channel is called orientation-selective, in the comparison of blanks, from this `osi` on.
+SELECTIVE_OSI = 0.5
+
+_BLANKS = ("blank", "blank_black", "blank_mean_image")
+
+_TUNING = (
+    "osi", "osi_sf_mean", "circular_variance", "orientation_deg", "bandwidth_deg", "sf_cpp",
+    "sf_bandwidth_oct",
+)  # fmt: skip
+
+COLUMNS = (
+    "layer", "channel", *_TUNING, "sf_lowpass", "sf_highpass", "sf_aliased", "f1_f0",
+    "grating_response", "grating_blank", "grating_blank_dependent", "grating_reason",
+)  # fmt: skip
+
+
+def mean_image(images: Any, chunk: int = 256) -> np.ndarray:
+    """Return the mean (H, W, 3), code values in 0..1, of images uint8 (N, H, W, 3), read in
+    pieces."""
+    total = np.zeros(images.shape[1:], np.int64)
+    for first in range(0, len(images), chunk):
+        total += images[first : first + chunk].sum(axis=0, dtype=np.int64)
+    return total / (255 * len(images))
+
+
+# ---- from responses to the table
+
+
+def _labels(tuned: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels (C,) of channels above a blank: driven, and orientation-selective."""
+    answers = tuning.driven(tuned, blank) == ""
+    row = np.arange(len(tuned))
+    found = tuning.orientation_tuning(tuned[row, :, tuning.best(tuned)[1]])
+    return answers, answers & (found["osi"] >= SELECTIVE_OSI) & ~np.isnan(found["bandwidth_deg"])
+
+
+def table(
+    layer: str,
+    response: np.ndarray,
+    rectified: bool,
+    best_response: np.ndarray,
+    blanks: Mapping[str, np.ndarray],
+    frequency: np.ndarray,
+    stride: int,
+) -> pd.DataFrame:
+    """Return the columns `COLUMNS` of a layer, one row per channel (see docs/columns.md).
+
+    Parameters
+    ----------
+    layer
+        Its name.
+    response
+        (C, orientation, frequency, phase) activations, or what enters the ReLU that makes them.
+    rectified
+        Whether the activations are max(response, 0).
+    best_response
+        (C, n) activations to each channel's best grating at n phases.
+    blanks
+        `blank`, `blank_black` and `blank_mean_image` (C,): activations to mid grey, black and the
+        data set's mean image.
+    frequency
+        Cycles per pixel.
+    stride
+        Distance of the layer's units in pixels, 0 where there is no such thing.
+    """
+    blank = blanks["blank"]
+    tuned = tuning.mean_above(response, blank, rectified)
+    reason = tuning.driven(tuned, blank)
+    answers = reason == ""
+    found = tuning.grid_tuning(tuned, frequency)
+    found["osi_sf_mean"] = tuning.orientation_tuning(tuned.mean(2))["osi"]
+    phase = tuning.f1_f0(tuning.rectify(best_response, blank))
+    differs = np.zeros(len(response), bool)
+    for name in _BLANKS[1:]:
+        other = tuning.mean_above(response, blanks[name], rectified)
+        for mine, theirs in zip(_labels(tuned, blank), _labels(other, blanks[name]), strict=True):
+            differs |= mine != theirs
+
+    def flag(values: np.ndarray, known: np.ndarray = answers) -> pd.array:
+        return pd.array(np.where(known, values, None), "boolean")
+
+    columns = {
+        "layer": layer,
+        "channel": np.arange(len(response)),
+        **{key: np.where(answers, found[key], np.nan) for key in _TUNING},
+        "sf_lowpass": flag(found["sf_lowpass"]),
+        "sf_highpass": flag(found["sf_highpass"]),
+        "sf_aliased": flag(found["sf_cpp"] * stride > 0.5, answers & (stride > 0)),
+        "f1_f0": np.where(answers, phase, np.nan),
+        "grating_response": np.where(answers, tuned.reshape(len(tuned), -1).max(1), np.nan),
+        "grating_blank": blank,
+        "grating_blank_dependent": differs,
+        "grating_reason": reason,
+    }
+    return pd.DataFrame(columns)[list(COLUMNS)]
+
+
+# ---- one layer
+
+
+class Experiment:
+    """The stimuli of one layer in their order, and the answers so far.
+
+    First the grid: orientation, frequency and phase, the last fastest. Then the distinct best
+    gratings of the channels that any grating drives, each at `f1_phases` phases.
+    """
+
+    def __init__(self, probe: Probe, settings: Mapping[str, int], mean_image: np.ndarray):
+        self._probe = probe
+        self.orientation = tuning.orientations(settings["orientations"])
+        self.frequency = tuning.frequencies(probe.size, settings["frequencies"])
+        self.phase = tuning.phases(settings["phases"])
+        self.f1_phase = tuning.phases(settings["f1_phases"])
+        fields = (
+            probe.uniform([[GREY] * 3]),
+            probe.uniform([[0, 0, 0]]),
+            probe.cut(mean_image[None]),
+        )
+        answers = (probe.respond(field)[0][0] for field in fields)
+        self.blanks = dict(zip(_BLANKS, answers, strict=True))
+
+    def _show(self, orientation: np.ndarray, frequency: np.ndarray, phase: np.ndarray) -> Any:
+        carriers = self._probe.carriers(orientation, frequency, phase)
+        return self._probe.respond(self._probe.paint(carriers))
+
+    def grid(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        """Return the responses (C, orientation, frequency, phase), and the same with the layer's
+        last ReLU left out."""
+        axes = (self.orientation, self.frequency, self.phase)
+        o, f, p = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
+        answer = progress.run(
+            "grid", len(o), lambda part: np.stack(self._show(o[part], f[part], p[part]), 1)
+        )
+        answer = answer.reshape(*map(len, axes), 2, -1)
+        return tuple(np.ascontiguousarray(np.moveaxis(answer, -1, 0)[..., i]) for i in (0, 1))
+
+    def best(self, tuned: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+        """Return each channel's best grating (C, 2), indices of orientation and frequency, -1 where
+        none drives it, and the responses (C, f1_phases) to it, NaN there.
+
+        `tuned` (C, orientation, frequency): mean responses above the blank.
+        """
+        best = np.stack(tuning.best(tuned), 1)
+        answers = tuning.driven(tuned, self.blanks["blank"]) == ""
+        best[~answers] = -1
+        shown, member = np.unique(best[answers], axis=0, return_inverse=True)
+        members = np.full(len(tuned), -1)
+        members[answers] = member.reshape(-1)
+        count = len(self.f1_phase)
+        grating, phase = (axis.ravel() for axis in np.indices((len(shown), count)))
+        o, f = self.orientation[shown[grating, 0]], self.frequency[shown[grating, 1]]
+        p = self.f1_phase[phase]
+        answer = progress.run("best", len(o), lambda part: self._show(o[part], f[part], p[part])[0])
+        found = np.full((len(tuned), count), np.nan, np.float32)
+        channel = np.flatnonzero(answers)
+        found[channel] = answer.reshape(len(shown), count, len(tuned))[members[channel], :, channel]
+        return best, found
+
+
+def measure(
+    probe: Probe,
+    layer: str,
+    mean_image: np.ndarray,
+    settings: Mapping[str, int],
+    output: Path,
+    fingerprint: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    bar: Callable[..., Any] = jobs.progress,
+) -> None:
+    """Make `<layer>.h5` of design.md section 4 and its table, ready for `store.publish`.
+
+    `mean_image` float (H, H, 3) in 0..1; `settings` the counts `orientations`, `frequencies`,
+    `phases`, `f1_phases`; `bar` makes the progress bars. Killed, the work resumes from
+    `<output>.partial`.
+    """
+    partial = store.Partial(output, {**fingerprint, "batch": probe.batch})
+    if (partial.folder / store.TABLE).exists():
+        return
+    experiment = Experiment(probe, settings, mean_image)
+    progress = Progress(partial, probe.batch, bar)
+    response, unrectified = experiment.grid(progress)
+    rounding = tuning.ROUNDING * np.abs(unrectified).max()
+    rectified = bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
+    smooth = unrectified if rectified else response
+    tuned = tuning.mean_above(smooth, experiment.blanks["blank"], rectified)
+    best, best_response = experiment.best(tuned, progress)
+    attrs = {
+        **attrs,
+        "size": probe.size,
+        "stride": probe.stride,
+        "crop": probe.crop,
+        "centre": probe.centre,
+    }
+    with store.create(partial.folder / store.FIELDS, attrs) as file:
+        file["channel"] = np.arange(probe.channels, dtype=np.int32)
+        file["orientation"], file["frequency"] = experiment.orientation, experiment.frequency
+        file["phase"], file["f1_phase"] = experiment.phase, experiment.f1_phase
+        file["response"], file["best_response"] = response, best_response
+        if rectified:
+            file["unrectified"] = unrectified
+        file["best"] = best.astype(np.int16)
+        for name, values in experiment.blanks.items():
+            file[name] = values
+    rows = table(
+        layer,
+        smooth,
+        rectified,
+        best_response,
+        experiment.blanks,
+        experiment.frequency,
+        probe.stride,
+    )
+    store.write_table(rows, partial.folder / store.TABLE)

@@ -1,0 +1,222 @@
+"""Presenting stimuli to the centre unit of a layer.
+
+All channels of a layer share the stimuli, which are drawn and shown on the exact crop of the centre
+unit (see `crops`): for an early layer that is a few pixels, and the network stops at the layer. A
+stimulus is a picture of pixel code values in 0..1, before the network's own normalisation.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from rfatlas.fields import crops
+from rfatlas.files import store
+from rfatlas.network.model import LoadedModel
+
+#: Code value of the mid grey around which stimuli are modulated, and which surrounds them.
+GREY = 0.5
+
+# What the libraries and the network take before the first stimulus.
+_BASE_MB = 700
+# Pixels of stimuli in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
+_BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**24}
+
+# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
+_SAVE_EVERY_S = 10.0
+
+
+class Probe:
+    """The centre unit (H//2, W//2) of every channel of a layer, ready for stimuli.
+
+    Parameters
+    ----------
+    network
+        The loaded model.
+    layer
+        Name of the layer.
+    memory_mb
+        Megabytes of the process, libraries included, that batches are chosen to fit (on a GPU half
+        of its free memory counts instead).
+
+    Attributes
+    ----------
+    channels
+        Number of channels of the layer.
+    size
+        S, edge of the receptive field's box in pixels, at most the image's.
+    stride
+        Distance in pixels between neighbouring units; 0 where every unit sees the whole image.
+    crop
+        Edge in pixels of the square stimuli that `respond` takes.
+    origin
+        (top, left) of the crop in the image.
+    geometry
+        The layer's receptive fields, None where every unit sees the whole image.
+    unit
+        (y, x) of the centre unit in the layer.
+    centre
+        (y, x) of the receptive field's centre in the crop; the centre of the first pixel is 0.5.
+    batch
+        Stimuli that are run at a time.
+    """
+
+    def __init__(self, network: LoadedModel, layer: str, memory_mb: float = 3000):
+        self.device = network.device
+        image_size = network.description["input"]["crop"]
+        self.channels, *extent = network.graph.shape(layer)
+        self.geometry = geometry = network.graph.geometry(layer)
+        cut = crops.window(geometry, image_size)
+        self.unit = tuple(length // 2 for length in extent)
+        unit = [np.array([place]) for place in self.unit]
+        self.size, self.crop = cut.size, cut.crop
+        self.stride = max(geometry.stride) if geometry else 0
+        self.origin = tuple(int(cut.crop_start(unit[axis], axis)[0]) for axis in (0, 1))
+        self._unit = tuple(int(cut.position_in_crop(unit[axis], axis)[0]) for axis in (0, 1))
+        if geometry is None:
+            self.centre = (image_size / 2, image_size / 2)
+        else:
+            self.centre = tuple(
+                geometry.start[axis] + extent[axis] // 2 * geometry.stride[axis] - self.origin[axis]
+                for axis in (0, 1)
+            )
+        self._prefix = network.graph.prefix_and_unrectified(layer)
+        input = network.description["input"]
+        self._mean, self._std = (
+            torch.tensor(input[key], device=self.device).view(1, 3, 1, 1) for key in ("mean", "std")
+        )
+        kept = network.graph.kept_bytes(layer) * (cut.crop / image_size) ** 2
+        self.batch = self._batch(kept + 5 * 12.0 * cut.crop**2, memory_mb)
+
+    def _batch(self, stimulus_bytes: float, memory_mb: float) -> int:
+        if self.device.type == "cuda":
+            room = torch.cuda.mem_get_info(self.device)[0] / 2
+        else:
+            room = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+        pixels = _BATCH_PIXELS[self.device.type] // self.crop**2
+        return max(1, int(min(room // stimulus_bytes, pixels)))
+
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `respond` does for one batch of stimuli, float32 on the probe's device, as
+        tensors (n, C) that can be differentiated."""
+        normalised = (pixels - self._mean) / self._std
+        outputs = self._prefix(normalised.contiguous(memory_format=torch.channels_last))
+        return tuple(
+            output[:, :, self._unit[0], self._unit[1]] if output.ndim == 4 else output
+            for output in outputs
+        )
+
+    @torch.no_grad()
+    def respond(self, stimuli: torch.Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the activations of the centre unit, float32 (n, C), and the same with the layer's
+        last ReLU left out (see `graph.Graph.prefix_and_unrectified`).
+
+        `stimuli` float (n, 3, crop, crop), code values in 0..1. What is asked of the centre unit
+        equals what it does in the whole image with the stimulus in its place. Raises ValueError for
+        another shape.
+        """
+        stimuli = torch.as_tensor(stimuli)
+        if stimuli.shape[1:] != (3, self.crop, self.crop):
+            raise ValueError(
+                f"stimuli of shape {tuple(stimuli.shape)}, expected (n, 3, {self.crop}, "
+                f"{self.crop})"
+            )
+        answers: list[list[np.ndarray]] = [[], []]
+        for part in stimuli.split(self.batch):
+            outputs = self.answer(part.to(self.device, torch.float32))
+            for answer, output in zip(answers, outputs, strict=True):
+                answer.append(output.cpu().numpy())
+        empty = np.zeros((0, self.channels), np.float32)
+        value, unrectified = (np.concatenate([empty, *answer]) for answer in answers)
+        return value, unrectified
+
+    # ---- drawing
+
+    def carriers(
+        self, orientation_deg: np.ndarray, frequency: np.ndarray, phase_deg: np.ndarray
+    ) -> torch.Tensor:
+        """Return cosine gratings, float32 (n, crop, crop) in -1..1, in a round aperture.
+
+        cos(2 pi f (x cos theta + y sin theta) + phase), x to the right and y upwards from the
+        receptive field's centre: theta is the direction of modulation, degrees counter-clockwise
+        from +x, and the bars stand at theta + 90. The aperture is `size` wide; outside it the
+        carrier is 0.
+
+        Parameters
+        ----------
+        orientation_deg, phase_deg
+            (n,) in degrees.
+        frequency
+            (n,) in cycles per pixel.
+        """
+        theta, phase, frequency = (
+            torch.as_tensor(np.asarray(values, float), device=self.device)[:, None]
+            for values in (np.radians(orientation_deg), np.radians(phase_deg), frequency)
+        )
+        pixel = torch.arange(self.crop, dtype=torch.float64, device=self.device) + 0.5
+        x, y = pixel - self.centre[1], self.centre[0] - pixel
+        # cos(a + b) = cos a cos b - sin a sin b, with a along the rows and b along the columns.
+        along = 2 * torch.pi * frequency * torch.cos(theta) * x + phase
+        across = 2 * torch.pi * frequency * torch.sin(theta) * y
+        rows = torch.stack([torch.cos(across), -torch.sin(across)], 2).float()
+        columns = torch.stack([torch.cos(along), torch.sin(along)], 1).float()
+        return (rows @ columns).clamp_(-1, 1) * self.aperture()
+
+    def aperture(self) -> torch.Tensor:
+        """Return the round aperture, float32 (crop, crop), 1 inside and 0 outside."""
+        pixel = torch.arange(self.crop, dtype=torch.float64, device=self.device) + 0.5
+        distance = torch.hypot(pixel[:, None] - self.centre[0], pixel[None] - self.centre[1])
+        return (distance <= self.size / 2).float()
+
+    def paint(
+        self, carriers: torch.Tensor, direction: tuple[float, float, float] = (1, 1, 1)
+    ) -> torch.Tensor:
+        """Return stimuli (n, 3, crop, crop): mid grey + 0.5 `direction` times the carrier.
+
+        `direction` is in code values, (1, 1, 1) the achromatic grating of full contrast; its
+        entries must lie in -1..1, so that the stimulus stays in 0..1.
+        """
+        colour = torch.tensor(direction, dtype=torch.float32, device=carriers.device)
+        return GREY + 0.5 * colour.view(1, 3, 1, 1) * carriers[:, None]
+
+    def uniform(self, colours: np.ndarray) -> torch.Tensor:
+        """Return crops (n, 3, crop, crop) filled with `colours` (n, 3), code values in 0..1."""
+        colours = torch.as_tensor(np.asarray(colours, np.float32), device=self.device)
+        return colours[:, :, None, None].expand(-1, -1, self.crop, self.crop)
+
+    def cut(self, images: np.ndarray) -> torch.Tensor:
+        """Return the crop's part (n, 3, crop, crop) of images (n, H, H, 3), float code values in
+        0..1."""
+        top, left = self.origin
+        part = images[:, top : top + self.crop, left : left + self.crop]
+        return torch.as_tensor(np.ascontiguousarray(part, np.float32)).permute(0, 3, 1, 2)
+
+
+class Progress:
+    """Answers to stimuli, saved now and then, so that a killed job goes on from there."""
+
+    def __init__(self, partial: store.Partial, batch: int, bar: Callable):
+        self._partial, self._batch, self._bar = partial, batch, bar
+
+    def run(self, name: str, count: int, show: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """Return the answers (count, ...) of `show`, which is called for slices of the stimuli."""
+        records = [record for record in self._partial.names() if record.startswith(f"{name}-")]
+        parts = [self._partial.load(record)["answer"] for record in records]
+        first = saved = sum(map(len, parts))
+        unsaved, since, cost = [], time.monotonic(), 0.0
+        with self._bar(total=count, initial=first, unit="stimulus", desc=name) as bar:
+            # At least once, so that the shape of an answer is known.
+            while first < count or not parts:
+                stop = min(first + self._batch, count)
+                unsaved.append(show(slice(first, stop)))
+                parts.append(unsaved[-1])
+                bar.update(stop - first)
+                first = stop
+                due = time.monotonic() - since > max(_SAVE_EVERY_S, 20 * cost)
+                if due or first == count:
+                    begun = time.monotonic()
+                    self._partial.save(f"{name}-{saved:09d}", {"answer": np.concatenate(unsaved)})
+                    saved, unsaved, since = first, [], time.monotonic()
+                    cost = since - begun
+        return np.concatenate(parts)

@@ -1,0 +1,338 @@
+"""What the graph of jobs needs to know before it is built: layers of models, counts of images.
+
+A model must be built to know its layers, and that takes torch. One process of its own describes
+all models that are not in the cache yet, and checks their weights while it is there; Snakemake's
+process never imports torch. With everything cached, all this takes milliseconds.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rfatlas.errors import RfatlasError, printable
+from rfatlas.files import versions
+from rfatlas.images import sources
+from rfatlas.plan import config as rfatlas_config
+
+CACHE = Path(".snakemake/rfatlas")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Size of one data set.
+
+    `count` images of `mean_bytes` bytes each on disk, with labels up to `top_label` (0 and -1 for
+    scenes, which are not drawn yet); `digest` changes when names, labels or the order of the
+    images change.
+    """
+
+    count: int
+    mean_bytes: float
+    top_label: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The config together with what it refers to.
+
+    `descriptions` maps models to what `results/<run>/model.json` will hold (less the filter
+    norms), `images` maps data sets to their size; both only for what some run uses.
+    """
+
+    config: dict[str, Any]
+    descriptions: dict[str, dict[str, Any]]
+    images: dict[str, Images]
+
+
+def prepare(config: dict[str, Any], cache: Path = CACHE) -> Plan:
+    """Describe the models and count the images that the runs of `config` use.
+
+    Parameters
+    ----------
+    config
+        From `rfatlas.plan.config.load`.
+    cache
+        Folder that remembers models and image lists until their files change.
+
+    Raises
+    ------
+    RfatlasError
+        Listing every problem: weights that do not fit, layers that a model does not have, data
+        sets without images, K above the number of images.
+    """
+    problems: list[str] = []
+    names = rfatlas_config.used(config, "model")
+    descriptions, wrong = describe({name: config["models"][name] for name in names}, cache)
+    problems += wrong
+    images = {}
+    for name in rfatlas_config.used(config, "dataset"):
+        try:
+            images[name] = count_images(config["datasets"][name], cache, f"datasets.{name}")
+        except RfatlasError as error:
+            problems.append(str(error))
+    problems += _unfitting(config, descriptions, images)
+    if problems:
+        raise RfatlasError(rfatlas_config.listing("the config", problems))
+    return Plan(config, descriptions, images)
+
+
+def no_ablation(plan: Plan, run: str) -> str:
+    """Return why a run has no predictions to lose, which the stage ablation then leaves out; ""
+    where it has."""
+    model, dataset = (plan.config["runs"][run][key] for key in ("model", "dataset"))
+    if not plan.descriptions[model]["n_classes"]:
+        return f"its model {model!r} has no classifier"
+    # Scenes always have labels, but they are not drawn yet.
+    drawn = plan.config["datasets"][dataset]["source"] == "scenes"
+    if not drawn and plan.images[dataset].top_label < 0:
+        return f"the images of its data set {dataset!r} have no labels"
+    return ""
+
+
+def describe(
+    models: Mapping[str, dict[str, Any]], cache: Path = CACHE
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Descriptions of `models` by name, and the problems of those that have none.
+
+    All that are not in the cache are built in one process:
+    `python -m rfatlas.network.model describe`.
+    """
+    files = {name: cache / "models" / f"{_model_key(model)}.json" for name, model in models.items()}
+    descriptions = {name: _read(file) for name, file in files.items()}
+    missing = {name: models[name] for name, found in descriptions.items() if found is None}
+    problems: list[str] = []
+    if missing:
+        fresh, problems = _describe_in_process(missing)
+        for name, description in fresh.items():
+            _write(files[name], description)
+        descriptions.update(fresh)
+    return {name: found for name, found in descriptions.items() if found is not None}, problems
+
+
+def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "dataset") -> Images:
+    """Number and mean size of the images of a data set; `key` is its place in the config.
+
+    Raises
+    ------
+    RfatlasError
+        If the data set cannot be listed or has no image.
+    """
+    if dataset["source"] == "scenes":
+        return Images(sources.count_images(dataset, key=key), 0.0, -1, _digest(dataset))
+    file = cache / "images" / f"{_images_key(dataset)}.json"
+    known = _read(file)
+    if known is None:
+        found = sources.list_images(dataset, key=key)
+        # A hundred files, spread evenly, tell the mean well enough for an estimate.
+        sample = range(0, len(found), max(1, len(found) // 100))
+        try:
+            total = sum(found.size(i) for i in sample)
+        except OSError as error:
+            raise RfatlasError(
+                f"{key}.path: {printable(str(error.filename))}: {error.strerror}"
+            ) from error
+        known = {
+            "count": len(found),
+            "mean_bytes": total / max(1, len(sample)),
+            "top_label": int(found.labels.max()),
+            "digest": found.digest(),
+        }
+        _write(file, known)
+    return Images(**known)
+
+
+def _describe_in_process(
+    models: dict[str, dict[str, Any]],
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    scripts = str(versions.LIBRARY.parent)
+    path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "rfatlas.network.model", "describe"],
+        input=json.dumps({"models": models}),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        answer = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise RfatlasError(
+            f"the models ({', '.join(models)}) could not be built; the process ended with "
+            f"status {done.returncode}:\n{last}"
+        ) from None
+    return answer.get("descriptions", {}), answer.get("errors", [])
+
+
+def _unfitting(
+    config: dict[str, Any],
+    descriptions: dict[str, dict[str, Any]],
+    images: dict[str, Images],
+) -> list[str]:
+    problems = []
+    top_k = config["activations"]["top_k"]
+    for name, found in images.items():
+        if top_k > found.count:
+            problems.append(
+                f"activations.top_k: {top_k} is not allowed; it must be at most {found.count}, "
+                f"the number of images of data set {name!r}"
+            )
+    for name, run in config["runs"].items():
+        classes = descriptions.get(run["model"], {}).get("n_classes")
+        found = images.get(run["dataset"])
+        if classes and found and found.top_label >= classes:
+            problems.append(
+                f"runs.{name}: the data set {run['dataset']!r} has a label {found.top_label}, but "
+                f"the model {run['model']!r} tells {classes} classes apart; labels from 0 to "
+                f"{classes - 1} and -1 (unknown) are allowed"
+            )
+    analysed: set[str] = set()
+    for name, description in descriptions.items():
+        maps = [layer["name"] for layer in description["layers"]]
+        asked = config["models"][name]["layers"]
+        analysed |= set(description["default_layers"] if asked == "default" else asked)
+        if asked == "default":
+            if not description["default_layers"]:
+                problems.append(
+                    f"models.{name}.layers: 'default' finds no stem and no residual block in this "
+                    f"network; name layers, for example {', '.join(maps[:8])}"
+                )
+            continue
+        for i, layer in enumerate(asked):
+            if layer in maps:
+                continue
+            if layer in description["modules"]:
+                reason = "its output is no map of channels (N, C, H, W)"
+            else:
+                reason = "the model has no such layer" + rfatlas_config.closest(layer, maps)
+            problems.append(
+                f"models.{name}.layers[{i}]: {layer!r}: {reason}; allowed are "
+                f"{', '.join(description['default_layers'])} and the modules inside them"
+            )
+    for i, layer in enumerate(config["activations"]["keep_maps"]):
+        if len(descriptions) == len(rfatlas_config.used(config, "model")) and (
+            layer not in analysed
+        ):
+            problems.append(
+                f"activations.keep_maps[{i}]: {layer!r} is analysed in no run"
+                f"{rfatlas_config.closest(layer, analysed)}; the layers are "
+                f"{', '.join(sorted(analysed))}"
+            )
+    ablation = config["ablation"]
+    for key in ("layers", "all_modes_layers"):
+        for i, layer in enumerate(ablation[key] or []):
+            if len(descriptions) == len(rfatlas_config.used(config, "model")) and (
+                layer not in analysed
+            ):
+                problems.append(
+                    f"ablation.{key}[{i}]: {layer!r} is analysed in no run"
+                    f"{rfatlas_config.closest(layer, analysed)}; the layers are "
+                    f"{', '.join(sorted(analysed))}"
+                )
+    if len(descriptions) == len(rfatlas_config.used(config, "model")):
+        problems += _unfitting_groups(config["ablation_groups"], descriptions, analysed)
+    channels = config["preferred_stimulus"]["channels"]
+    last = channels and channels["all_up_to"]
+    known = {layer["name"] for one in descriptions.values() for layer in one["layers"]}
+    if (
+        last
+        and len(descriptions) == len(rfatlas_config.used(config, "model"))
+        and (last not in known)
+    ):
+        problems.append(
+            f"preferred_stimulus.channels.all_up_to: {last!r} is a layer of no model"
+            f"{rfatlas_config.closest(last, known)}; analysed are {', '.join(sorted(analysed))}"
+        )
+    return problems
+
+
+def _unfitting_groups(
+    settings: dict[str, Any], descriptions: dict[str, dict[str, Any]], analysed: set[str]
+) -> list[str]:
+    """Problems of the section `ablation_groups`: layers of no run, channels that a layer lacks."""
+    named = [(f"layers[{i}]", layer, ()) for i, layer in enumerate(settings["layers"] or ())]
+    named += [
+        (f"groups.{name}.{layer}", layer, channels)
+        for name, layers in settings["groups"].items()
+        for layer, channels in layers.items()
+    ]
+    sizes: dict[str, int] = {}
+    for description in descriptions.values():
+        for layer in description["layers"]:
+            size = sizes.setdefault(layer["name"], layer["channels"])
+            sizes[layer["name"]] = min(size, layer["channels"])
+    problems = []
+    for key, layer, channels in named:
+        if layer not in analysed:
+            problems.append(
+                f"ablation_groups.{key}: {layer!r} is analysed in no run"
+                f"{rfatlas_config.closest(layer, analysed)}; the layers are "
+                f"{', '.join(sorted(analysed))}"
+            )
+        elif channels and layer in sizes and max(channels) >= sizes[layer]:
+            problems.append(
+                f"ablation_groups.{key}: no channel {max(channels)}; the layer has "
+                f"{sizes[layer]} channels, 0 to {sizes[layer] - 1}"
+            )
+    return problems
+
+
+def _model_key(model: dict[str, Any]) -> str:
+    # Which layers are analysed does not change what the model has.
+    own = {key: value for key, value in model.items() if key != "layers"}
+    parts: list[Any] = [own, versions.digest("model"), importlib.metadata.version("torch")]
+    factory = rfatlas_config.factory_file(model["factory"])
+    if factory is not None:
+        parts.append(hashlib.sha256(factory.read_bytes()).hexdigest())
+    elif model["factory"].startswith("torchvision."):
+        parts.append(importlib.metadata.version("torchvision"))
+    elif model["factory"].startswith("rfatlas."):
+        parts.append(versions.digest(model["factory"].split(".")[1]))
+    weights = rfatlas_config.local_weights(model["weights"])
+    if weights is not None:
+        parts.append(_stamp(weights))
+    return _digest(parts)
+
+
+def _images_key(dataset: dict[str, Any]) -> str:
+    parts: list[Any] = [dataset, versions.digest("sources"), versions.digest("preflight")]
+    for key in ("path", "labels", "class_map", "class_names"):
+        if dataset[key] is not None:
+            parts.append(_stamp(Path(dataset[key])))
+    folder = Path(dataset["path"] or ".")
+    if dataset["source"] == "folders":
+        # A file added to a class folder changes the time of that folder alone.
+        parts += sorted(_stamp(Path(entry)) for entry in os.scandir(folder) if entry.is_dir())
+    return _digest(parts)
+
+
+def _stamp(path: Path) -> list[Any]:
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> Any:
+    """The JSON in `file`, or None where there is none or only part of one."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,408 @@
+"""Stage `channels`: one table per run, one row per channel of every layer.
+
+The table is the join key of everything that follows: figures, report, atlas and comparisons read
+it and nothing else. Each analysis leaves a table with columns `layer`, `channel` and its own, one
+row per channel; `join` adds those columns without knowing what they mean. docs/columns.md explains
+every column.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from rfatlas.errors import RfatlasError
+from rfatlas.files import store
+from rfatlas.statistics import circular_difference
+
+#: What identifies a row in every table of the workflow.
+KEY = ["layer", "channel"]
+
+#: `n_top_classes` looks at no more than this many top units of a channel, whatever K is.
+TOP_CLASSES = 100
+
+#: Columns that this stage makes itself, in the order of the table; those of other stages follow.
+COLUMNS = (
+    "layer",
+    "channel",
+    "depth",
+    "rectified",
+    "rf_size",
+    "rf_stride",
+    "rf_start",
+    "filter_norm",
+    "inactive",
+    "inactive_reason",
+    "activation_mean",
+    "activation_var",
+    "activation_max",
+    "fraction_active",
+    "class_selectivity",
+    "preferred_class",
+    "preferred_label",
+    "n_top",
+    "n_top_classes",
+)
+
+#: Columns that compare what several stages found; they stand last, those that have their parts.
+DERIVED = (
+    "orientation_selective",
+    "orientation_kernel_gradient_deg",
+    "orientation_kernel_gratings_deg",
+    "orientation_gradient_gratings_deg",
+)
+
+#: Where each estimate of a channel's orientation stands.
+ORIENTATIONS = {
+    "kernel": "gabor_kernel_theta_deg",
+    "gradient": "gabor_theta_deg",
+    "gratings": "orientation_deg",
+}
+
+
+def inactive(
+    filter_norm: np.ndarray, variance: np.ndarray, norm_share: float, variance_share: float
+) -> np.ndarray:
+    """Name why each channel of one layer is inactive.
+
+    Parameters
+    ----------
+    filter_norm, variance
+        (C,) filter norms (NaN where the layer has no filter) and activation variances.
+    norm_share
+        A channel is inactive below this share of the layer's largest filter norm.
+    variance_share
+        ... or below this share of the layer's median activation variance.
+
+    Returns
+    -------
+    (C,) of str: "" for an active channel, else "filter_norm", "variance" or both, joined by "+".
+    A channel that never changes (variance 0) is inactive even if more than half of the layer is,
+    and the median with it, 0; likewise a filter of norm 0.
+    """
+    norm, variance = np.asarray(filter_norm, float), np.asarray(variance, float)
+    known = norm[np.isfinite(norm)]
+    # Comparisons with NaN are false: an unknown norm accuses nobody.
+    weak = (norm < norm_share * (known.max() if known.size else np.nan)) | (norm == 0)
+    silent = (variance < variance_share * np.median(variance)) | (variance == 0)
+    reasons = np.where(weak, "filter_norm", "").astype(object)
+    reasons[silent & weak] += "+"
+    reasons[silent] += "variance"
+    return reasons
+
+
+def class_selectivity(
+    class_mean: np.ndarray, images_per_class: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class selectivity of each channel of one layer, and the class it prefers.
+
+    (mu_max - mu_rest) / (mu_max + mu_rest), where mu_max is the largest class mean of the channel's
+    activation and mu_rest the mean of the other class means (Morcos et al. 2018, arXiv 1803.06959,
+    eq. 1): 0 when no class drives the channel more than another, 1 when one class alone does.
+
+    Parameters
+    ----------
+    class_mean
+        (n_classes, C) mean activation per class.
+    images_per_class
+        (n_classes,) images behind each mean; classes without images are ignored.
+
+    Returns
+    -------
+    (C,) selectivity, NaN with fewer than two classes, for a channel that no class drives, and
+    where a class mean is negative (the index is defined for rectified activations); (C,) index of
+    the preferred class, the first of equals, -1 where no class stands out.
+    """
+    seen = np.flatnonzero(images_per_class)
+    channels = class_mean.shape[1]
+    if seen.size == 0:
+        return np.full(channels, np.nan), np.full(channels, -1)
+    means = np.asarray(class_mean, float)[seen]
+    best = means.argmax(axis=0)
+    largest = means.max(axis=0)
+    preferred = np.where(largest > means.min(axis=0), seen[best], -1)
+    if seen.size < 2:
+        return np.full(channels, np.nan), preferred
+    others = np.where(np.arange(seen.size)[:, None] == best, 0, means).sum(axis=0)
+    rest = others / (seen.size - 1)
+    defined = (means.min(axis=0) >= 0) & (largest + rest > 0)
+    index = np.full(channels, np.nan)
+    np.divide(largest - rest, largest + rest, out=index, where=defined)
+    return index, preferred
+
+
+def top_classes(top_image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the top units of each channel and the distinct classes among them.
+
+    Parameters
+    ----------
+    top_image
+        (C, K) image of each top unit, at most one unit per image, -1 where fewer than K exist.
+    labels
+        (N,) class of each image, -1 = unknown.
+
+    Returns
+    -------
+    (C,) units that exist, of K; (C,) distinct known classes among the first min(K, 100).
+    """
+    exists = top_image >= 0
+    first = top_image[:, :TOP_CLASSES]
+    label = np.where(first >= 0, labels[np.maximum(first, 0)], -1)
+    label = np.sort(label, axis=1)
+    new = np.ones(label.shape, bool)
+    new[:, 1:] = label[:, 1:] != label[:, :-1]
+    return exists.sum(axis=1), (new & (label >= 0)).sum(axis=1)
+
+
+def activation_table(
+    activations: h5py.File,
+    layers: Sequence[Mapping],
+    class_names: Sequence[str],
+    inactive_norm: float,
+    inactive_variance: float,
+) -> pd.DataFrame:
+    """Return this stage's own columns (`COLUMNS`) for every channel of every layer of a run.
+
+    Parameters
+    ----------
+    activations
+        The open activations.h5.
+    layers
+        `layers` of model.json: their geometry and filter norms, in network order.
+    class_names
+        Name of each class, "" or nothing where unknown.
+    inactive_norm, inactive_variance
+        See `inactive`.
+
+    Raises
+    ------
+    RfatlasError
+        If a layer of the model is not among the activations or has another number of channels.
+    """
+    labels = activations["output/labels"][:]
+    known = labels[labels >= 0]
+    tables = []
+    for depth, layer in enumerate(layers):
+        name, channels = layer["name"], layer["channels"]
+        if name not in activations:
+            found = ", ".join(sorted(activations)) or "nothing"
+            raise RfatlasError(f"{activations.filename}: no layer {name!r}; it holds {found}")
+        group = activations[name]
+        if len(group["mean"]) != channels:
+            raise RfatlasError(
+                f"{activations.filename}: layer {name!r} has {len(group['mean'])} channels, "
+                f"model.json says {channels}"
+            )
+        norm = layer.get("filter_norm")
+        norm = np.full(channels, np.nan) if norm is None else np.array(norm, float)
+        if len(norm) != channels:
+            raise RfatlasError(
+                f"model.json: layer {name!r} has {len(norm)} filter norms for {channels} channels"
+            )
+        variance = group["var"][:]
+        reasons = inactive(norm, variance, inactive_norm, inactive_variance)
+        n_top, n_classes = top_classes(group["top_per_image_image"][:], labels)
+        table = pd.DataFrame(
+            {
+                "layer": name,
+                "channel": np.arange(channels),
+                "depth": depth,
+                "rectified": bool(layer["rectified"]),
+                "rf_size": pd.array([layer["size"]] * channels, "Int64"),
+                "rf_stride": pd.array([layer["stride"]] * channels, "Int64"),
+                "rf_start": pd.array([layer["start"]] * channels, "Float64").astype(float),
+                "filter_norm": norm,
+                "inactive": reasons != "",
+                "inactive_reason": reasons,
+                "activation_mean": group["mean"][:],
+                "activation_var": variance,
+                "activation_max": group["max"][:],
+                "fraction_active": group["fraction_active"][:],
+                "class_selectivity": np.nan,
+                "preferred_class": "",
+                "preferred_label": pd.array([pd.NA] * channels, "Int64"),
+                "n_top": n_top,
+                "n_top_classes": pd.array([pd.NA] * channels, "Int64"),
+            }
+        )
+        if known.size:
+            class_mean = group["class_mean"][:]
+            counts = np.bincount(known, minlength=len(class_mean))
+            if len(counts) > len(class_mean):
+                raise RfatlasError(
+                    f"{activations.filename}: layer {name!r} has means of {len(class_mean)} "
+                    f"classes, the images have labels up to {known.max()}"
+                )
+            selectivity, preferred = class_selectivity(class_mean, counts)
+            # Without a ReLU a mean that happens to be positive says nothing about the sum below it.
+            table["class_selectivity"] = selectivity if layer["rectified"] else np.nan
+            table["preferred_label"] = pd.array(preferred, "Int64")
+            table.loc[preferred < 0, "preferred_label"] = pd.NA
+            table["preferred_class"] = [
+                class_names[label] if 0 <= label < len(class_names) else "" for label in preferred
+            ]
+            table["n_top_classes"] = pd.array(n_classes, "Int64")
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
+
+
+def read_table(path: str | Path, layer: str | None = None) -> pd.DataFrame:
+    """Read a table with one row per channel; only an empty field is missing.
+
+    With `layer`, every row must be of that layer. Raises RfatlasError, naming the file, for a file
+    that is missing or not a table, lacks `layer` or `channel`, repeats a column or a row, or holds
+    another layer.
+    """
+    try:
+        header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"layer": str})
+    except (OSError, ValueError) as error:
+        raise RfatlasError(f"{path}: not a readable table ({error})") from error
+    repeated = sorted({str(column) for column in header if header.count(column) > 1})
+    if repeated:
+        raise RfatlasError(f"{path}: column {repeated[0]!r} stands twice")
+    for column in KEY:
+        if column not in table:
+            raise RfatlasError(
+                f"{path}: no column {column!r}; it has {', '.join(map(str, header))}"
+            )
+    if layer is not None and (table["layer"] != layer).any():
+        wrong = table.loc[table["layer"] != layer, "layer"].iloc[0]
+        raise RfatlasError(f"{path}: holds layer {wrong!r}, its name says {layer!r}")
+    twice = table[table.duplicated(KEY)]
+    if len(twice):
+        raise RfatlasError(f"{path}: {_key(twice.iloc[0])} stands twice")
+    return table
+
+
+def join(
+    table: pd.DataFrame, stage: str, paths: Iterable[str | Path], first: int | None = None
+) -> pd.DataFrame:
+    """Return `table` with the columns of a stage's per-layer tables `<stage>/<layer>.csv`.
+
+    With `first` the stage looked at channels below that number only, and its columns stay empty in
+    the other rows, as in those of layers without a file.
+
+    Raises
+    ------
+    RfatlasError
+        If the rows of the stage are not exactly those expected, if a column is already there, if
+        a file holds another layer than its name says or other columns than the first file.
+    """
+    paths = [Path(path) for path in paths]
+    if not paths:
+        return table
+    parts = [read_table(path, path.stem) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if list(part.columns) != list(parts[0].columns):
+            differing = sorted(set(part.columns) ^ set(parts[0].columns)) or ["their order"]
+            raise RfatlasError(
+                f"{path}: other columns than {paths[0]}: {', '.join(map(str, differing))}"
+            )
+    # A column that is empty throughout one layer reads as float there; concat keeps the rest.
+    added = pd.concat(parts, ignore_index=True)
+    for column in added.columns.difference(KEY):
+        if column in table:
+            raise RfatlasError(
+                f"{paths[0]}: column {column!r} is already in the table; stage {stage!r} "
+                "needs a name of its own"
+            )
+    expected = table[table["layer"].isin([path.stem for path in paths])]
+    expected = expected if first is None else expected[expected["channel"] < first]
+    mine, theirs = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(added[KEY])
+    for missing in mine.difference(theirs, sort=False)[:1]:
+        raise RfatlasError(f"stage {stage!r}: no row for layer {missing[0]!r} channel {missing[1]}")
+    for extra in theirs.difference(mine, sort=False)[:1]:
+        raise RfatlasError(
+            f"stage {stage!r}: a row for layer {extra[0]!r} channel {extra[1]}, which is not "
+            "analysed"
+        )
+    return table.merge(added, on=KEY, how="left", validate="one_to_one", sort=False)
+
+
+def derived(table: pd.DataFrame, orientation_osi: float) -> pd.DataFrame:
+    """Return the columns `DERIVED` of a joined table, as far as their parts are there.
+
+    A channel is orientation-selective if its `osi` is at least `orientation_osi` and its
+    `bandwidth_deg` is defined; whether one without `osi` (nothing drives it) is, is unknown. The
+    others are the distances of two estimates of the same channel's orientation, 0 to 90 degrees.
+    """
+    columns = {}
+    if {"osi", "bandwidth_deg"} <= set(table):
+        selective = (table["osi"] >= orientation_osi) & table["bandwidth_deg"].notna()
+        columns["orientation_selective"] = selective.astype("boolean").mask(table["osi"].isna())
+    for one, other in itertools.combinations(ORIENTATIONS, 2):
+        first, second = ORIENTATIONS[one], ORIENTATIONS[other]
+        if {first, second} <= set(table):
+            columns[f"orientation_{one}_{other}_deg"] = circular_difference(
+                table[first].to_numpy(float), table[second].to_numpy(float)
+            )
+    return pd.DataFrame(columns, index=table.index)
+
+
+def build(
+    activations: str | Path,
+    description: str | Path,
+    images: str | Path,
+    layers: Iterable[str],
+    tables: Iterable[str | Path],
+    inactive_norm: float,
+    inactive_variance: float,
+    orientation_osi: float,
+    first: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
+    """Return the whole table of a run from its files.
+
+    Parameters
+    ----------
+    activations, description, images
+        Paths of activations.h5, model.json and the packed images (for the names of the classes).
+    layers
+        Names of the layers that the run analyses.
+    tables
+        Paths `.../<stage>/<layer>.csv`; the columns of the stages follow in the order of the paths.
+    inactive_norm, inactive_variance
+        See `inactive`.
+    orientation_osi
+        See `derived`.
+    first
+        Stages that looked at the first so many channels of each layer only: their columns are
+        empty for the others.
+
+    Raises
+    ------
+    RfatlasError
+        As `activation_table` and `join` do, and for a layer that model.json does not have.
+    """
+    wanted = list(layers)
+    known = {
+        layer["name"]: layer
+        for layer in json.loads(Path(description).read_text(encoding="utf-8"))["layers"]
+    }
+    for name in wanted:
+        if name not in known:
+            raise RfatlasError(f"{description}: no layer {name!r}; it has {', '.join(known)}")
+    with store.open(images, "images") as file:
+        class_names = [str(name) for name in file.attrs["class_names"]]
+    with store.open(activations, "activations") as file:
+        table = activation_table(
+            file,
+            [layer for name, layer in known.items() if name in wanted],
+            class_names,
+            inactive_norm,
+            inactive_variance,
+        )
+    stages: dict[str, list[Path]] = {}
+    for path in map(Path, tables):
+        stages.setdefault(path.parent.name, []).append(path)
+    for stage, paths in stages.items():
+        table = join(table, stage, paths, (first or {}).get(stage))
+    return pd.concat([table, derived(table, orientation_osi)], axis=1)
+
+
+def _key(row: pd.Series) -> str:
+    return f"layer {row['layer']!r} channel {row['channel']}"

@@ -1,0 +1,462 @@
+"""Stage `compare`: networks side by side, in groups of runs on the same images.
+
+The first run of a group is the reference. How accurate is each network (`runs`)? Which share of the
+channels of each layer is selective, opponent, inactive (`fractions`), and how do sizes and indices
+differ (`quantities`)? Which channel of the reference is which of another network (`matched`, by
+layer `matching`), and how alike are whole layers (`similarity`)? Layers are paired by name; a layer
+that only one network has stands alone, but for `similarity`, which takes every layer with every
+other. Tables come from channels.csv, what is paired image by image from activations.h5.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from rfatlas.errors import RfatlasError
+from rfatlas.statistics import mcnemar, newcombe, paired_newcombe, wilson
+from rfatlas.tables import similarity as alike
+
+#: Indices and sizes of channels that are compared, as far as channels.csv has them.
+QUANTITIES = (
+    "rf_size",
+    "erf_sigma",
+    "erf_fraction",
+    "split_half",
+    "fraction_active",
+    "class_selectivity",
+    "osi",
+    "circular_variance",
+    "bandwidth_deg",
+    "sf_cpp",
+    "f1_f0",
+    "gabor_r2",
+    "chromatic_share",
+    "color_selectivity",
+)
+
+#: A channel counts as found again if it correlates at least so much with its match.
+SAME = 0.5
+
+RUNS = (
+    "run",
+    "reference",
+    "factory",
+    "weights",
+    "parameters",
+    "gflops",
+    "labelled",
+    "top1",
+    "top1_lo",
+    "top1_hi",
+    "top5",
+    "top5_lo",
+    "top5_hi",
+    "loss",
+    "difference",
+    "difference_lo",
+    "difference_hi",
+    "p",
+    "only_reference_right",
+    "only_run_right",
+    "agreement",
+)
+FRACTIONS = (
+    "run",
+    "layer",
+    "depth",
+    "property",
+    "n",
+    "count",
+    "fraction",
+    "lo",
+    "hi",
+    "reference_n",
+    "reference_count",
+    "reference_fraction",
+    "difference",
+    "difference_lo",
+    "difference_hi",
+)
+QUANTILES = (
+    "run",
+    "layer",
+    "depth",
+    "quantity",
+    "n",
+    "q25",
+    "median",
+    "q75",
+    "reference_n",
+    "reference_median",
+    "difference",
+    "superiority",
+)
+MATCHED = (
+    "run",
+    "layer",
+    "channel",
+    "run_channel",
+    "correlation",
+    "best_channel",
+    "best_correlation",
+)
+MATCHING = (
+    "run",
+    "layer",
+    "depth",
+    "reference_channels",
+    "channels",
+    "matched",
+    "q25",
+    "median",
+    "q75",
+    "share_same",
+    "chance_median",
+    "chance_share_same",
+)
+SIMILARITY = (
+    "run",
+    "layer",
+    "depth",
+    "other_run",
+    "other_layer",
+    "other_depth",
+    "images",
+    "directions",
+    "other_directions",
+    "cka",
+    "cka_debiased",
+    "cka_chance",
+    "svcca",
+    "svcca_chance",
+)
+
+
+def _column(name: str) -> Callable[[pd.DataFrame], np.ndarray | None]:
+    return lambda rows: _nullable(rows[name]) if name in rows else None
+
+
+def _class(*classes: str) -> Callable[[pd.DataFrame], np.ndarray | None]:
+    def among(rows: pd.DataFrame) -> np.ndarray | None:
+        if "color_class" not in rows:
+            return None
+        known = rows["color_class"].notna() & (rows["color_class"] != "unresponsive")
+        return np.where(known, rows["color_class"].isin(classes), np.nan)
+
+    return among
+
+
+#: What a channel may be: a function of channels.csv that gives 1, 0 or NaN (unknown: not counted)
+#: per channel, or None where the stage was off.
+PROPERTIES: dict[str, Callable[[pd.DataFrame], np.ndarray | None]] = {
+    "orientation_selective": _column("orientation_selective"),
+    "opponent": _class("single_opponent", "double_opponent"),
+    "single_opponent": _class("single_opponent"),
+    "double_opponent": _class("double_opponent"),
+    "harris_double": _column("harris_double"),
+    "inactive": _column("inactive"),
+}
+
+
+def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """Yield (name, depth, rows) of every layer of channels.csv, in network order."""
+    for depth, rows in table.groupby("depth", sort=True):
+        yield rows["layer"].iloc[0], int(depth), rows
+
+
+def check_images(files: Mapping[str, h5py.File]) -> None:
+    """Raise RfatlasError, naming both runs, unless all runs looked at the same images.
+
+    `files` holds the open activations.h5 of each run; they must have equally many images with the
+    same labels.
+    """
+    (first, reference), *others = files.items()
+    for name, file in others:
+        labels, expected = file["output/labels"][:], reference["output/labels"][:]
+        if not np.array_equal(labels, expected):
+            raise RfatlasError(
+                f"{file.filename}: run {name!r} has {len(labels)} images, run {first!r} "
+                f"{len(expected)}, or their labels differ; only runs on the same images can be "
+                "compared (one data set, and no image skipped in one of them)"
+            )
+
+
+def runs(files: Mapping[str, h5py.File], descriptions: Mapping[str, Mapping]) -> pd.DataFrame:
+    """Compare the accuracy of the runs, image by image; one row (`RUNS`) per run.
+
+    `descriptions` holds model.json of each run. Shares have 95 % Wilson intervals; `difference` is
+    the run's top-1 accuracy minus the reference's with Newcombe's interval for paired proportions,
+    `p` is McNemar's exact test. `agreement` is the share of images, labelled or not, which both
+    give the same class. Empty without a classifier or labels.
+    """
+    reference = next(iter(files))
+    guesses = {name: _guesses(file) for name, file in files.items()}
+    rows = []
+    for name, file in files.items():
+        row = {
+            "run": name,
+            "reference": name == reference,
+            "factory": descriptions[name]["factory"],
+            "weights": descriptions[name]["weights"],
+            "parameters": descriptions[name]["parameters"],
+            "gflops": descriptions[name]["gflops"],
+        }
+        if guesses[name] is not None:
+            row |= _accuracy(file)
+            if name != reference and guesses[reference] is not None:
+                labels = file["output/labels"][:]
+                row |= _paired(guesses[name], guesses[reference], labels)
+        rows.append(row)
+    found = pd.DataFrame(rows).reindex(columns=list(RUNS))
+    counts = ["labelled", "only_reference_right", "only_run_right"]
+    return found.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _guesses(file: h5py.File) -> np.ndarray | None:
+    """The class that each image is given (n,), or None without a classifier."""
+    if "logits" not in file["output"]:
+        return None
+    logits = file["output/logits"]
+    starts = range(0, len(logits), 4096)
+    return np.concatenate([logits[start : start + 4096].argmax(axis=1) for start in starts])
+
+
+def _accuracy(file: h5py.File) -> dict[str, float]:
+    attrs = file["output"].attrs
+    labelled = int(attrs["labelled"])
+    row = {"labelled": labelled}
+    if labelled:
+        row["loss"] = attrs.get("loss", np.nan)
+        for name in ("top1", "top5"):
+            right = round(attrs[name] * labelled)
+            row[name] = right / labelled
+            row[f"{name}_lo"], row[f"{name}_hi"] = wilson(right, labelled)
+    return row
+
+
+def _paired(own: np.ndarray, other: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """What is known of two networks' guesses (n,) at the same images; -1 is an unknown label."""
+    row = {"agreement": np.mean(own == other)}
+    known = labels >= 0
+    n = int(known.sum())
+    if n:
+        right, other_right = own[known] == labels[known], other[known] == labels[known]
+        lost, won = int((other_right & ~right).sum()), int((right & ~other_right).sum())
+        both = int((right & other_right).sum())
+        row["difference"] = (won - lost) / n
+        row["difference_lo"], row["difference_hi"] = paired_newcombe(both, won, lost, n)
+        row["p"] = mcnemar(won, lost)
+        row["only_reference_right"], row["only_run_right"] = lost, won
+    return row
+
+
+def fractions(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Count the channels of each layer that have one of `PROPERTIES`.
+
+    `tables` holds channels.csv of each run, the reference first. Returns one row (`FRACTIONS`) per
+    run, layer and property. Fractions are of the channels of which the property is known, with 95 %
+    Wilson intervals; `difference` is the run's minus the reference's in the layer of the same name,
+    with Newcombe's interval. Properties of stages that were off have no rows.
+    """
+    rows, known = [], {}
+    reference = next(iter(tables))
+    for run, table in tables.items():
+        for layer, depth, members in by_layer(table):
+            for name, measure in PROPERTIES.items():
+                values = measure(members)
+                if values is None:
+                    continue
+                n, count = int(np.isfinite(values).sum()), int(np.nansum(values))
+                row = [run, layer, depth, name, n, count, _share(count, n), *wilson(count, n)]
+                if run == reference:
+                    known[layer, name] = count, n
+                if run == reference or (layer, name) not in known:
+                    row += [pd.NA, pd.NA, *[np.nan] * 4]
+                else:
+                    others, total = known[layer, name]
+                    share = _share(others, total)
+                    row += [total, others, share, _share(count, n) - share]
+                    row += newcombe(count, n, others, total)
+                rows.append(row)
+    found = pd.DataFrame(rows, columns=list(FRACTIONS))
+    ends = ("lo", "hi", "difference_lo", "difference_hi")
+    kinds = dict.fromkeys(ends, float) | dict.fromkeys(("reference_n", "reference_count"), "Int64")
+    return found.astype(kinds)
+
+
+def quantities(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return median and quartiles of `QUANTITIES` over the channels of each layer.
+
+    `tables` as for `fractions`. One row (`QUANTILES`) per run, layer and quantity; `difference` is
+    the run's median minus the reference's, `superiority` the probability that a channel of the run
+    exceeds one of the reference, ties counting half (0.5 where they are alike; Mann & Whitney's U
+    over the number of pairs). `fraction_active` is missing where a layer is not rectified.
+    """
+    rows, known = [], {}
+    reference = next(iter(tables))
+    for run, table in tables.items():
+        for layer, depth, members in by_layer(table):
+            for name in QUANTITIES:
+                if name not in members:
+                    continue
+                values = members[name].to_numpy(float)
+                if name == "fraction_active":
+                    values = values[members["rectified"].to_numpy(bool)]
+                values = values[np.isfinite(values)]
+                row = [run, layer, depth, name, values.size, *_quartiles(values)]
+                if run == reference:
+                    known[layer, name] = values
+                if run == reference or (layer, name) not in known:
+                    row += [pd.NA, *[np.nan] * 3]
+                else:
+                    others = known[layer, name]
+                    middle = _quartiles(others)[1]
+                    row += [others.size, middle, row[6] - middle, _superiority(values, others)]
+                rows.append(row)
+    return pd.DataFrame(rows, columns=list(QUANTILES)).astype({"reference_n": "Int64"})
+
+
+def matched(
+    files: Mapping[str, h5py.File], layers: Mapping[str, Sequence[str]], seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Match the channels of the reference with those of the other runs, one to one.
+
+    Channels are matched by the correlation of their maxima over each image, so that the sum of
+    correlations over a layer is largest; whatever the order of channels, two networks that learned
+    the same would match perfectly. `layers` are the layers of each run, in network order.
+
+    Returns
+    -------
+    One row (`MATCHED`) per matched channel of the reference, with its match (`run_channel`) and the
+    channel that it correlates with most, which several may share; and one row (`MATCHING`) per run
+    and layer, with quartiles, the share of the reference's channels that correlate at least `SAME`
+    with their match, and what both are by chance, images permuted.
+    """
+    pairs, summary = [], []
+    (reference, own), *others = files.items()
+    for run, file in others:
+        for depth, layer in enumerate(layers[reference]):
+            if layer not in layers[run]:
+                continue
+            maxima = [one[layer]["image_max"] for one in (own, file)]
+            # The products of the one with the other alone, not of each with itself.
+            found = alike.Moments(maxima, seed, tile=1)
+            correlation = alike.correlations(found, 0, 1)
+            channels, partners = alike.match(correlation)
+            values = correlation[channels, partners]
+            for channel, partner, value in zip(channels, partners, values, strict=True):
+                best = int(np.nanargmax(correlation[channel]))
+                row = (run, layer, channel, partner, value, best, correlation[channel, best])
+                pairs.append(row)
+            shuffled = alike.correlations(found, 0, 1, shuffled=True)
+            chance = shuffled[alike.match(shuffled)]
+            sizes = [one.shape[1] for one in maxima]
+            summary.append(
+                (
+                    run,
+                    layer,
+                    depth,
+                    *sizes,
+                    values.size,
+                    *_quartiles(values),
+                    (values >= SAME).sum() / sizes[0],
+                    _quartiles(chance)[1],
+                    (chance >= SAME).sum() / sizes[0],
+                )
+            )
+    return (
+        pd.DataFrame(pairs, columns=list(MATCHED)),
+        pd.DataFrame(summary, columns=list(MATCHING)),
+    )
+
+
+def similarity(
+    files: Mapping[str, h5py.File],
+    layers: Mapping[str, Sequence[str]],
+    feature: str = "image_mean",
+    variance: float = 0.99,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return CKA and SVCCA of every layer of every run with every other, itself included.
+
+    `feature` is the dataset of a layer that holds one number per image and channel, `image_mean` or
+    `image_max`; `variance` the share that SVCCA keeps. `..._chance` is what the measure gives for
+    layers that saw different images. One row (`SIMILARITY`) per pair; each pair stands once, the
+    one that comes first in the group first.
+    """
+    known = [(run, layer, depth) for run in files for depth, layer in enumerate(layers[run])]
+    found = alike.Moments([files[run][layer][feature] for run, layer, _ in known], seed)
+    canonical = alike.Canonical(found, variance)
+    rows = {
+        (a, b): (
+            *known[a],
+            *known[b],
+            found.n,
+            canonical.directions(a),
+            canonical.directions(b),
+            alike.cka(found, a, b),
+            alike.cka_debiased(found, a, b),
+            alike.cka(found, a, b, shuffled=True),
+            canonical.svcca(a, b),
+            canonical.svcca(a, b, shuffled=True),
+        )
+        for a, b in found.pairs()
+    }
+    return pd.DataFrame([rows[pair] for pair in sorted(rows)], columns=list(SIMILARITY))
+
+
+def tables(
+    channels: Mapping[str, pd.DataFrame],
+    descriptions: Mapping[str, Mapping],
+    files: Mapping[str, h5py.File],
+    feature: str,
+    variance: float,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Return all tables of a group by the stem of their file.
+
+    Parameters
+    ----------
+    channels, descriptions, files
+        channels.csv, model.json and the open activations.h5 of each run, the reference first.
+    feature, variance, seed
+        See `similarity`.
+
+    Raises
+    ------
+    RfatlasError
+        As `check_images`.
+    """
+    check_images(files)
+    layers = {run: [layer for layer, _, _ in by_layer(channels[run])] for run in files}
+    pairs, matching = matched(files, layers, seed)
+    return {
+        "runs": runs(files, descriptions),
+        "fractions": fractions(channels),
+        "quantities": quantities(channels),
+        "matched": pairs,
+        "matching": matching,
+        "similarity": similarity(files, layers, feature, variance, seed),
+    }
+
+
+def _nullable(column: pd.Series) -> np.ndarray:
+    """A column of True, False and empty as 1, 0 and NaN."""
+    return column.astype("boolean").to_numpy(float, na_value=np.nan)
+
+
+def _share(count: float, total: float) -> float:
+    return count / total if total else np.nan
+
+
+def _quartiles(values: np.ndarray) -> np.ndarray:
+    return np.quantile(values, (0.25, 0.5, 0.75)) if values.size else np.full(3, np.nan)
+
+
+def _superiority(values: np.ndarray, others: np.ndarray) -> float:
+    if not values.size or not others.size:
+        return np.nan
+    return stats.mannwhitneyu(values, others).statistic / (values.size * others.size)

@@ -1,0 +1,227 @@
+"""Sheets of tuning to gratings: what is drawn, against planted channels and plain sums."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pdf
+import pytest
+from legible import cut_off, overlaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from rfatlas.figures import figures_gratings as drawn
+from rfatlas.figures import style
+from rfatlas.files import store
+from rfatlas.physiology import tuning
+
+ROOT = Path(__file__).resolve().parents[2]
+ORIENTATION, FREQUENCY = tuning.orientations(24), tuning.frequencies(11, 6)
+PREFERRED = np.array([0.0, 45.0, 90.0, 120.0, 30.0, 0.0])
+
+
+def responses() -> np.ndarray:
+    """(6, orientation, frequency, phase): four tuned channels, an untuned and a silent one."""
+    theta, f, phase = np.meshgrid(ORIENTATION, FREQUENCY, tuning.phases(8), indexing="ij")
+    values = []
+    for channel, preferred in enumerate(PREFERRED):
+        sharp = np.exp(6 * (np.cos(2 * np.radians(theta - preferred)) - 1))
+        amplitude = (sharp if channel < 4 else 1) * np.exp(-(np.log2(f / FREQUENCY[2]) ** 2))
+        values.append((channel + 1) * amplitude * np.cos(np.radians(phase + 40 * channel)))
+    values[5] *= 0
+    return np.array(values, np.float32)
+
+
+def write(folder: Path, with_fields: bool = True) -> pd.DataFrame:
+    """Write gratings/conv1.h5 and receptive_fields/conv1.h5; return the table of channels."""
+    response = responses()
+    attrs = store.provenance("gratings", {}) | {"size": 11, "stride": 2}
+    best = np.array([[round(angle / 7.5) % 24, 2] for angle in PREFERRED], np.int16)
+    best[5] = -1
+    with store.create(folder / "gratings" / "conv1.h5", attrs) as file:
+        file["channel"] = np.arange(6, dtype=np.int32)
+        file["orientation"], file["frequency"] = ORIENTATION, FREQUENCY
+        file["response"], file["blank"], file["best"] = response, np.zeros(6, np.float32), best
+    if with_fields:
+        attrs = store.provenance("receptive_fields", {})
+        with store.create(folder / "receptive_fields" / "conv1.h5", attrs) as file:
+            file["channel"] = np.arange(4, dtype=np.int32)
+            field = np.zeros((4, 3, 11, 11))
+            field[:, 0, :, 6:] = 1 + np.arange(4)[:, None, None]
+            file["mean_gradient"] = field
+    silent = [False] * 5 + [True]
+    return pd.DataFrame(
+        {
+            "layer": "conv1",
+            "channel": range(6),
+            "osi": np.where(silent, np.nan, [0.99] * 4 + [0.0] * 2),
+            "bandwidth_deg": [14.0] * 4 + [np.nan] * 2,
+            "orientation_deg": np.where(silent, np.nan, PREFERRED),
+            "f1_f0": [1.57] * 4 + [np.nan] * 2,
+            "orientation_selective": [True] * 4 + [False, np.nan],
+            "grating_reason": np.where(silent, "no_response", None),
+        }
+    )
+
+
+def read(folder: Path, channels: int = 32, with_fields: bool = True) -> drawn.Tuning:
+    with store.open(folder / "gratings" / "conv1.h5") as file:
+        if not with_fields:
+            return drawn.read(file, None, channels)
+        with store.open(folder / "receptive_fields" / "conv1.h5") as fields:
+            return drawn.read(file, fields, channels)
+
+
+def collections(figure, kind) -> list:
+    return [each for each in figure.axes[0].collections if isinstance(each, kind)]
+
+
+def test_read_takes_the_chosen_channels(tmp_path):
+    write(tmp_path)
+    found = read(tmp_path, channels=3)
+    assert found.channel.tolist() == [0, 2, 5] and found.total == 6
+    # A linear channel is half-rectified above the blank: its mean is its amplitude over pi.
+    shown = responses()[[0, 2, 5]]
+    full = np.hypot(shown[..., 0], shown[..., 2])
+    np.testing.assert_allclose(found.response, full / np.pi, rtol=2e-3, atol=1e-6)
+    assert (found.gradient[1, 0, :, 6:] == 3).all()
+    assert np.isnan(found.gradient[2]).all(), "channel 5 was left out of the receptive fields"
+
+
+def test_a_curve_points_along_the_modulation_and_comes_twice():
+    for preferred in (0.0, 30.0, 97.5, 172.5):
+        response = np.exp(4 * (np.cos(2 * np.radians(ORIENTATION - preferred)) - 1))
+        outline = drawn.curve(response)
+        radius = np.hypot(*outline.T)
+        angle = np.degrees(np.arctan2(outline[:, 1], outline[:, 0]))
+        assert radius.max() == pytest.approx(1)
+        away = angle[radius.argmax()] - preferred
+        assert abs((away + 90) % 180 - 90) < 1.01
+        np.testing.assert_allclose(outline[: drawn.POINTS], -outline[drawn.POINTS :], atol=1e-12)
+        # Through the samples, every 15 of which are a whole number of points apart.
+        np.testing.assert_allclose(
+            radius[: drawn.POINTS : 15] / radius[0], response[::2] / response[0], rtol=1e-9
+        )
+
+
+def test_a_map_has_orientation_upwards_and_frequency_to_the_right():
+    response = np.zeros((4, 5))
+    response[1, 3] = 2
+    picture = drawn.map_pixels(response)
+    side = drawn.SIDE
+    bright = matplotlib.colormaps["cividis"](1.0, bytes=True)[:3]
+    shown = (picture == bright).all(-1)
+    rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+    # The second orientation of four from below, the fourth frequency of five from the left.
+    assert (rows[0], rows[-1] + 1) == (side * 2 // 4, side * 3 // 4)
+    assert (columns[0], columns[-1] + 1) == (side * 3 // 5, side * 4 // 5)
+    assert (picture[0, 0] == matplotlib.colormaps["cividis"](0.0, bytes=True)[:3]).all()
+
+
+def test_frequencies_have_their_places_in_the_map():
+    middle = (np.arange(len(FREQUENCY)) + 0.5) / len(FREQUENCY) * drawn.SIDE
+    found = [drawn.place(FREQUENCY, value) for value in FREQUENCY]
+    assert found == pytest.approx(middle)
+    between = np.sqrt(FREQUENCY[0] * FREQUENCY[1])
+    assert drawn.place(FREQUENCY, between) == pytest.approx(middle[:2].mean())
+
+
+@pytest.mark.parametrize("with_fields", [True, False])
+def test_the_sheet_draws_each_channel_in_its_row(tmp_path, with_fields):
+    table = write(tmp_path, with_fields)
+    figure = drawn.sheet(read(tmp_path, with_fields=with_fields), table, "demo", "conv1")
+    assert overlaps(figure) == [] and cut_off(figure) == []
+    curves = {
+        to_rgb(each.get_facecolor()[0][:3]): [path.vertices for path in each.get_paths()]
+        for each in collections(figure, PolyCollection)
+    }
+    selective, other = curves[to_rgb(style.BLUE)], curves[to_rgb(style.GREY)]
+    assert len(selective) == 4 and len(other) == 1
+    columns = 3 if with_fields else 2
+    place = drawn.sheets.layout(6, columns, drawn.SIDE)
+    strokes = collections(figure, LineCollection)[0].get_segments()
+    for channel in range(4):
+        middle = np.add(place.corner(channel, columns - 2), drawn.SIDE / 2)
+        away = (selective[channel][:-1] - middle) * [1, -1]
+        angle = np.degrees(np.arctan2(away[:, 1], away[:, 0]))[np.hypot(*away.T).argmax()]
+        # To within the points of the curve.
+        assert abs((angle - PREFERRED[channel] + 90) % 180 - 90) < 1.01
+        assert np.hypot(*away.T).max() == pytest.approx(drawn.SIDE / 2 - drawn.RIM)
+        along = (strokes[channel][1] - strokes[channel][0]) * [1, -1]
+        turned = np.degrees(np.arctan2(along[1], along[0])) - PREFERRED[channel]
+        assert abs((turned + 90) % 180 - 90) < 1e-6
+    # The untuned channel is a circle.
+    middle = np.add(place.corner(4, columns - 2), drawn.SIDE / 2)
+    np.testing.assert_allclose(np.hypot(*(other[0] - middle).T), drawn.SIDE / 2 - drawn.RIM)
+    for circles in collections(figure, EllipseCollection):
+        assert len(circles.get_offsets()) == 5, "none for the silent channel"
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts.count("no response") == 1 and texts.count("OSI 0.99") == 4
+    assert texts.count("F1/F0 1.57") == 4 and not any("nan" in text for text in texts)
+    # Nyquist of stride 2: 0.25 cycles per pixel, in every map that is drawn.
+    dashes = collections(figure, LineCollection)[1].get_segments()
+    corner = place.corner(0, columns - 1)
+    assert len(dashes) == 5
+    assert dashes[0][0, 0] - corner[0] == pytest.approx(drawn.place(FREQUENCY, 0.25))
+    (rings,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    expected = [(2.5 / 6) * drawn.SIDE, (1 - 6.5 / 24) * drawn.SIDE]
+    corner = place.corner(1, columns - 1)
+    np.testing.assert_allclose(rings.get_xydata()[1] - corner, expected)
+
+
+def test_the_gradient_and_the_map_lie_side_by_side(tmp_path):
+    table = write(tmp_path)
+    found = read(tmp_path)
+    figure = drawn.sheet(found, table, "demo", "conv1")
+    FigureCanvasAgg(figure).draw()
+    shown = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    place = drawn.sheets.layout(6, 3, drawn.SIDE)
+    x, y = place.corner(1, 0)
+    tile = shown[y : y + 80, x : x + 80]
+    # Red at the right, mid grey at the left.
+    assert (tile[40, 70] == [255, 128, 128]).all() and (tile[40, 10] == 128).all()
+    x, y = place.corner(1, 2)
+    tile = shown[y : y + 80, x : x + 80]
+    expected = drawn.map_pixels(found.response[1]).astype(int)
+    same = (np.abs(tile - expected).max(-1) == 0).mean()
+    # But for the ring and the dashed line.
+    assert same > 0.9
+    x, y = place.corner(5, 2)
+    assert (shown[y : y + 80, x : x + 80] == 255).all(), "nothing for the silent channel"
+
+
+@pytest.mark.parametrize("with_fields", [True, False])
+def test_the_script_draws_every_layer(tmp_path, monkeypatch, with_fields):
+    monkeypatch.chdir(tmp_path)
+    store.write_table(write(tmp_path, with_fields), tmp_path / "channels.csv")
+    given = {
+        "channels": str(tmp_path / "channels.csv"),
+        "responses": [str(tmp_path / "gratings" / "conv1.h5")],
+    }
+    if with_fields:
+        given["fields"] = [str(tmp_path / "receptive_fields" / "conv1.h5")]
+
+    class Input(SimpleNamespace):
+        def get(self, name, default):
+            return getattr(self, name, default)
+
+    output = tmp_path / "figures" / "gratings_conv1.png"
+    snakemake = SimpleNamespace(
+        input=Input(**given),
+        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
+        params=SimpleNamespace(run="demo", layers=["conv1"], channels=4),
+        log=[str(tmp_path / "log.txt")],
+        rule="figures_gratings",
+        threads=1,
+    )
+    runpy.run_path(str(ROOT / "scripts" / "figures_gratings.py"), {"snakemake": snakemake})
+    with Image.open(output) as image:
+        place = drawn.sheets.layout(4, 3 if with_fields else 2, drawn.SIDE)
+        assert image.size == (place.width, place.height)
+    page = pdf.read(output.with_suffix(".pdf"))
+    assert pdf.outlined(page) and "demo · conv1" in page.text

@@ -1,0 +1,164 @@
+"""Sheets of preferred stimuli: which picture stands where, against planted ones."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pdf
+import pytest
+from legible import cut_off, overlaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+from synthetic import Run
+
+from rfatlas.figures import figures_preferred_stimulus as drawn
+from rfatlas.figures import sheets, style
+from rfatlas.files import store
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Channels of layer1.0 (8 in all) that have stimuli; nothing drives 2, nothing suppresses 6.
+MEASURED = [0, 2, 3, 6]
+SIZE = 19
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
+    """A run of which layer1.0 has stimuli of one colour each: channel 3 is most like red."""
+    run = Run()
+    run.value["layer1.0"][:, 2] = 0
+    # The best unit of channel 3 is at the corner of an image.
+    run.value["layer1.0"][7, 3, 0, 0] = 99
+    folder = run.write(tmp_path_factory.mktemp("run"))
+    image = np.zeros((4, 3, SIZE, SIZE), np.float32)
+    image[2, 0], image[3, 1] = 1, 1
+    with store.create(
+        folder / "preferred_stimulus" / "layer1.0.h5", store.provenance("preferred_stimulus", {})
+    ) as file:
+        file["channel"] = np.array(MEASURED, np.int32)
+        file["image"], file["off_image"] = image, 1 - image
+    table = pd.DataFrame({"layer": "layer1.0", "channel": range(8), "depth": 1})
+    numbers = {
+        "stimulus_activation": [2.0, np.nan, 5.0, 3.0],
+        "off_activation": [-1.0, np.nan, -2.0, np.nan],
+        "stimulus_gain": [1.5, np.nan, 0.97, 2.25],
+        "stimulus_gradient": [0.5, np.nan, -0.25, np.nan],
+    }
+    for name, values in numbers.items():
+        table[name] = pd.Series(values, MEASURED).reindex(range(8)).to_numpy()
+    reasons = pd.Series(["", "silent", "", ""], MEASURED)
+    table["stimulus_reason"] = reasons.reindex(range(8), fill_value="not_measured").to_numpy()
+    store.write_table(table, folder / "channels.csv")
+    return folder, store.read_table(folder / "channels.csv")
+
+
+def read(folder: Path, table: pd.DataFrame, channels=32, with_fields=True) -> drawn.Stimuli:
+    with (
+        store.open(folder / "preferred_stimulus" / "layer1.0.h5") as file,
+        store.open(folder / "receptive_fields" / "layer1.0.h5") as fields,
+        store.open(folder / "activations.h5") as activations,
+    ):
+        given = (fields, activations["layer1.0"]) if with_fields else (None, None)
+        return drawn.read(file, table, *given, channels)
+
+
+def pixels(figure) -> np.ndarray:
+    FigureCanvasAgg(figure).draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def test_read_takes_measured_channels_with_their_fields(written):
+    folder, table = written
+    found = read(folder, table)
+    assert found.channel.tolist() == MEASURED and (found.measured, found.total) == (4, 8)
+    assert found.has_best.tolist() == [True, False, True, True]
+    assert found.has_off.tolist() == [True, False, True, False]
+    with store.open(folder / "receptive_fields" / "layer1.0.h5") as fields:
+        for row in (0, 2, 3):
+            channel = MEASURED[row]
+            assert np.array_equal(found.patch[row], fields["patch"][channel, 0])
+            assert np.allclose(found.gradient[row], fields["mean_gradient"][channel])
+    assert np.isnan(found.gradient[1]).all(), "no image drives channel 2"
+    # A window of 19 pixels about (0.5, 0.5): nine rows and columns lie above and left of the image.
+    outside = np.zeros((SIZE, SIZE), bool)
+    outside[:9] = outside[:, :9] = True
+    assert np.array_equal(found.blank[2], outside)
+    assert read(folder, table, channels=2).channel.tolist() == [0, 6]
+
+
+def test_each_picture_stands_in_its_place(written):
+    folder, table = written
+    figure = drawn.sheet(read(folder, table), table, "demo", "layer1.0")
+    assert overlaps(figure) == [] and cut_off(figure) == []
+    shown = pixels(figure)
+    side = sheets.fitting(SIZE, drawn.SIDE)
+    assert side % SIZE == 0
+    place = sheets.layout(4, 4, side)
+
+    def tile(row, column):
+        x, y = place.corner(row, column)
+        return shown[y : y + side, x : x + side]
+
+    assert (tile(2, 2) == [255, 0, 0]).all() and (tile(2, 3) == [0, 255, 255]).all()
+    assert (tile(3, 2) == [0, 255, 0]).all()
+    for row, column in ((1, 0), (1, 1), (1, 2), (1, 3), (3, 3)):
+        assert (tile(row, column) == 255).all(), "nothing there"
+    with store.open(folder / "receptive_fields" / "layer1.0.h5") as fields:
+        patch, gradient = fields["patch"][0, 0], fields["mean_gradient"][0]
+    inside = ~read(folder, table).blank[0]
+    assert np.array_equal(tile(0, 0)[:: side // SIZE, :: side // SIZE][inside], patch[inside])
+    expected = (style.signed_rgb(gradient) * 255).round()
+    assert np.array_equal(tile(0, 1)[:: side // SIZE, :: side // SIZE], expected)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"gain 1.50", "gain 0.97", "silent", "r 0.50", "r −0.25"} <= set(texts)
+    weak = next(text for text in figure.axes[0].texts if text.get_text() == "gain 0.97")
+    assert weak.get_color() == style.VERMILLION
+    assert "4 of 8 channels (4 measured)" in texts[1]
+
+
+def test_without_receptive_fields_there_are_the_stimuli_alone(written):
+    folder, table = written
+    found = read(folder, table, with_fields=False)
+    figure = drawn.sheet(found, table, "demo", "layer1.0")
+    shown, side = pixels(figure), sheets.fitting(SIZE, drawn.SIDE)
+    x, y = sheets.layout(4, 2, side).corner(2, 0)
+    assert (shown[y : y + side, x : x + side] == [255, 0, 0]).all()
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert not any("top" in text for text in texts)
+
+
+@pytest.mark.parametrize("with_fields", [True, False])
+def test_the_script_draws_every_layer(written, tmp_path, monkeypatch, with_fields):
+    monkeypatch.chdir(tmp_path)
+    folder, _ = written
+    given = {
+        "channels": str(folder / "channels.csv"),
+        "activations": str(folder / "activations.h5"),
+        "stimuli": [str(folder / "preferred_stimulus" / "layer1.0.h5")],
+        "fields": [str(folder / "receptive_fields" / "layer1.0.h5")] if with_fields else [],
+    }
+
+    class Input(SimpleNamespace):
+        def get(self, name, default):
+            return getattr(self, name, default)
+
+    output = tmp_path / "figures" / "preferred_stimulus_layer1.0.png"
+    snakemake = SimpleNamespace(
+        input=Input(**given),
+        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
+        params=SimpleNamespace(
+            run="demo", layers=["layer1.0"], channels=32, source="top_per_image"
+        ),
+        log=[str(tmp_path / "log.txt")],
+        rule="figures_preferred_stimulus",
+        threads=1,
+    )
+    script = ROOT / "scripts" / "figures_preferred_stimulus.py"
+    runpy.run_path(str(script), {"snakemake": snakemake})
+    with Image.open(output) as image:
+        columns = 4 if with_fields else 2
+        place = sheets.layout(4, columns, sheets.fitting(SIZE, drawn.SIDE))
+        assert image.size == (place.width, place.height)
+    page = pdf.read(output.with_suffix(".pdf"))
+    assert pdf.outlined(page) and "demo · layer1.0" in page.text

@@ -1,0 +1,296 @@
+"""Scenes: the same by any route, balanced, coloured like photographs, and labelled truly."""
+
+import csv
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage, stats
+
+from rfatlas.errors import RfatlasError
+from rfatlas.images import scenes
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return scenes.draw(240, SIZE, seed=7)
+
+
+def test_a_scene_does_not_depend_on_its_range_or_the_processes():
+    images, labels = scenes.draw(70, 32, seed=3)
+    pieces = [scenes.draw(1, 32, 3, start=0), scenes.draw(40, 32, 3, start=1)]
+    pieces.append(scenes.draw(29, 32, 3, start=41))
+    np.testing.assert_array_equal(images, np.concatenate([piece[0] for piece in pieces]))
+    np.testing.assert_array_equal(labels, np.concatenate([piece[1] for piece in pieces]))
+    # 70 scenes are more than one chunk, so that two processes do share them.
+    shared = scenes.draw(70, 32, seed=3, processes=2)
+    np.testing.assert_array_equal(images, shared[0])
+    np.testing.assert_array_equal(labels, shared[1])
+
+
+def test_another_seed_gives_other_scenes():
+    first, second = scenes.draw(24, 32, seed=1), scenes.draw(24, 32, seed=2)
+    assert not (first[0] == second[0]).all(axis=(1, 2, 3)).any()
+    assert (first[1] != second[1]).any()
+
+
+def test_labels_are_balanced_and_shuffled(drawn):
+    _, labels = drawn
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(np.bincount(labels), np.full(24, 10))
+    blocks = labels.reshape(10, 24)
+    assert len({tuple(block) for block in blocks}) == 10
+    assert len(scenes.CLASS_NAMES) == len(set(scenes.CLASS_NAMES)) == 24
+
+
+def test_images_fill_the_code_range(drawn):
+    images, _ = drawn
+    assert images.shape == (240, SIZE, SIZE, 3) and images.dtype == np.uint8
+    low, high = np.quantile(images, [0.01, 0.99])
+    assert 0 < low < 50 and high > 230
+    # Little of the picture is lost to overexposure.
+    assert (images == 255).mean() < 0.05
+    assert images.std(axis=(1, 2, 3)).min() > 5
+
+
+def colour_statistics(images):
+    """Correlation of R and G, share of the first principal axis, luminance over chromatic variance,
+    slope of the power spectrum: of images f64 (N, H, H, 3) in 0..1."""
+    pixels = images.reshape(-1, 3)
+    correlation = np.corrcoef(pixels.T)[0, 1]
+    axes = np.linalg.eigvalsh(np.cov(pixels.T))
+    opponent = pixels @ np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]).T / np.sqrt([3, 2, 6])
+    luminance, *chromatic = opponent.var(axis=0)
+    return {
+        "correlation": correlation,
+        "first_axis": axes[-1] / axes.sum(),
+        "ratio": luminance / sum(chromatic),
+        "slope": spectral_slope(images.mean(axis=-1)),
+    }
+
+
+def spectral_slope(pictures):
+    """Exponent of frequency in the mean power spectrum, from 2 cycles a picture to 0.4 a pixel."""
+    size = pictures.shape[1]
+    pictures = pictures - pictures.mean(axis=(1, 2), keepdims=True)
+    window = np.outer(np.hanning(size), np.hanning(size))
+    power = (np.abs(np.fft.fft2(pictures * window)) ** 2).mean(axis=0)
+    axis = np.fft.fftfreq(size)
+    frequency = np.hypot(axis[:, None], axis)
+    band = np.digitize(frequency, np.geomspace(2 / size, 0.4, 9))
+    rings = [band == number for number in range(1, 9)]
+    logarithms = np.log([(frequency[ring].mean(), power[ring].mean()) for ring in rings])
+    return np.polyfit(*logarithms.T, 1)[0]
+
+
+def test_the_measure_of_the_slope_is_right_on_planted_noise():
+    rng = np.random.default_rng(0)
+    axis = np.fft.fftfreq(64)
+    frequency = np.hypot(axis[:, None], axis)
+    frequency[0, 0] = np.inf
+    for exponent in (0, 2, 3):
+        white = np.fft.fft2(rng.standard_normal((100, 64, 64)))
+        noise = np.fft.ifft2(white / frequency ** (exponent / 2)).real
+        assert spectral_slope(noise) == pytest.approx(-exponent, abs=0.2)
+
+
+def test_colours_and_spectrum_are_natural(drawn):
+    found = colour_statistics(drawn[0] / 255)
+    assert found["correlation"] > 0.9
+    assert found["first_axis"] > 0.9
+    assert 8 < found["ratio"] < 18
+    assert -3 < found["slope"] < -2
+
+
+def test_colours_and_spectrum_are_those_of_photographs(drawn, shared_data):
+    folder = shared_data / "photographs"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    photographs = []
+    for path in sorted(folder.glob("*.JPEG"))[:200]:
+        with Image.open(path) as file:
+            photograph = file.convert("RGB")
+        side = min(photograph.size)
+        left, top = (photograph.width - side) // 2, (photograph.height - side) // 2
+        square = photograph.crop((left, top, left + side, top + side))
+        photographs.append(np.asarray(square.resize((SIZE, SIZE), Image.Resampling.BOX)))
+    real = colour_statistics(np.stack(photographs) / 255)
+    ours = colour_statistics(drawn[0] / 255)
+    assert ours["correlation"] == pytest.approx(real["correlation"], abs=0.1)
+    assert ours["first_axis"] == pytest.approx(real["first_axis"], abs=0.06)
+    assert 0.5 < ours["ratio"] / real["ratio"] < 2
+    assert ours["slope"] == pytest.approx(real["slope"], abs=0.4)
+
+
+def test_the_labelled_hue_is_under_the_mask():
+    degrees = np.array([scenes.HUE_DEGREES[hue] for hue in scenes.HUES])
+    right, chroma = [], []
+    for index in range(96):
+        scene = scenes.scene(index, SIZE, seed=11)
+        # Away from the outline, across which the colours of neighbours blur.
+        inside = ndimage.binary_erosion(scene.mask > 0.99, iterations=2)
+        inside &= scene.image.max(axis=-1) < 255
+        if inside.sum() < 20:
+            continue
+        light = scenes.srgb_to_linear(scene.image[inside] / 255) / scene.illuminant
+        reflectance = np.log(np.maximum(light, 1e-4)).mean(axis=0)
+        red_green, yellow_blue = reflectance @ scenes.RED_GREEN, reflectance @ scenes.YELLOW_BLUE
+        hue = np.degrees(np.arctan2(yellow_blue, red_green))
+        away = np.abs((hue - degrees + 180) % 360 - 180)
+        right.append(scenes.HUES[away.argmin()] == scenes.CLASS_NAMES[scene.label].split()[1])
+        chroma.append(np.hypot(red_green, yellow_blue))
+    assert len(right) > 85
+    assert np.mean(right) > 0.97
+    # Visible, not neon: red is at most about 3 times as bright in R as in G.
+    assert 0.35 < np.median(chroma) < 0.75 and np.max(chroma) < 1
+
+
+def test_colour_is_coarser_than_luminance():
+    images = scenes.draw(48, SIZE, seed=13)[0] / 255
+    grey = images.mean(axis=-1)
+    steepness = [spectral_slope(images[..., 0] - grey), spectral_slope(images[..., 2] - grey)]
+    assert max(steepness) < spectral_slope(grey) - 0.5
+
+
+def test_the_object_is_large_and_mostly_visible():
+    cover = np.array([scenes.scene(i, SIZE, seed=12).mask.mean() for i in range(48)])
+    assert cover.min() > 0.005 and 0.05 < np.median(cover) < 0.25
+
+
+@pytest.mark.parametrize(
+    ("shape", "area"),
+    [
+        ("disc", np.pi * 0.9**2),
+        ("square", 4 * 0.75**2),
+        ("triangle", 3 * np.sqrt(3) / 4),
+        # Ten triangles between a spike (1) and a waist (0.45) that stand 36 degrees apart.
+        ("star", 10 * 0.5 * 0.45 * np.sin(np.pi / 5)),
+        ("cross", 2 * (2 * 0.95) * (2 * 0.3) - (2 * 0.3) ** 2),
+        ("ring", np.pi * (0.92**2 - 0.52**2)),
+    ],
+)
+def test_shapes_have_their_area(shape, area):
+    axis = (np.arange(1000) + 0.5) / 1000 * 60 - 30
+    inside = scenes.shape_distance(shape, axis[None, :], axis[:, None], radius=20.0) < 0
+    assert inside.mean() * 60**2 == pytest.approx(area * 20**2, rel=0.005)
+    # Centred: turning the picture does not move the object away.
+    rows, columns = np.nonzero(inside)
+    assert np.abs(axis[[rows, columns]].mean(axis=1)).max() < 0.3
+
+
+def test_shape_distances_are_pixels_at_the_outline():
+    axis = np.linspace(-30, 30, 601)
+    for shape in scenes.SHAPES:
+        distance = scenes.shape_distance(shape, axis[None, :], axis[:, None], radius=20.0)
+        slope = np.hypot(*np.gradient(distance, axis, axis))
+        assert np.median(slope[np.abs(distance) < 0.5]) == pytest.approx(1, abs=0.02)
+
+
+def test_unknown_shape_is_named():
+    with pytest.raises(RfatlasError, match="'blob'.*disc, square"):
+        scenes.shape_distance("blob", np.zeros(1), np.zeros(1), 1.0)
+
+
+def test_radii_follow_the_power_law():
+    radii = scenes._radii(np.random.default_rng(0), 4000, SIZE)
+    low, high = 0.03 * SIZE, 0.6 * SIZE
+
+    def cumulative(radius):
+        return (low**-2 - radius**-2.0) / (low**-2 - high**-2)
+
+    assert stats.kstest(radii, cumulative).pvalue > 0.01
+
+
+def test_gamma_is_srgb():
+    # Values of the standard: mid grey, the knee, both ends.
+    codes = np.array([0, 0.04045, 0.5, 1])
+    linear = np.array([0, 0.0031308, 0.2140411, 1])
+    np.testing.assert_allclose(scenes.srgb_to_linear(codes), linear, atol=1e-6)
+    np.testing.assert_allclose(scenes.linear_to_srgb(linear), codes, atol=1e-5)
+
+
+def test_written_files_are_the_drawn_scenes(tmp_path):
+    folder, table = tmp_path / "images", tmp_path / "labels.csv"
+    counted = []
+
+    def progress(drawn):
+        for item in drawn:
+            counted.append(1)
+            yield item
+
+    scenes.write(folder, table, count=30, size=24, seed=5, progress=progress)
+    images, labels = scenes.draw(30, 24, seed=5)
+    with open(table, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [int(row["label"]) for row in rows] == labels.tolist()
+    assert len(counted) == 30
+    for index, row in enumerate(rows):
+        assert row["class_name"] == scenes.CLASS_NAMES[labels[index]]
+        path = table.parent / row["file"]
+        assert path.parent.name == f"{labels[index]:02d}_{row['class_name'].replace(' ', '_')}"
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), images[index])
+    # Every class has its folder, also where a small data set leaves it empty.
+    assert len(list(folder.iterdir())) == 24
+
+
+def test_drawing_that_was_interrupted_goes_on(tmp_path):
+    """Wherever it dies, no scene is drawn twice, and what is there in the end is the same."""
+    whole, folder = tmp_path / "whole" / "images", tmp_path / "images"
+    scenes.write(whole, tmp_path / "whole" / "labels.csv", 30, 24, 5)
+    seen = []
+
+    def die(at):
+        def progress(drawn):
+            for item in drawn:
+                if len(seen) == at:
+                    raise KeyboardInterrupt
+                seen.append(1)
+                yield item
+
+        return progress
+
+    for at in (0, 7, 29):
+        with pytest.raises(KeyboardInterrupt):
+            scenes.write(folder, tmp_path / "labels.csv", 30, 24, 5, progress=die(at))
+        assert not folder.exists() and not (tmp_path / "labels.csv").exists()
+    scenes.write(folder, tmp_path / "labels.csv", 30, 24, 5, progress=die(None))
+    assert len(seen) == 30
+    assert (tmp_path / "labels.csv").read_bytes() == whole.with_name("labels.csv").read_bytes()
+    drawn = sorted(path.relative_to(whole) for path in whole.rglob("*.png"))
+    assert drawn == sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+    assert all((whole / name).read_bytes() == (folder / name).read_bytes() for name in drawn)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels.csv", "whole"]
+
+
+def test_a_killed_worker_is_an_error_and_not_a_wait_for_ever(tmp_path, monkeypatch):
+    plain, parent = scenes.scene, os.getpid()
+
+    def deadly(index, *rest):
+        if index == 20 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(index, *rest)
+
+    monkeypatch.setattr(scenes, "scene", deadly)
+    monkeypatch.setattr(scenes, "_CHUNK", 8)
+    with pytest.raises(RfatlasError, match="scenes: a worker process died"):
+        scenes.write(tmp_path / "images", tmp_path / "labels.csv", 60, 24, 5, processes=2)
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count is 0"),
+        ({"count": 1, "size": 8}, r"size is 8.*16\.\.512"),
+        ({"count": 1, "size": 1000}, "size is 1000"),
+        ({"count": 1, "seed": -1}, "seed is -1"),
+        ({"count": 1, "start": -2}, "start is -2"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(RfatlasError, match=message):
+        scenes.draw(**arguments)

@@ -1,0 +1,401 @@
+"""Stage channels: its formulas against loops and closed forms, and what the join refuses."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import Layer, Run
+
+from rfatlas.errors import RfatlasError
+from rfatlas.files import store
+from rfatlas.tables import channels
+
+ROOT = Path(__file__).resolve().parents[2]
+NORM, VARIANCE, OSI = 0.1, 0.001, 0.5
+
+
+def layer_tables(folder: Path) -> list[Path]:
+    return sorted((folder / "receptive_fields").glob("*.csv"))
+
+
+def build(run: Run, folder: Path, tables=None, layers=None, first=None) -> pd.DataFrame:
+    return channels.build(
+        folder / "activations.h5",
+        folder / "model.json",
+        folder / "images.h5",
+        layers or [layer.name for layer in run.layers],
+        layer_tables(folder) if tables is None else tables,
+        NORM,
+        VARIANCE,
+        OSI,
+        first,
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> tuple[Run, Path]:
+    run = Run()
+    run.value["layer1.0"][:, 2] = 0
+    run.value["layer1.0"][4:, 5] = 0
+    return run, run.write(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def table(written) -> pd.DataFrame:
+    return build(*written)
+
+
+# ---- the stage's own columns
+
+
+def test_rows_stand_in_network_order(written, table):
+    run, _ = written
+    expected = [(layer.name, index) for layer in run.layers for index in range(layer.channels)]
+    assert list(zip(table["layer"], table["channel"], strict=True)) == expected
+    assert table["depth"].tolist() == [
+        depth for depth, layer in enumerate(run.layers) for _ in range(layer.channels)
+    ]
+    assert tuple(table.columns[: len(channels.COLUMNS)]) == channels.COLUMNS
+
+
+def test_only_the_analysed_layers_appear(written):
+    run, folder = written
+    only = build(run, folder, tables=[], layers=["layer2.0", "conv1"])
+    assert only["layer"].unique().tolist() == ["conv1", "layer2.0"]
+    assert only["depth"].unique().tolist() == [0, 1]
+
+
+def test_class_selectivity_is_the_loop_over_classes(written, table):
+    run, _ = written
+    for layer in run.layers[1:]:
+        rows = table[table["layer"] == layer.name].reset_index()
+        for channel in range(layer.channels):
+            value = run.value[layer.name][:, channel].astype(float)
+            means = [value[run.labels == label].mean() for label in range(run.classes)]
+            best = int(np.argmax(means))
+            rest = np.mean([mean for label, mean in enumerate(means) if label != best])
+            found = rows.loc[channel]
+            if means[best] == 0:
+                assert np.isnan(found["class_selectivity"])
+                assert found["preferred_class"] == "" and pd.isna(found["preferred_label"])
+                continue
+            expected = (means[best] - rest) / (means[best] + rest)
+            assert found["class_selectivity"] == pytest.approx(expected, rel=1e-12)
+            assert found["preferred_label"] == best
+            assert found["preferred_class"] == f"class {best}"
+    # Without a ReLU the index has no meaning; the class that drives a channel most still has.
+    signed = table[~table["rectified"]]
+    assert signed["class_selectivity"].isna().all() and signed["preferred_label"].notna().all()
+
+
+def test_class_selectivity_in_closed_form():
+    # One class only: 1. All alike: 0. Three times the rest: (3 - 1) / (3 + 1) = 1/2.
+    means = np.array([[2.0, 5, 3, -1], [0, 5, 1, 4], [0, 5, 1, 4]])
+    index, preferred = channels.class_selectivity(means, np.array([1, 1, 1]))
+    np.testing.assert_allclose(index[:3], [1, 0, 0.5])
+    assert np.isnan(index[3])
+    assert preferred.tolist() == [0, -1, 0, 1]
+
+
+def test_classes_without_images_are_ignored():
+    means = np.array([[np.nan], [1.0], [np.nan], [3.0]])
+    index, preferred = channels.class_selectivity(means, np.array([0, 4, 0, 2]))
+    assert index == pytest.approx([0.5]) and preferred.tolist() == [3]
+    index, preferred = channels.class_selectivity(means, np.array([0, 4, 0, 0]))
+    assert np.isnan(index).all() and preferred.tolist() == [-1]
+    index, preferred = channels.class_selectivity(means, np.zeros(4, int))
+    assert np.isnan(index).all() and preferred.tolist() == [-1]
+
+
+def test_n_top_classes_is_the_brute_count(written, table):
+    run, _ = written
+    for layer in run.layers:
+        _, image, _ = run.top(layer)
+        rows = table[table["layer"] == layer.name]
+        for channel, row in enumerate(image):
+            used = [index for index in row if index >= 0]
+            assert rows["n_top"].iloc[channel] == len(used)
+            assert rows["n_top_classes"].iloc[channel] == len({run.labels[i] for i in used})
+    assert table.loc[table["layer"] == "layer1.0", "n_top"].tolist()[2] == 0
+    assert table.loc[table["layer"] == "layer1.0", "n_top"].tolist()[5] <= 4
+
+
+def test_n_top_classes_stops_at_a_hundred_and_skips_unknown_labels():
+    labels = np.arange(150)
+    labels[[3, 4]] = -1
+    image = np.arange(150)[None]
+    total, distinct = channels.top_classes(image, labels)
+    assert total.tolist() == [150] and distinct.tolist() == [98]
+
+
+def test_without_labels_the_class_columns_are_empty(tmp_path):
+    run = Run(images=12)
+    run.labels[:] = -1
+    table = build(run, run.write(tmp_path))
+    for column in ("class_selectivity", "preferred_label", "n_top_classes"):
+        assert table[column].isna().all(), column
+    assert (table["preferred_class"] == "").all()
+    assert (table["n_top"] > 0).all()
+
+
+def test_planted_inactive_channels_are_found_and_no_others(tmp_path):
+    run = Run()
+    run.filter_norm["layer1.0"][:] = 1
+    run.filter_norm["layer1.0"][[1, 3]] = 0.099, 0.101
+    run.value["layer1.0"][:, 4] *= 1e-3
+    run.filter_norm["layer1.0"][6] = 0.01
+    run.value["layer1.0"][:, 6] = 0
+    table = build(run, run.write(tmp_path))
+    reasons = table.loc[table["layer"] == "layer1.0", "inactive_reason"].tolist()
+    expected = ["", "filter_norm", "", "", "variance", "", "filter_norm+variance", ""]
+    assert reasons == expected
+    assert (table["inactive"] == (table["inactive_reason"] != "")).all()
+    assert table["inactive"].sum() == 3
+
+
+def test_inactive_where_the_rule_is_degenerate():
+    # A silent channel stays inactive when most of the layer is silent and the median variance 0.
+    reasons = channels.inactive(np.ones(3), np.array([0.0, 0.0, 1.0]), NORM, VARIANCE)
+    assert reasons.tolist() == ["variance", "variance", ""]
+    # Layers without filters have no norm: only the variance counts.
+    reasons = channels.inactive(np.full(3, np.nan), np.array([1, 1, 1e-4]), NORM, VARIANCE)
+    assert reasons.tolist() == ["", "", "variance"]
+
+
+def test_geometry_statistics_and_unbounded_fields(tmp_path):
+    run = Run(layers=[Layer("conv1", 3, 4, 7, 2, 0.5), Layer("avgpool", 3, 1, None, None, None)])
+    for layer in run.layers:
+        layer.stride, layer.start = layer.stride or 1, layer.start or 16
+    table = build(run, run.write(tmp_path))
+    assert table["rf_size"].isna().tolist() == [False] * 3 + [True] * 3
+    assert table["rf_size"].iloc[0] == 7 and table["rf_stride"].iloc[0] == 2
+    for layer in run.layers:
+        value, rows = run.value[layer.name].astype(float), table[table["layer"] == layer.name]
+        np.testing.assert_allclose(rows["activation_mean"], value.mean((0, 2, 3)))
+        np.testing.assert_allclose(rows["activation_var"], value.var((0, 2, 3)))
+        np.testing.assert_allclose(rows["activation_max"], value.max((0, 2, 3)))
+        np.testing.assert_allclose(rows["fraction_active"], (value > 0).mean((0, 2, 3)))
+        np.testing.assert_allclose(rows["filter_norm"], run.filter_norm[layer.name])
+
+
+# ---- the join
+
+
+def test_columns_of_any_stage_join_by_key_not_by_order(written):
+    run, folder = written
+    other = folder / "gratings"
+    other.mkdir(exist_ok=True)
+    paths = []
+    for layer in run.layers:
+        order = np.random.default_rng(1).permutation(layer.channels)
+        rows = pd.DataFrame({"osi": order / 10, "channel": order, "layer": layer.name})
+        paths.append(other / f"{layer.name}.csv")
+        rows.to_csv(paths[-1], index=False)
+    table = build(run, folder, tables=layer_tables(folder) + paths)
+    np.testing.assert_allclose(table["osi"], table["channel"] / 10)
+    assert list(table.columns[-2:]) == ["erf_r2", "osi"]
+    np.testing.assert_allclose(table["split_half"].dropna().iloc[0], 0.9)
+
+
+def test_without_other_stages_the_table_is_its_own_columns(written):
+    run, folder = written
+    assert tuple(build(run, folder, tables=[]).columns) == channels.COLUMNS
+
+
+def test_a_stage_may_look_at_the_first_channels_only(written, tmp_path):
+    run, folder = written
+    tables = []
+    for path in layer_tables(folder):
+        rows = pd.read_csv(path)
+        tables.append(tmp_path / "receptive_fields" / path.name)
+        tables[-1].parent.mkdir(exist_ok=True)
+        rows[rows["channel"] < 4].to_csv(tables[-1], index=False)
+    table = build(run, folder, tables=tables, first={"receptive_fields": 4})
+    assert table.loc[table["channel"] >= 4, "n_units"].isna().all()
+    assert table.loc[table["channel"] < 4, "n_units"].notna().all()
+    with pytest.raises(RfatlasError, match="no row for layer 'conv1' channel 4"):
+        build(run, folder, tables=tables)
+
+
+def test_a_stage_may_look_at_some_layers_only(written, tmp_path):
+    run, folder = written
+    path = tmp_path / "ablation" / "conv1.csv"
+    path.parent.mkdir()
+    rows = pd.DataFrame({"layer": "conv1", "channel": range(run.layers[0].channels), "zero_p": 0.5})
+    rows.to_csv(path, index=False)
+    table = build(run, folder, tables=[path])
+    assert table.loc[table["layer"] == "conv1", "zero_p"].eq(0.5).all()
+    assert table.loc[table["layer"] != "conv1", "zero_p"].isna().all()
+
+
+BREAK = {
+    "missing channel": (lambda t: t.drop(3), r"no row for layer 'conv1' channel 3"),
+    "unknown channel": (
+        lambda t: pd.concat([t, t.tail(1).assign(channel=99)]),
+        r"layer 'conv1' channel 99, which is not analysed",
+    ),
+    "repeated row": (lambda t: pd.concat([t, t.iloc[[2]]]), r"layer 'conv1' channel 2 .* twice"),
+    "wrong layer": (lambda t: t.assign(layer="conv2"), r"holds layer 'conv2'.* says 'conv1'"),
+    "taken column": (lambda t: t.assign(filter_norm=1), r"'filter_norm' is already in the table"),
+    "no key": (lambda t: t.drop(columns="channel"), r"no column 'channel'"),
+    "other columns": (lambda t: t.drop(columns="erf_r2"), r"other columns than .*: erf_r2"),
+}
+
+
+@pytest.mark.parametrize("fault", BREAK)
+def test_a_table_that_does_not_fit_is_refused_by_name(written, tmp_path, fault):
+    run, folder = written
+    change, message = BREAK[fault]
+    tables = []
+    for path in layer_tables(folder):
+        rows = pd.read_csv(path)
+        tables.append(tmp_path / "receptive_fields" / path.name)
+        tables[-1].parent.mkdir(exist_ok=True)
+        everywhere = fault == "taken column"
+        changed = change(rows) if everywhere or path.stem == "conv1" else rows
+        changed.to_csv(tables[-1], index=False)
+    with pytest.raises(RfatlasError, match=message):
+        build(run, folder, tables=tables)
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "conv1.csv"
+    path.write_text("layer,channel,osi,osi\nconv1,0,1,2\n")
+    with pytest.raises(RfatlasError, match=r"conv1\.csv: column 'osi' stands twice"):
+        channels.read_table(path)
+
+
+@pytest.mark.parametrize("text", [None, "", "\x00\x01\n"])
+def test_an_unreadable_table_is_refused(tmp_path, text):
+    path = tmp_path / "conv1.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RfatlasError, match=r"conv1\.csv"):
+        channels.read_table(path)
+
+
+def test_a_layer_that_is_not_there_is_refused(written):
+    run, folder = written
+    with pytest.raises(RfatlasError, match=r"model\.json: no layer 'layer9'"):
+        build(run, folder, layers=["layer9"])
+
+
+def test_other_channels_than_the_model_has_are_refused(written, tmp_path):
+    run, folder = written
+    text = (folder / "model.json").read_text()
+    (tmp_path / "model.json").write_text(text.replace('"channels": 12', '"channels": 13'))
+    with pytest.raises(RfatlasError, match="layer 'conv1' has 12 channels, model.json says 13"):
+        channels.build(
+            folder / "activations.h5",
+            tmp_path / "model.json",
+            folder / "images.h5",
+            ["conv1"],
+            [],
+            NORM,
+            VARIANCE,
+            OSI,
+        )
+
+
+# ---- what compares stages
+
+
+def test_selective_needs_both_the_index_and_the_bandwidth():
+    table = pd.DataFrame({"osi": [0.5, 0.49, 0.9, np.nan], "bandwidth_deg": [20, 20, np.nan, 20.0]})
+    found = channels.derived(table, 0.5)
+    assert found.columns.tolist() == ["orientation_selective"]
+    assert found["orientation_selective"].tolist() == [True, False, False, pd.NA]
+    assert channels.derived(table, 0.4)["orientation_selective"].tolist()[1]
+
+
+def test_orientations_differ_across_the_end_of_the_circle():
+    table = pd.DataFrame({"gabor_theta_deg": [179.0, 10, np.nan], "orientation_deg": [1.0, 100, 3]})
+    found = channels.derived(table, OSI)
+    assert found.columns.tolist() == ["orientation_gradient_gratings_deg"]
+    np.testing.assert_allclose(found.iloc[:, 0], [2, 90, np.nan])
+    found = channels.derived(table.assign(gabor_kernel_theta_deg=[0.5, 12, 5]), OSI)
+    assert found.columns.tolist() == list(channels.DERIVED[1:])
+    np.testing.assert_allclose(found["orientation_kernel_gradient_deg"], [1.5, 2, np.nan])
+    np.testing.assert_allclose(found["orientation_kernel_gratings_deg"], [0.5, 88, 2])
+
+
+def test_comparisons_stand_last_and_survive_the_file(written, tmp_path):
+    run, folder = written
+    paths = []
+    for layer in run.layers:
+        rows = pd.DataFrame({"layer": layer.name, "channel": np.arange(layer.channels)})
+        rows = rows.assign(osi=rows["channel"] / 10, bandwidth_deg=20.0)
+        rows.loc[2, "osi"] = np.nan
+        paths.append(tmp_path / "gratings" / f"{layer.name}.csv")
+        paths[-1].parent.mkdir(exist_ok=True)
+        rows.to_csv(paths[-1], index=False)
+    table = build(run, folder, tables=layer_tables(folder) + paths)
+    assert table.columns[-1] == "orientation_selective"
+    store.write_table(table, tmp_path / "t.csv")
+    back = channels.read_table(tmp_path / "t.csv").query("layer == 'layer1.0'")
+    selective = back["orientation_selective"].fillna("unknown").tolist()
+    assert selective == [False, False, "unknown", False, False, True, True, True]
+
+
+# ---- the file
+
+
+def test_the_file_comes_back_as_it_was(written, table, tmp_path):
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    store.write_table(table, first)
+    back = channels.read_table(first)
+    assert list(back.columns) == list(table.columns)
+    for column in table.columns:
+        if pd.api.types.is_numeric_dtype(table[column]):
+            left, right = (frame[column].astype("Float64") for frame in (back, table))
+            left, right = (side.to_numpy(float, na_value=np.nan) for side in (left, right))
+            np.testing.assert_allclose(left, right, rtol=1e-8, err_msg=column)
+        else:
+            assert back[column].fillna("").tolist() == table[column].tolist(), column
+    store.write_table(back, second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_names_that_look_like_missing_values_survive(tmp_path):
+    table = pd.DataFrame({"layer": ["NA", "1"], "channel": [0, 0], "preferred_class": ["null", ""]})
+    store.write_table(table, tmp_path / "t.csv")
+    back = channels.read_table(tmp_path / "t.csv")
+    assert back["layer"].tolist() == ["NA", "1"]
+    assert back["preferred_class"].tolist()[0] == "null" and pd.isna(back["preferred_class"][1])
+
+
+def test_numbers_have_nine_digits_and_nan_is_empty(tmp_path):
+    table = pd.DataFrame({"layer": "a", "channel": [0, 1], "x": [np.float64(1) / 3, np.nan]})
+    store.write_table(table, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == "layer,channel,x\na,0,0.333333333\na,1,\n"
+
+
+def test_every_column_is_documented_and_no_other(table):
+    from rfatlas.fields import gabor, receptive_fields, skip_residual, virtual_filters
+    from rfatlas.physiology import color, gratings
+    from rfatlas.stimuli import preferred_stimulus
+
+    text = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    stages = (
+        receptive_fields,
+        virtual_filters,
+        skip_residual,
+        gabor,
+        gratings,
+        color,
+        preferred_stimulus,
+    )
+    joined = [name for stage in stages for name in stage.COLUMNS if name not in channels.KEY]
+    assert documented == [*channels.COLUMNS, *joined, *channels.DERIVED]
+
+
+def test_every_column_of_ablation_is_documented_and_no_other():
+    from rfatlas.ablation import ablation
+
+    text = (ROOT / "docs" / "columns.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`<mode>_[^|]*) \|", text, flags=re.MULTILINE)
+    documented = [name for cell in cells for name in re.findall(r"`<mode>_(\w+)`", cell)]
+    assert sorted(documented) == sorted(ablation.COLUMNS)

@@ -1,0 +1,188 @@
+"""Findings: the three claims, told from invented tables whose answers are known."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rfatlas.files import store
+from rfatlas.statistics import newcombe, wilson
+from rfatlas.tables import findings, orientation
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "workflow" / "findings" / "findings.html"
+
+
+def channels(osi: dict[str, list[float]]) -> pd.DataFrame:
+    """A table of channels with these osi by layer; NaN for one that nothing drives."""
+    rows = [
+        {"layer": layer, "depth": depth, "channel": channel, "osi": value, "bandwidth_deg": 20.0}
+        for depth, (layer, values) in enumerate(osi.items())
+        for channel, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def selective():
+    """30 of 40 selective in conv1 (twin 5 of 40), 10 of 40 in layer1.0 (twin 12 of 40)."""
+    own = channels({"conv1": [0.9] * 30 + [0.1] * 10, "layer1.0": [0.9] * 10 + [0.1] * 30})
+    twin = channels({"conv1": [0.9] * 5 + [0.1] * 35, "layer1.0": [0.9] * 12 + [0.1] * 28})
+    return orientation.selective(own, [0.3, 0.7], 0.5, twin, "random")
+
+
+def counted(layer: str, depth: int, rule: str, name: str, count: int, n: int, twins=None) -> dict:
+    """A row of opponency/counts.csv."""
+    low, high = map(float, wilson(count, n))
+    row = {"layer": layer, "depth": depth, "rule": rule, "class": name, "channels": n}
+    row |= {"responsive": n, "count": count, "fraction": count / n, "lo": low, "hi": high}
+    row |= {"twin": "", "twin_fraction": np.nan, "difference": np.nan}
+    row |= {"difference_lo": np.nan, "difference_hi": np.nan}
+    if twins is not None:
+        low, high = map(float, newcombe(count, n, twins, n))
+        row |= {"twin": "random", "twin_fraction": twins / n, "difference": (count - twins) / n}
+        row |= {"difference_lo": low, "difference_hi": high}
+    return row
+
+
+def opponency_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    counts = [
+        counted(layer, depth, rule, name, count, 50, twins)
+        for layer, depth, twins in (("conv1", 0, 2), ("maxpool", 1, 24), ("all layers", pd.NA, 9))
+        for rule, names in (("cone", ["non_opponent", "double_opponent"]), ("harris", ["double"]))
+        for name, count in zip(names, (25, 20) if rule == "cone" else (18,), strict=True)
+    ]
+    confusion = pd.DataFrame(
+        {
+            "layer": ["conv1", "conv1", "maxpool", "conv1"],
+            "depth": pd.array([0, 0, 1, 0], "Int64"),
+            "rule": ["harris", "harris", "harris", "energy"],
+            "both": [50, 50, 50, 50],
+            "agreement": [0.8, 0.8, 0.5, 0.1],
+            "kappa": [0.6, 0.6, np.nan, 0.1],
+        }
+    )
+    return pd.DataFrame(counts), confusion
+
+
+def inactive_table() -> pd.DataFrame:
+    row = {
+        "layer": "conv1", "channels": "all", "channel": pd.NA, "compared_with": "intact",
+        "delta_top1": -0.03, "delta_top1_lo": -0.05, "delta_top1_hi": -0.01, "p": 0.002,
+        "n_controls": 20, "control_top1": -0.2, "p_more_top1": 0.9, "conclusion": "constant",
+        "sentence": "",
+    }  # fmt: skip
+    rows = [row | {"mode": mode} for mode in ("zero", "mean")]
+    rows[0]["sentence"] = "15 of 64 channels of conv1 are inactive."
+    return pd.DataFrame(rows)
+
+
+def test_rows_are_those_of_the_rule_and_name_their_line(selective, tmp_path):
+    path = tmp_path / "selective.csv"
+    store.write_table(selective, path)
+    claim = findings.orientation(store.read_table(path))
+    assert [row["layer"] for row in claim["rows"]] == ["conv1", "layer1.0"]
+    lines = path.read_text().splitlines()
+    for row in claim["rows"]:
+        fields = dict(zip(lines[0].split(","), lines[row["line"] - 1].split(","), strict=True))
+        assert fields["layer"] == row["layer"] and fields["rule"] == "True"
+        assert float(fields["fraction"]) == pytest.approx(row["fraction"])
+        assert row["table"] == "orientation/selective.csv"
+
+
+def test_a_fraction_is_above_the_twins_only_if_the_interval_says_so(selective):
+    claim = findings.orientation(selective)
+    assert [row["versus_twin"] for row in claim["rows"]] == ["above", "not told apart"]
+    low, high = wilson(30, 40)
+    assert claim["sentence"] == (
+        "In conv1, 30 of 40 responsive channels are orientation-selective (75 %, 95 % interval "
+        f"{100 * low:.0f} % to {100 * high:.0f} %; OSI of at least 0.5 and a defined bandwidth), "
+        "against 12 % with random weights. Over 2 layers the fraction is higher than the twin's in "
+        "conv1."
+    )
+
+
+def test_below_the_twin_and_without_one():
+    low = channels({"conv1": [0.1] * 40, "layer1.0": [0.9] * 40})
+    high = channels({"conv1": [0.9] * 40, "layer1.0": [0.9] * 40})
+    claim = findings.orientation(orientation.selective(low, [], 0.5, high, "random"))
+    assert claim["rows"][0]["versus_twin"] == "below"
+    assert claim["sentence"].endswith("lower than the twin's in conv1.")
+    alone = findings.orientation(orientation.selective(low, [], 0.5))
+    assert {row["versus_twin"] for row in alone["rows"]} == {"unknown"}
+    assert alone["sentence"].endswith("there is no random twin to compare with.")
+
+
+def test_a_layer_that_nothing_drives():
+    claim = findings.orientation(orientation.selective(channels({"conv1": [np.nan] * 4}), [], 0.5))
+    assert claim["sentence"].startswith("In conv1 no channel responds")
+    assert claim["rows"][0]["fraction"] is None
+
+
+def test_opponency_takes_both_rules_layer_by_layer():
+    claim = findings.opponency(*opponency_tables())
+    found = [(row["layer"], row["rule"], row["count"]) for row in claim["rows"]]
+    assert found == [
+        ("conv1", "cone", 20),
+        ("conv1", "harris", 18),
+        ("maxpool", "cone", 20),
+        ("maxpool", "harris", 18),
+    ]
+    assert [(row["layer"], row["agreement"]) for row in claim["agreement"]] == [
+        ("conv1", 0.8),
+        ("maxpool", 0.5),
+    ]
+    assert "20 of 50 responsive channels are double-opponent (40 %" in claim["sentence"]
+    assert "higher than the twin's in conv1." in claim["sentence"]
+    assert claim["sentence"].endswith(
+        "By Harris' rule 18 of 50 are in conv1; the two rules agree on 80 % of its channels."
+    )
+
+
+def test_inactive_channels_are_told_as_the_table_tells_them():
+    claim = findings.inactive(inactive_table())
+    assert claim["sentence"] == "15 of 64 channels of conv1 are inactive."
+    assert claim["conclusion"] == {"conv1": "constant"}
+    assert [row["mode"] for row in claim["rows"]] == ["zero", "mean"]
+
+
+def test_a_stage_that_is_off_is_said_not_hidden():
+    found = findings.collect("demo", {}, dict.fromkeys(findings.TABLES))
+    assert [claim["sentence"] for claim in found["claims"]] == ["", "", ""]
+    assert "orientation/selective.csv: the stage gratings" in found["claims"][0]["missing"]
+    page = findings.page(found, TEMPLATE)
+    assert page.count("Not answered:") == 3
+
+
+def test_json_has_no_nan_and_keeps_every_number(selective):
+    counts, confusion = opponency_tables()
+    tables = {"selective": selective, "counts": counts, "confusion": confusion}
+    found = findings.collect("demo", {"network": "n"}, tables | {"inactive": inactive_table()})
+    again = json.loads(json.dumps(found, allow_nan=False))
+    assert again == found
+    assert again["claims"][1]["agreement"][1]["kappa"] is None
+    assert again["claims"][0]["rows"][0]["difference"] == pytest.approx(25 / 40)
+
+
+def test_the_page_links_each_row_and_escapes_names(selective):
+    selective = selective.replace({"layer": {"conv1": "<script>alert(1)</script>"}})
+    counts, confusion = opponency_tables()
+    tables = {"selective": selective, "counts": counts, "confusion": confusion}
+    tables["inactive"] = inactive_table()
+    found = findings.collect("<b>run</b>", {"network": "a&b"}, tables)
+    page = findings.page(found, TEMPLATE)
+    assert "<script" not in page and "<b>" not in page and "a&amp;b" in page
+    rows = sum(len(claim["rows"]) + len(claim.get("agreement", [])) for claim in found["claims"])
+    targets = re.findall(r'href="#([^"]+:[0-9]+)"', page)
+    assert len(set(targets)) == rows
+    assert all(page.count(f'<tr id="{target}">') == 1 for target in targets)
+    cells = re.findall(r"<td>(.*?)</td>", page.split('<section id="tables">')[0], re.DOTALL)
+    assert not [cell for cell in cells if re.match(r"[+−]?\d", cell)], "each number is a link"
+    line = found["claims"][0]["rows"][0]["line"]
+    assert f'href="#orientation/selective.csv:{line}"' in page
+    assert page.count(f'id="orientation/selective.csv:{line}"') == 1
+    assert '<a href="orientation/selective.csv">' in page
+    assert "−3.0" in page and "nan" not in page.lower().replace("findings", "")
