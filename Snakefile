@@ -49,156 +49,25 @@ include: "workflow/rules/figures_compare.smk"
 include: "workflow/rules/atlas.smk"
 
 
-# The stages by name; plain `snakemake` makes what the config switches on.
+# Plain `snakemake` makes what the config switches on.
 rule all:
     default_target: True
     input:
-        packed_images(),
-        expand("results/{run}/{file}", run=run_names(), file=["model.json", "activations.h5"]),
-        expand("results/{run}/channels.csv", run=run_names()),
-        layer_files("receptive_fields") if stage_on("receptive_fields") else [],
-        virtual_files() if stage_on("virtual_filters") else [],
-        layer_files("skip_residual") if stage_on("skip_residual") else [],
-        layer_files("gabor") if stage_on("gabor") else [],
-        layer_files("gratings") if stage_on("gratings") else [],
-        layer_files("color") if stage_on("color") else [],
-        layer_files("preferred_stimulus") if stage_on("preferred_stimulus") else [],
-        ablation_files(),
-        orientation_files() if stage_on("orientation") else [],
-        opponency_files() if stage_on("opponency") else [],
-        compare_files(),
-        ablation_group_files(),
-        finding_files() if stage_on("findings") else [],
-        figure_files() if stage_on("figures") else [],
-        atlas_files() if stage_on("atlas") else [],
+        [stage_files(name) for name in stages.BY_NAME if name != "train_demo" and stage_on(name)],
     localrule: True
 
 
-rule scenes:
-    input:
-        expand("results/scenes/{dataset}/labels.csv", dataset=drawn_datasets()),
-    localrule: True
+# A target for every stage. Those of one layer at a time are rules with wildcards, which Snakemake
+# takes for no target: `snakemake all_gabor` makes them for all layers of all runs. In a loop, as the
+# register of stages says all about them.
+for stage in stages.STAGES:
 
-
-rule train_demo:
-    input:
-        "results/train_demo/resnet_demo.safetensors",
-        "results/train_demo/plainnet_demo.safetensors",
-    localrule: True
-
-
-rule images:
-    input:
-        packed_images(),
-    localrule: True
-
-
-rule model:
-    input:
-        expand("results/{run}/model.json", run=run_names()),
-    localrule: True
-
-
-rule activations:
-    input:
-        expand("results/{run}/activations.h5", run=run_names()),
-    localrule: True
-
-
-rule receptive_fields:
-    input:
-        layer_files("receptive_fields"),
-    localrule: True
-
-
-rule virtual_filters:
-    input:
-        virtual_files(),
-    localrule: True
-
-
-rule skip_residual:
-    input:
-        layer_files("skip_residual"),
-    localrule: True
-
-
-rule gabor:
-    input:
-        layer_files("gabor"),
-    localrule: True
-
-
-rule gratings:
-    input:
-        layer_files("gratings"),
-    localrule: True
-
-
-rule color:
-    input:
-        layer_files("color"),
-    localrule: True
-
-
-rule preferred_stimulus:
-    input:
-        layer_files("preferred_stimulus"),
-    localrule: True
-
-
-rule ablation:
-    input:
-        ablation_files(),
-    localrule: True
-
-
-rule channels:
-    input:
-        expand("results/{run}/channels.csv", run=run_names()),
-    localrule: True
-
-
-rule orientation:
-    input:
-        orientation_files(),
-    localrule: True
-
-
-rule compare:
-    input:
-        compare_files(),
-    localrule: True
-
-
-rule opponency:
-    input:
-        opponency_files() if stage_on("opponency") else [],
-    localrule: True
-
-
-rule ablation_groups:
-    input:
-        ablation_group_files(),
-    localrule: True
-
-
-rule findings:
-    input:
-        finding_files(),
-    localrule: True
-
-
-rule figures:
-    input:
-        figure_files(),
-    localrule: True
-
-
-rule atlas:
-    input:
-        atlas_files(),
-    localrule: True
+    rule:
+        name:
+            stages.target(stage.name)
+        input:
+            stage_files(stage.name),
+        localrule: True
 
 
 onstart:

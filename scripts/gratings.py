@@ -1,8 +1,7 @@
-"""Measure the tuning to gratings of a group of layers of one run."""
-
-from pathlib import Path
+"""Measure the tuning of one layer of a run to gratings."""
 
 from rfatlas.files import jobs, store
+from rfatlas.files.task import task
 from rfatlas.network import devices, model
 from rfatlas.physiology import gratings
 from rfatlas.physiology.probe import Probe
@@ -13,23 +12,9 @@ with (
     store.open(snakemake.input.images, "images") as packed,
 ):
     network = model.load(snakemake.input.weights, device)
+    layer = snakemake.wildcards.layer
+    work = task(snakemake, "gratings", ("images",), network.weights_sha256, str(device))
+    probe = Probe(network, layer, work.memory_mb)
     mean_image = gratings.mean_image(store.array(packed["images"]))
-    settings = dict(snakemake.params.settings)
-    created_from = {"images": store.identity(snakemake.input.images)}
-    attrs = store.provenance(
-        "gratings", settings, network.weights_sha256, created_from, str(device)
-    )
-    for layer, output in zip(snakemake.params.layers, snakemake.output.responses, strict=True):
-        probe = Probe(network, layer, jobs.memory_mb(snakemake))
-        gratings.measure(
-            probe,
-            layer,
-            mean_image,
-            settings,
-            Path(output),
-            {key: str(value) for key, value in attrs.items()},
-            attrs,
-        )
-        log.info("%s: %d channels, crop of %d pixels", layer, probe.channels, probe.crop)
-    for output in snakemake.output.responses:
-        store.publish(output)
+    gratings.measure(probe, layer, mean_image, dict(snakemake.params.settings), work)
+    log.info("%s: %d channels, crop of %d pixels", layer, probe.channels, probe.crop)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+# The library lies two folders above this file, also where this workflow is a module of another.
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
 
+from rfatlas import stages
 from rfatlas.plan import config as rfatlas_config
 from rfatlas.files import running, startup, versions
 from rfatlas.plan import estimates, preflight
@@ -164,27 +167,36 @@ def drawn_datasets():
     return [name for name in used if dataset_config(name)["source"] == "scenes"]
 
 
-def layer_files(stage):
-    """What a stage that works on layers makes of all runs, one file per layer; also of a stage that
-    is switched off, which can still be asked for by its name."""
-    return [
-        f"results/{run}/{stage}/{layer}.h5"
-        for run in run_names()
-        if stage not in settings["runs"][run]["without"]
-        for layer in run_layers(run)
-    ]
+def stage_files(name):
+    """What a stage makes, also of one that is switched off, which can be asked for by its name."""
+    stage = stages.BY_NAME[name]
+    if name == "images":
+        return packed_images()
+    if name == "figures":
+        return figure_files()
+    runs = [run for run in stage_runs(name) if name not in settings["runs"][run]["without"]]
+    found = []
+    for file in stage.files:
+        if "{layer}" in file:
+            found += [
+                file.format(run=run, layer=layer) for run in runs for layer in stage_layers(run, name)
+            ]
+        else:
+            found += expand(
+                file,
+                allow_missing=False,
+                run=runs,
+                dataset=drawn_datasets(),
+                group=compare_groups(),
+            )
+    return sorted(set(found))
 
 
-def virtual_files():
-    """The virtual filters of all runs."""
-    runs = [run for run in run_names() if "virtual_filters" not in settings["runs"][run]["without"]]
-    return expand("results/{run}/virtual_filters.h5", run=runs)
-
-
-def orientation_files():
-    """What orientation and frequency are like over the layers of all runs, a folder per run."""
-    names = ["agreement", "selective", "v1", "v1_medians", "frequency"]
-    return expand("results/{run}/orientation/{name}.csv", run=runs_with("orientation"), name=names)
+def stage_runs(name):
+    """The runs that a stage can work on."""
+    if name in ("ablation", "ablation_groups"):
+        return ablation_runs()
+    return runs_with(name) if name in ("orientation", "opponency", "findings") else run_names()
 
 
 def orientation_figures(run):
@@ -239,24 +251,11 @@ def ablation_modes(run):
     return [mode for mode in modes if every or mode in settings["ablation"]["modes"]]
 
 
-def ablation_files():
-    """What is known of every channel taken out, one file per run and layer."""
-    return [
-        f"results/{run}/ablation/{layer}.h5"
-        for run in ablation_runs()
-        for layer in ablation_layers(run)
-    ]
-
-
 def stage_layers(run, stage):
     """The layers of a run that a stage has a table of."""
+    if stage == "ablation_groups":
+        return ablation_group_layers(run)
     return ablation_layers(run) if stage == "ablation" else run_layers(run)
-
-
-def opponency_files():
-    """What is counted of colour opponency over the layers of all runs, a folder per run."""
-    names = ["confusion", "stability", "counts", "macaque", "orientation"]
-    return expand("results/{run}/opponency/{name}.csv", run=runs_with("opponency"), name=names)
 
 
 def opponency_lines():
@@ -281,24 +280,12 @@ def ablation_group_layers(run):
     return [layer for layer in ablation_layers(run) if asked is None or layer in asked]
 
 
-def ablation_group_files():
-    """What is lost without groups of channels, of all runs."""
-    names = ["ablation_groups", "ablation_cumulative", "inactive_first_layer"]
-    return expand("results/{run}/{name}.csv", run=ablation_runs(), name=names)
-
-
 def finding_tables(run, stage, name):
     """The table of a stage that a run's findings rest on; none where the stage is off for it."""
     if not stage_on(stage, run) or (stage == "ablation_groups" and run not in ablation_runs()):
         return []
     folder = "" if stage == "ablation_groups" else f"{stage}/"
     return [f"results/{run}/{folder}{name}.csv"]
-
-
-def finding_files():
-    """The findings of all runs."""
-    files = ["findings.json", "findings.html"]
-    return expand("results/{run}/{file}", run=runs_with("findings"), file=files)
 
 
 def ablation_figures(run):
@@ -354,12 +341,6 @@ def compare_groups():
     return settings["compare"]["groups"]
 
 
-def compare_files():
-    """The tables of all groups of runs."""
-    names = ["runs", "fractions", "quantities", "matched", "matching", "similarity"]
-    return expand("results/compare/{group}/{name}.csv", group=compare_groups(), name=names)
-
-
 def compare_figures():
     """The figures of a group of runs, with their titles."""
     return {
@@ -381,11 +362,6 @@ ATLAS_TOPICS = [
     "preferred_stimulus",
     "ablation",
 ]
-
-
-def atlas_files():
-    """The site of each run, a folder, and the page that leads to them."""
-    return [*expand("results/{run}/atlas", run=runs_with("atlas")), "results/index.html"]
 
 
 def atlas_layers(run):
@@ -442,6 +418,22 @@ def grown(amount):
     if callable(amount):
         return lambda wildcards, attempt: attempt * amount(wildcards)
     return lambda wildcards, attempt: attempt * amount
+
+
+def minutes(stage):
+    """Minutes to grant a job of a stage, for `runtime`."""
+    return lambda wildcards: budget.minutes(stage, wildcards.run)
+
+
+def network_threads(wildcards):
+    """Threads of a job that runs a network: on one that takes less than a fifth of a GFLOP per
+    image more threads wait for each other, so more jobs run side by side instead."""
+    return 1 if description(wildcards.run)["gflops"] < 0.2 else 4
+
+
+def when(condition, file):
+    """An input file that is there only under a condition."""
+    return file if condition else []
 
 
 def gpus():

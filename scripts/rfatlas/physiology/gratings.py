@@ -7,15 +7,15 @@ and the mean of the data set's images.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rfatlas.files import jobs, store
+from rfatlas.files import store
+from rfatlas.files.task import Task
 from rfatlas.physiology import tuning
-from rfatlas.physiology.probe import GREY, Probe, Progress
+from rfatlas.physiology.probe import GREY, Probe
 
 #: A channel is called orientation-selective, in the comparison of blanks, from this `osi` on.
 SELECTIVE_OSI = 0.5
@@ -142,18 +142,18 @@ class Experiment:
         carriers = self._probe.carriers(orientation, frequency, phase)
         return self._probe.respond(self._probe.paint(carriers))
 
-    def grid(self, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    def grid(self, bar: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return the responses (C, orientation, frequency, phase), and the same with the layer's
         last ReLU left out."""
         axes = (self.orientation, self.frequency, self.phase)
         o, f, p = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-        answer = progress.run(
-            "grid", len(o), lambda part: np.stack(self._show(o[part], f[part], p[part]), 1)
+        answer = self._probe.run(
+            lambda part: np.stack(self._show(o[part], f[part], p[part]), 1), len(o), "grid", bar
         )
         answer = answer.reshape(*map(len, axes), 2, -1)
         return tuple(np.ascontiguousarray(np.moveaxis(answer, -1, 0)[..., i]) for i in (0, 1))
 
-    def best(self, tuned: np.ndarray, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    def best(self, tuned: np.ndarray, bar: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return each channel's best grating (C, 2), indices of orientation and frequency, -1 where
         none drives it, and the responses (C, f1_phases) to it, NaN there.
 
@@ -169,7 +169,9 @@ class Experiment:
         grating, phase = (axis.ravel() for axis in np.indices((len(shown), count)))
         o, f = self.orientation[shown[grating, 0]], self.frequency[shown[grating, 1]]
         p = self.f1_phase[phase]
-        answer = progress.run("best", len(o), lambda part: self._show(o[part], f[part], p[part])[0])
+        answer = self._probe.run(
+            lambda part: self._show(o[part], f[part], p[part])[0], len(o), "best", bar
+        )
         found = np.full((len(tuned), count), np.nan, np.float32)
         channel = np.flatnonzero(answers)
         found[channel] = answer.reshape(len(shown), count, len(tuned))[members[channel], :, channel]
@@ -181,36 +183,22 @@ def measure(
     layer: str,
     mean_image: np.ndarray,
     settings: Mapping[str, int],
-    output: Path,
-    fingerprint: Mapping[str, Any],
-    attrs: Mapping[str, Any],
-    bar: Callable[..., Any] = jobs.progress,
+    task: Task,
 ) -> None:
-    """Make `<layer>.h5` of design.md section 4 and its table, ready for `store.publish`.
+    """Write `<layer>.h5` (docs/files.md) and its table.
 
     `mean_image` float (H, H, 3) in 0..1; `settings` the counts `orientations`, `frequencies`,
-    `phases`, `f1_phases`; `bar` makes the progress bars. Killed, the work resumes from
-    `<output>.partial`.
+    `phases`, `f1_phases`.
     """
-    partial = store.Partial(output, {**fingerprint, "batch": probe.batch})
-    if (partial.folder / store.TABLE).exists():
-        return
     experiment = Experiment(probe, settings, mean_image)
-    progress = Progress(partial, probe.batch, bar)
-    response, unrectified = experiment.grid(progress)
+    response, unrectified = experiment.grid(task.bar)
     rounding = tuning.ROUNDING * np.abs(unrectified).max()
     rectified = bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
     smooth = unrectified if rectified else response
     tuned = tuning.mean_above(smooth, experiment.blanks["blank"], rectified)
-    best, best_response = experiment.best(tuned, progress)
-    attrs = {
-        **attrs,
-        "size": probe.size,
-        "stride": probe.stride,
-        "crop": probe.crop,
-        "centre": probe.centre,
-    }
-    with store.create(partial.folder / store.FIELDS, attrs) as file:
+    best, best_response = experiment.best(tuned, task.bar)
+    place = {"size": probe.size, "stride": probe.stride, "crop": probe.crop}
+    with store.create(task.output, {**task.attrs, **place, "centre": probe.centre}) as file:
         file["channel"] = np.arange(probe.channels, dtype=np.int32)
         file["orientation"], file["frequency"] = experiment.orientation, experiment.frequency
         file["phase"], file["f1_phase"] = experiment.phase, experiment.f1_phase
@@ -229,4 +217,4 @@ def measure(
         experiment.frequency,
         probe.stride,
     )
-    store.write_table(rows, partial.folder / store.TABLE)
+    store.write_table(rows, task.table)

@@ -7,12 +7,13 @@ stimulus is a picture of pixel code values in 0..1, before the network's own nor
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from rfatlas.fields import crops
-from rfatlas.files import store
+from rfatlas.files import jobs, store
 from rfatlas.network.model import LoadedModel
 
 #: Code value of the mid grey around which stimuli are modulated, and which surrounds them.
@@ -130,6 +131,23 @@ class Probe:
         empty = np.zeros((0, self.channels), np.float32)
         value, unrectified = (np.concatenate([empty, *answer]) for answer in answers)
         return value, unrectified
+
+    def run(
+        self,
+        show: Callable[[slice], np.ndarray],
+        count: int,
+        name: str = "",
+        bar: Callable[..., Any] = jobs.progress,
+    ) -> np.ndarray:
+        """Return the answers (count, ...) of `show`, which is called for slices of the stimuli."""
+        parts = []
+        with bar(total=count, unit="stimulus", desc=name) as progress:
+            # At least once, so that the shape of an answer is known.
+            for first in range(0, max(count, 1), self.batch):
+                part = slice(first, min(first + self.batch, count))
+                parts.append(show(part))
+                progress.update(part.stop - part.start)
+        return np.concatenate(parts)
 
     # ---- drawing
 

@@ -288,14 +288,18 @@ def _unfitting_groups(
 def _model_key(model: dict[str, Any]) -> str:
     # Which layers are analysed does not change what the model has.
     own = {key: value for key, value in model.items() if key != "layers"}
-    parts: list[Any] = [own, versions.digest("model"), importlib.metadata.version("torch")]
+    parts: list[Any] = [
+        own,
+        versions.digest("rfatlas.network.model"),
+        importlib.metadata.version("torch"),
+    ]
     factory = rfatlas_config.factory_file(model["factory"])
     if factory is not None:
         parts.append(hashlib.sha256(factory.read_bytes()).hexdigest())
     elif model["factory"].startswith("torchvision."):
         parts.append(importlib.metadata.version("torchvision"))
     elif model["factory"].startswith("rfatlas."):
-        parts.append(versions.digest(model["factory"].split(".")[1]))
+        parts.append(versions.digest(model["factory"].rpartition(".")[0]))
     weights = rfatlas_config.local_weights(model["weights"])
     if weights is not None:
         parts.append(_stamp(weights))
@@ -303,7 +307,7 @@ def _model_key(model: dict[str, Any]) -> str:
 
 
 def _images_key(dataset: dict[str, Any]) -> str:
-    parts: list[Any] = [dataset, versions.digest("sources"), versions.digest("preflight")]
+    parts: list[Any] = [dataset, versions.digest("rfatlas.images.sources")]
     for key in ("path", "labels", "class_map", "class_names"):
         if dataset[key] is not None:
             parts.append(_stamp(Path(dataset[key])))

@@ -1,0 +1,362 @@
+"""The register of stages: everything that more than one place needs to know about a stage.
+
+A stage has one entry here, one rule file, one script, one module, one test file and one section of
+the docs, all of the same name. What follows from an entry is derived from it and repeated nowhere:
+the targets, the switches in the config, the order of columns, estimates, versions, the sections of
+the atlas, the tables of stages in the docs.
+
+Nothing here imports torch, numpy or pandas: the Snakefile reads this module while it builds the
+graph of jobs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One analysis.
+
+    Attributes
+    ----------
+    name
+        Name of its rule, script, module, test and docs section.
+    title, meaning
+        Heading in the atlas and the docs; one line on what it finds.
+    scope
+        What one job works on: "dataset", "run", "layer" or "group" (of compared runs).
+    reads
+        The stages whose files its jobs read, without what only `figures` and `atlas` need.
+    files
+        What its target makes, with wildcards; the other files of a job come with these.
+    switch
+        Whether the config has `stages.<name>`, and runs may go `without` it.
+    follows
+        Stages without a switch are on where one of these is (always, if there are none).
+    part_of
+        The stage whose jobs do its work, if it has no jobs of its own.
+    version
+        Raised by hand when the same config gives other numbers than before; None for a cheap stage,
+        which is run again whenever its code changes (see `rfatlas.files.versions`).
+    mem_mb
+        Megabytes that one of its jobs needs at most; 0 where it depends on the network.
+    columns
+        Whether it brings columns to channels.csv.
+    reason
+        The column that says why a channel has no values of this stage.
+    pictures
+        What the atlas shows of it, channel by channel: name of the picture and its label.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    scope: str
+    reads: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    switch: bool = False
+    follows: tuple[str, ...] = ()
+    part_of: str = ""
+    version: int | None = None
+    mem_mb: int = 1000
+    columns: bool = False
+    reason: str = ""
+    pictures: tuple[tuple[str, str], ...] = ()
+
+
+#: In the order of the work, which is also the order of the columns in channels.csv.
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "scenes",
+        "Scenes",
+        "draws the labelled scenes of the demo",
+        "dataset",
+        files=("results/scenes/{dataset}/labels.csv",),
+        version=1,
+    ),
+    Stage(
+        "train_demo",
+        "Training of the demo",
+        "trains the networks that the demo ships",
+        "dataset",
+        files=(
+            "results/train_demo/resnet_demo.safetensors",
+            "results/train_demo/plainnet_demo.safetensors",
+        ),
+        version=1,
+        mem_mb=4000,
+    ),
+    Stage(
+        "images",
+        "Images",
+        "decodes, resizes and packs the photographs",
+        "dataset",
+        reads=("scenes",),
+        files=("results/images/{dataset}_{resize}_{crop}.h5",),
+        version=1,
+        mem_mb=2000,
+    ),
+    Stage(
+        "model",
+        "Model",
+        "loads the network and checks its weights",
+        "run",
+        reads=("images",),
+        files=("results/{run}/model.safetensors",),
+        version=1,
+        mem_mb=3000,
+    ),
+    Stage(
+        "activations",
+        "Activations",
+        "finds the units that each channel likes best, in one pass over all images",
+        "run",
+        reads=("images", "model"),
+        files=("results/{run}/activations.h5",),
+        version=1,
+        mem_mb=0,
+    ),
+    Stage(
+        "receptive_fields",
+        "Receptive fields",
+        "measures what the strongest units look at",
+        "layer",
+        reads=("images", "model", "activations"),
+        files=("results/{run}/receptive_fields/{layer}.h5",),
+        switch=True,
+        version=1,
+        mem_mb=3000,
+        columns=True,
+        pictures=(
+            ("mean_image", "mean image"),
+            ("mean_gradient", "mean gradient"),
+            ("effective", "effective RF"),
+        ),
+    ),
+    Stage(
+        "virtual_filters",
+        "Virtual filters",
+        "composes first-layer kernels along the skip connections",
+        "run",
+        reads=("model", "receptive_fields"),
+        files=("results/{run}/virtual_filters.h5",),
+        switch=True,
+        version=1,
+        mem_mb=3000,
+        columns=True,
+        reason="virtual_reason",
+        pictures=(("virtual_filter", "virtual filter"), ("virtual_linear", "its linear response")),
+    ),
+    Stage(
+        "skip_residual",
+        "Skip and residual",
+        "splits gradients into the parts of skip connection and residual branch",
+        "layer",
+        reads=("images", "model", "activations"),
+        files=("results/{run}/skip_residual/{layer}.h5",),
+        switch=True,
+        version=1,
+        mem_mb=3000,
+        columns=True,
+        reason="skip_reason",
+        pictures=(("skip", "skip part"), ("residual", "residual part")),
+    ),
+    Stage(
+        "gabor",
+        "Gabors",
+        "fits Gabors to fields and kernels",
+        "layer",
+        reads=("model", "receptive_fields", "virtual_filters"),
+        files=("results/{run}/gabor/{layer}.h5",),
+        switch=True,
+        version=1,
+        mem_mb=1500,
+        columns=True,
+        reason="gabor_reason",
+        pictures=(("gabor", "its Gabor"),),
+    ),
+    Stage(
+        "gratings",
+        "Gratings",
+        "measures tuning to orientation, spatial frequency and phase",
+        "layer",
+        reads=("images", "model"),
+        files=("results/{run}/gratings/{layer}.h5",),
+        switch=True,
+        version=1,
+        mem_mb=3000,
+        columns=True,
+        reason="grating_reason",
+    ),
+    Stage(
+        "color",
+        "Colour",
+        "measures tuning to colour, and opponency",
+        "layer",
+        reads=("images", "model", "activations", "receptive_fields", "virtual_filters"),
+        files=("results/{run}/color/{layer}.h5",),
+        switch=True,
+        version=1,
+        mem_mb=3000,
+        columns=True,
+        reason="color_reason",
+        pictures=(("dkl_lum", "L+M"), ("dkl_lm", "L−M"), ("dkl_s", "S−(L+M)")),
+    ),
+    Stage(
+        "preferred_stimulus",
+        "Preferred stimuli",
+        "finds the inputs that drive each channel most and least",
+        "layer",
+        reads=("images", "model", "activations", "receptive_fields"),
+        files=("results/{run}/preferred_stimulus/{layer}.h5",),
+        switch=True,
+        version=1,
+        mem_mb=3000,
+        columns=True,
+        reason="stimulus_reason",
+        pictures=(
+            ("stimulus", "preferred stimulus"),
+            ("off_stimulus", "least preferred stimulus"),
+        ),
+    ),
+    Stage(
+        "ablation",
+        "What the network loses without it",
+        "replaces channels one by one and counts what is lost",
+        "layer",
+        reads=("images", "model", "activations"),
+        files=("results/{run}/ablation/{layer}.h5",),
+        switch=True,
+        version=1,
+        mem_mb=4000,
+        columns=True,
+    ),
+    Stage(
+        "channels",
+        "Channels",
+        "joins all columns into one table, a row per channel",
+        "run",
+        reads=("images", "model", "activations"),
+        files=("results/{run}/channels.csv",),
+    ),
+    Stage(
+        "orientation",
+        "Orientation",
+        "counts orientation-selective channels and compares the estimates",
+        "run",
+        reads=("channels",),
+        files=tuple(
+            f"results/{{run}}/orientation/{name}.csv"
+            for name in ("agreement", "selective", "v1", "v1_medians", "frequency")
+        ),
+        follows=("gabor", "gratings"),
+    ),
+    Stage(
+        "opponency",
+        "Opponency",
+        "counts opponent channels by several rules",
+        "run",
+        reads=("channels",),
+        files=tuple(
+            f"results/{{run}}/opponency/{name}.csv"
+            for name in ("confusion", "stability", "counts", "macaque", "orientation")
+        ),
+        follows=("color",),
+    ),
+    Stage(
+        "ablation_groups",
+        "Groups of channels",
+        "replaces groups of channels, and more and more of them",
+        "layer",
+        reads=("images", "model", "activations", "channels"),
+        files=(
+            "results/{run}/ablation_groups.csv",
+            "results/{run}/ablation_cumulative.csv",
+            "results/{run}/inactive_first_layer.csv",
+        ),
+        follows=("ablation",),
+        version=1,
+        mem_mb=3000,
+    ),
+    Stage(
+        "compare",
+        "Comparison",
+        "compares networks: accuracy, matched channels, similarity",
+        "group",
+        reads=("model", "activations", "channels"),
+        files=tuple(
+            f"results/compare/{{group}}/{name}.csv"
+            for name in ("runs", "fractions", "quantities", "matched", "matching", "similarity")
+        ),
+    ),
+    Stage(
+        "findings",
+        "Findings",
+        "answers the paper's claims in numbers",
+        "run",
+        reads=("model", "orientation", "opponency", "ablation_groups"),
+        files=("results/{run}/findings.json", "results/{run}/findings.html"),
+        follows=("gratings", "color", "ablation"),
+    ),
+    Stage(
+        "figures",
+        "Figures",
+        "draws the figures of the report",
+        "run",
+        switch=True,
+        mem_mb=2000,
+    ),
+    Stage(
+        "atlas",
+        "Atlas",
+        "makes the site of each run",
+        "run",
+        files=("results/{run}/atlas", "results/index.html"),
+        switch=True,
+        mem_mb=1500,
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def switches() -> list[str]:
+    """Names of the stages that the config can switch off."""
+    return [stage.name for stage in STAGES if stage.switch]
+
+
+def target(name: str) -> str:
+    """Name of the target that makes a stage for all runs (and layers)."""
+    return f"all_{name}" if BY_NAME[name].scope == "layer" else name
+
+
+def with_columns() -> list[str]:
+    """Names of the stages that bring columns to channels.csv, in their order."""
+    return [stage.name for stage in STAGES if stage.columns]
+
+
+def readers(name: str) -> list[str]:
+    """Names of the stages whose jobs read what stage `name` writes.
+
+    `channels` reads every stage that brings columns; `figures` and `atlas` read results of all.
+    """
+    columns = [name] if name in with_columns() else []
+    return [
+        stage.name
+        for stage in STAGES
+        if name in stage.reads or (stage.name == "channels" and columns)
+    ]
+
+
+def upstream(names: Iterable[str]) -> set[str]:
+    """The stages of these names and all that they read, directly or not."""
+    found: set[str] = set()
+    open_ = list(names)
+    while open_:
+        name = open_.pop()
+        if name not in found:
+            found.add(name)
+            stage = BY_NAME[name]
+            open_ += stage.reads + ((stage.part_of,) if stage.part_of else ())
+            open_ += with_columns() if name == "channels" else ()
+    return found
