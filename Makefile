@@ -1,7 +1,8 @@
-# make demo    photographs in, receptive fields out: the demo, with its report
-# make test    the tests
-# make lint    style of the code and of the workflow
-# make dry-run a rehearsal of every config
+# make demo     photographs in, an atlas out: the demo, with its report
+# make test     the tests
+# make lint     style of the code and of the workflow
+# make dry-run  a rehearsal of every config
+# make install  .venv with what the workflow needs, and its library (pip install -e .)
 #
 # Each target installs what is missing into .venv first. Variables: CORES (all), CONFIG
 # (config/config.yaml), DIRECTORY (.), PYTHON (python3, 3.11 or later).
@@ -12,13 +13,14 @@ CONFIG ?= config/config.yaml
 DIRECTORY ?= .
 
 BIN := .venv/bin
-INSTALLED := .venv/installed.txt
+INSTALLED := .venv/requirements.txt
+TOOLS := .venv/requirements-dev.txt
 REPORT := $(DIRECTORY)/results/report.html
 STYLE := $(CURDIR)/workflow/report/report.css
 RUN := $(BIN)/snakemake --configfile $(CONFIG) --directory $(DIRECTORY)
 
 .DELETE_ON_ERROR:
-.PHONY: demo report test lint dry-run install
+.PHONY: demo report test lint dry-run install tools
 
 demo: report
 	@ls $(abspath $(DIRECTORY))/results/*/atlas/index.html 2>/dev/null | sed "s/^/An atlas:   /"
@@ -31,26 +33,32 @@ report: install
 	    -newer $(REPORT) -print -quit)" ]; then \
 	    $(RUN) --report $(REPORT) --report-stylesheet $(STYLE); fi
 
-test: install
+test: tools
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: install
+lint: tools
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/snakefmt --check --compact-diff Snakefile workflow
 	$(BIN)/snakemake --lint
 
-dry-run: install
+dry-run: tools
 	$(BIN)/python -m pytest tests/test_workflow.py -k dry_run_of -v
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt
+$(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
 	    sys.exit("rfatlas needs Python 3.11 or later; this is " + sys.version.split()[0] + \
 	    ". Name another one: make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing requirements.txt into .venv (a few minutes at the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing rfatlas and requirements.txt into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	@cp requirements.txt $@
 	@echo "Installed."
+
+tools: $(TOOLS)
+
+$(TOOLS): $(INSTALLED) requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@cp requirements-dev.txt $@

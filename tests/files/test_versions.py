@@ -18,9 +18,10 @@ CONDA = {"PyYAML": "pyyaml", "Pygments": "pygments"}
 PYPI = {"colour": "colour-science", "PIL": "pillow", "yaml": "PyYAML"}
 
 
-def requirements() -> dict[str, str]:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
+def requirements(name: str = "requirements.txt") -> dict[str, str]:
+    lines = (ROOT / name).read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith(("#", "-r "))]
+    assert len(pins) == len(set(pins)), "each library is named once"
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins), "every version is pinned"
     return dict(pin.split("==") for pin in pins)
 
@@ -33,6 +34,12 @@ def test_the_environment_names_the_versions_of_the_requirements():
     assert found.pop("python") == "3.11"
     found |= dict(entry.split("==") for entry in pip)
     assert found == {CONDA.get(name, name): pin for name, pin in requirements().items()}
+
+
+def test_tools_of_development_are_pinned_apart():
+    tools = requirements("requirements-dev.txt")
+    assert {"pytest", "ruff", "captum"} <= set(tools)
+    assert not set(tools) & set(requirements())
 
 
 def test_torch_is_asked_for_without_a_local_version():
