@@ -8,7 +8,7 @@
 # The sites are a group of their own: they look at other runs, and Snakemake follows all that a group
 # depends on once for each of its jobs.
 
-ATLAS_ASSETS = Path(workflow.basedir) / "workflow" / "atlas"
+ATLAS_ASSETS = ROOT / "workflow" / "atlas"
 
 
 rule atlas_site:
@@ -35,7 +35,7 @@ rule atlas_site:
         matched=lambda wildcards: expand(
             "results/compare/{group}/matched.csv", group=atlas_groups(wildcards.run)
         ),
-        columns=in_place(Path(workflow.basedir) / "docs" / "columns.md"),
+        columns=in_place(ROOT / "docs" / "columns.md"),
         template=in_place(ATLAS_ASSETS / "index.html.j2"),
         assets=sorted(in_place(path) for path in ATLAS_ASSETS.rglob("*") if path.is_file()),
     output:

@@ -120,8 +120,10 @@ def batch_norm_images(run):
 
 def in_place(file):
     """A file of the checkout or of the user: with a storage below a prefix (an object store) it is
-    still read where it lies, by a job on the machine that Snakemake runs on."""
-    return local(str(file)) if workflow.storage_settings.default_storage_prefix else str(file)
+    still read where it is, by a job on the machine that Snakemake runs on. Absolute, since the
+    prefix of a module is for results."""
+    file = os.path.abspath(file)
+    return local(file) if workflow.storage_settings.default_storage_prefix else file
 
 
 def group_in_place(name):
@@ -179,7 +181,9 @@ def stage_files(name):
     for file in stage.files:
         if "{layer}" in file:
             found += [
-                file.format(run=run, layer=layer) for run in runs for layer in stage_layers(run, name)
+                file.format(run=run, layer=layer)
+                for run in runs
+                for layer in stage_layers(run, name)
             ]
         else:
             found += expand(

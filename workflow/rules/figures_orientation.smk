@@ -20,8 +20,8 @@ for run in runs_with("orientation"):
                 f"results/{run}/orientation/{name}.csv"
                 for name in ["selective", "v1", "v1_medians"]
             ],
-            reference=in_place(Path(workflow.basedir) / "resources" / "v1_reference.csv"),
-            joint=in_place(Path(workflow.basedir) / "resources" / "v1_nx_ny.csv"),
+            reference=in_place(ROOT / "resources" / "v1_reference.csv"),
+            joint=in_place(ROOT / "resources" / "v1_nx_ny.csv"),
         output:
             png=[
                 report(

@@ -14,7 +14,7 @@ rule findings_page:
         inactive=lambda wildcards: finding_tables(
             wildcards.run, "ablation_groups", "inactive_first_layer"
         ),
-        template=in_place(Path(workflow.basedir) / "workflow" / "findings" / "findings.html"),
+        template=in_place(ROOT / "workflow" / "findings" / "findings.html"),
     output:
         json="results/{run}/findings.json",
         page=report(

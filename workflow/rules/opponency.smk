@@ -10,7 +10,7 @@ rule opponency_tables:
         twin=lambda wildcards: [
             f"results/{run}/channels.csv" for run in [twin(wildcards.run, ["color"])] if run
         ],
-        reference=in_place(Path(workflow.basedir) / "resources" / "v1_color.csv"),
+        reference=in_place(ROOT / "resources" / "v1_color.csv"),
     output:
         confusion=report(
             "results/{run}/opponency/confusion.csv",

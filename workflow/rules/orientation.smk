@@ -10,7 +10,7 @@ rule orientation_tables:
         twin=lambda wildcards: [
             f"results/{run}/channels.csv" for run in [twin(wildcards.run)] if run
         ],
-        reference=in_place(Path(workflow.basedir) / "resources" / "v1_reference.csv"),
+        reference=in_place(ROOT / "resources" / "v1_reference.csv"),
     output:
         agreement=report(
             "results/{run}/orientation/agreement.csv",
