@@ -103,17 +103,14 @@ CONFIG = {
         "photos": {"source": "folders", "path": "photos"},
     },
     "activations": {"top_k": 4, "range_size": 5},
-    "receptive_fields": {"top_k": 3, "keep": 2, "layers_per_job": 2},
-    "gabor": {"layers_per_job": 2},
-    "gratings": {"layers_per_job": 2},
-    "color": {"top_k": 2, "layers_per_job": 2},
+    "receptive_fields": {"top_k": 3, "keep": 2},
+    "color": {"top_k": 2},
     "preferred_stimulus": {
         "channels": {"sample": 2, "all_up_to": "conv1"},
         "optimizer": "adam",
-        "layers_per_job": 2,
     },
-    "ablation": {"images": 8, "range_size": 5, "modes": ["zero"], "layers_per_job": 2},
-    "ablation_groups": {"layers_per_job": 2, "groups": {"mine": {"conv1": [0]}}},
+    "ablation": {"images": 8, "range_size": 5, "modes": ["zero"]},
+    "ablation_groups": {"groups": {"mine": {"conv1": [0]}}},
     "compare": {"groups": {"val": ["one", "twin"], "scenes": ["drawn", "other"]}},
     "figures": {"channels": 4, "patches": 1},
 }
@@ -166,8 +163,6 @@ def another(key: str, node: dict):
         return next(word for word in node["enum"] if word != now)
     if isinstance(now, list):
         return now[:-1]
-    if key.endswith("layers_per_job"):
-        return 1 if now > 1 else 2
     kinds = node["type"] if isinstance(node["type"], list) else [node["type"]]
     step = 1 if "integer" in kinds else 0.01
     if now is None:

@@ -80,7 +80,7 @@ BAD = [
     ("receptive_fields.keep", 101, None, ["at most", "100"]),
     ("skip_residual.top_k", 101, None, ["at most the number of units per channel", "100"]),
     ("receptive_fields.source", "best", None, ["top_per_image, top"]),
-    ("receptive_fields.layers_per_job", 0, None, ["at least 1"]),
+    ("receptive_fields.layers_per_job", 4, None, ["unknown key", "top_k"]),
     ("receptive_fields.channels", 0, None, ["an integer, at least 1, or null"]),
     ("figures.patches", 10, None, ["at most receptive_fields.keep", "9"]),
     ("preferred_stimulus.optimizer", "sgd", None, ["lbfgs, adam"]),

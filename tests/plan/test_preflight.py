@@ -213,7 +213,9 @@ def test_nothing_of_this_imports_torch(raw):
     Path("config.json").write_text(json.dumps(raw))
     code = (
         "import json, sys\n"
-        "from rfatlas import config, estimates, preflight, startup, versions\n"
+        "from rfatlas import stages\n"
+        "from rfatlas.plan import config, estimates, preflight\n"
+        "from rfatlas.files import versions\n"
         "preflight.prepare(config.load(json.load(open('config.json'))))\n"
         "print(sorted({'torch', 'torchvision', 'h5py', 'pandas'} & set(sys.modules)))\n"
     )

@@ -1,7 +1,7 @@
 # Stage ablation: what the network loses with one channel replaced, for every channel.
 # Reads: results/images/<dataset>_<resize>_<crop>.h5, results/<run>/model.safetensors,
 # results/<run>/activations.h5 (means of channels, logits, features).
-# Writes: results/<run>/ablation/<group>/<start>-<stop>.h5 for each group of `layers_per_job` layers
+# Writes: results/<run>/ablation/<group>/<start>-<stop>.h5 for each layer
 # and range of images (removed once gathered), results/<run>/ablation/<layer>.h5 and .csv.
 
 ABLATION_SETTINGS = {
@@ -21,7 +21,7 @@ def ablation_ranges(run):
 
 
 for run in ablation_runs():
-    swept, size = ablation_layers(run), settings["ablation"]["layers_per_job"]
+    swept, size = ablation_layers(run), 1
     for number, first in enumerate(range(0, len(swept), size)):
         layers = swept[first : first + size]
 

@@ -2,7 +2,7 @@
 # more of them.
 # Reads: results/<run>/channels.csv, results/images/<dataset>_<resize>_<crop>.h5,
 #        results/<run>/{model.safetensors,activations.h5} (means of the channels).
-# Writes: results/<run>/ablation_groups/<layer>.h5 and .csv, `layers_per_job` layers in one job;
+# Writes: results/<run>/ablation_groups/<layer>.h5 and .csv;
 #         of these results/<run>/{ablation_groups,ablation_cumulative,inactive_first_layer}.csv.
 
 ABLATION_GROUPS_SETTINGS = {

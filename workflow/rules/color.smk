@@ -2,11 +2,9 @@
 # Reads: results/images/<dataset>_<resize>_<crop>.h5, results/<run>/activations.h5 (the top units),
 # results/<run>/model.safetensors and, as far as these stages are on,
 # results/<run>/receptive_fields/<layer>.h5 and results/<run>/virtual_filters.h5.
-# Writes: results/<run>/color/<layer>.h5 and .csv, `layers_per_job` layers in one job.
+# Writes: results/<run>/color/<layer>.h5 and .csv.
 
-COLOR_SETTINGS = {
-    key: value for key, value in settings["color"].items() if key not in ("layers_per_job", "top_k")
-} | {
+COLOR_SETTINGS = {key: value for key, value in settings["color"].items() if key != "top_k"} | {
     "source": settings["receptive_fields"]["source"],
     "top_k": settings["color"]["top_k"] or settings["receptive_fields"]["top_k"],
 }

@@ -100,11 +100,8 @@ def run_ranges(run):
 
 
 def layer_groups(run, stage, layers=None):
-    """The layers of a run (all, or these) in groups of `layers_per_job` of a stage, one group per
-    job."""
-    layers = run_layers(run) if layers is None else layers
-    size = settings[stage]["layers_per_job"]
-    return [layers[i : i + size] for i in range(0, len(layers), size)]
+    """The layers of a run (all, or these), one per job."""
+    return [[layer] for layer in (run_layers(run) if layers is None else layers)]
 
 
 def layer_channels(run, layers):

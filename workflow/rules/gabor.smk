@@ -1,7 +1,7 @@
 # Stage gabor: Gabors fitted to mean gradients, first-layer kernels and virtual filters.
 # Reads: results/<run>/receptive_fields/<layer>.h5, results/<run>/model.safetensors and, with the
 # stage virtual_filters, results/<run>/virtual_filters.h5.
-# Writes: results/<run>/gabor/<layer>.h5 and .csv, `layers_per_job` layers in one job.
+# Writes: results/<run>/gabor/<layer>.h5 and .csv.
 
 for run in run_names():
     for number, layers in enumerate(layer_groups(run, "gabor")):

@@ -2,7 +2,7 @@
 # Reads: results/<run>/activations.h5, results/images/<dataset>_<resize>_<crop>.h5,
 # results/<run>/model.safetensors and, with the stage receptive_fields,
 # results/<run>/receptive_fields/<layer>.h5.
-# Writes: results/<run>/preferred_stimulus/<layer>.h5 and .csv, `layers_per_job` layers in one job.
+# Writes: results/<run>/preferred_stimulus/<layer>.h5 and .csv.
 
 PREFERRED_STIMULUS_SETTINGS = {
     key: settings["preferred_stimulus"][key]

@@ -1,7 +1,7 @@
 # Stage receptive_fields: what the units that every channel likes best look at.
 # Reads: results/<run>/activations.h5, results/images/<dataset>_<resize>_<crop>.h5,
 # results/<run>/model.safetensors.
-# Writes: results/<run>/receptive_fields/<layer>.h5 and .csv, `layers_per_job` layers in one job.
+# Writes: results/<run>/receptive_fields/<layer>.h5 and .csv.
 
 RECEPTIVE_FIELDS_SETTINGS = {
     key: settings["receptive_fields"][key] for key in ("channels", "keep", "source", "top_k")

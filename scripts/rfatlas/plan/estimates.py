@@ -376,8 +376,7 @@ class Budget:
             kept = channels * settings["keep"] * 15.0 * size**2
             means = channels * size**2 * (4 * 3 * 8.0 + 4)
             files[f"results/{run}/receptive_fields/{layer['name']}.h5"] = kept + means
-        group = settings["layers_per_job"]
-        jobs = math.ceil(len(seconds) / group)
+        jobs = len(seconds)
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("receptive_fields")
         return Row("receptive_fields", run, jobs, each, self._parallel, mem, files)
@@ -410,7 +409,7 @@ class Budget:
             size = min(layer["size"] or crop, crop)
             file = f"results/{run}/skip_residual/{layer['name']}.h5"
             files[file] = channels * size**2 * (2 * 3 * 4.0 + 4)
-        jobs = math.ceil(len(seconds) / settings["layers_per_job"])
+        jobs = len(seconds)
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("skip_residual")
         return Row("skip_residual", run, jobs, each, self._parallel, mem, files)
@@ -428,7 +427,7 @@ class Budget:
             pixels = gradients * size**2 / 1e6 / self.rates["gabor_pixels"]
             seconds.append(fields * self.rates["gabor_field"] + pixels)
             files[f"results/{run}/gabor/{layer['name']}.h5"] = 250.0 * fields
-        jobs = math.ceil(len(seconds) / self.config["gabor"]["layers_per_job"])
+        jobs = len(seconds)
         each = self.rates["start_plain"] + sum(seconds) / jobs
         return Row("gabor", run, jobs, each, self.cores, self.mem_mb("gabor"), files)
 
@@ -447,8 +446,7 @@ class Budget:
             # Before and behind the layer's last ReLU.
             size = 4.0 * channels * grid * settings["phases"] * (1 + layer["rectified"])
             files[f"results/{run}/gratings/{layer['name']}.h5"] = size
-        group = settings["layers_per_job"]
-        jobs = math.ceil(len(seconds) / group)
+        jobs = len(seconds)
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("gratings")
         return Row("gratings", run, jobs, each, self._parallel, mem, files)
@@ -478,7 +476,7 @@ class Budget:
             if self.config["stages"]["receptive_fields"]:
                 total += 4.0 * min(channels, fields["channels"] or channels) * 3 * size**2
             files[f"results/{run}/color/{layer['name']}.h5"] = total
-        jobs = math.ceil(len(seconds) / settings["layers_per_job"])
+        jobs = len(seconds)
         # Its library of colour conversions takes as long to import as torch.
         each = 2 * self.rates["start_torch"] + sum(seconds) / jobs
         return Row("color", run, jobs, each, self._parallel, self.mem_mb("color"), files)
@@ -500,8 +498,7 @@ class Budget:
             seconds[-1] += images * (0.0 if self.gpus else self.rates["stimuli_image"])
             pictures = 2 * 3 * 4.0 * channels * size**2
             files[f"results/{run}/preferred_stimulus/{layer['name']}.h5"] = pictures
-        group = settings["layers_per_job"]
-        jobs = math.ceil(len(seconds) / group)
+        jobs = len(seconds)
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("preferred_stimulus")
         return Row("preferred_stimulus", run, jobs, each, self._parallel, mem, files)
@@ -529,7 +526,7 @@ class Budget:
             # A class, whether among five, a loss; the change of each class.
             bytes_ = channels * modes * (7.0 * images + 4.0 * description["n_classes"])
             files[f"results/{run}/ablation/{layer['name']}.h5"] = bytes_
-        groups = math.ceil(len(layers) / settings["layers_per_job"])
+        groups = len(layers)
         ranges = math.ceil(images / size)
         work = self._network_s(size * gflop / groups, "ablation")
         work += size * pairs / groups * self.rates["ablation_pair"]
@@ -586,8 +583,7 @@ class Budget:
             seconds.append(self._network_s(sets * images * behind, "ablation"))
             seconds[-1] += sets * images * self.rates["ablation_pair"]
             files[f"results/{run}/ablation_groups/{layer['name']}.h5"] = 7.0 * sets * images
-        group = settings["layers_per_job"]
-        jobs = max(1, math.ceil(len(seconds) / group))
+        jobs = max(1, len(seconds))
         each = self.rates["start_torch"] + sum(seconds) / jobs
         mem = self.mem_mb("ablation_groups")
         return Row("ablation_groups", run, jobs, each, self._parallel, mem, files)
