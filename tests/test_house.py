@@ -1,4 +1,4 @@
-"""The plan of the house: packages of bounded size, imports in one direction, one register of stages."""
+"""The plan of the house: size of packages, direction of imports, one register of stages."""
 
 import ast
 from pathlib import Path
