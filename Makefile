@@ -33,8 +33,9 @@ report: install
 	    -newer $(REPORT) -print -quit)" ]; then \
 	    $(RUN) --report $(REPORT) --report-stylesheet $(STYLE); fi
 
+# A worker per core, each with one thread.
 test: tools
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)
 
 lint: tools
 	$(BIN)/ruff check
