@@ -71,6 +71,11 @@ for stage in stages.STAGES:
 
 
 onstart:
+    if not workflow.touch:
+        try:
+            announce()
+        except RfatlasError as error:
+            raise WorkflowError(str(error)) from None
     startup.rotate()
     running.note()
 

@@ -169,14 +169,18 @@ def test_a_bad_config_is_refused_before_any_job_also_in_a_rehearsal(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_disk_that_is_too_small_is_refused(place):
-    small = UNBOUNDED.replace("1e18", "2e10")
-    words = ("--dry-run", "--configfile", ROOT / "config" / "imagenet-small.yaml")
-    output = snakemake(place, *words, check=False, python=("-c", small))
-    found = re.search(r"need about (\d+\.\d) GB more \(.*has 20\.0 GB free", output)
-    # 38.5 GB of receptive fields and 4.6 GB of their two parts alone.
-    assert found and float(found[1]) > 38.5 + 4.6
-    assert "Building DAG" not in output
+def test_a_disk_that_is_too_small_for_what_was_asked_is_refused(place):
+    small = ("-c", UNBOUNDED.replace("1e18", "2.6e9"))
+    words = ("--configfile", ROOT / "config" / "imagenet-small.yaml")
+    output = snakemake(place, *words, check=False, python=small)
+    found = re.search(r"need about (\d+\.\d) GB more \(.*has 2\.6 GB free", output)
+    assert found and float(found[1]) > 2.6
+    assert "Execute" not in output and not (place / "results").exists()
+    assert found[0] in snakemake(place, "--dry-run", *words, python=small)
+    for asked in (("activations",), ("--until", "activations_merge")):
+        output = snakemake(place, *asked, "--dry-run", *words, python=small)
+        assert "rfatlas: estimates" in output and "need about" not in output
+        assert not re.search("^  receptive_fields", output, re.MULTILINE)
 
 
 # ---- a small run, and what changes do to it

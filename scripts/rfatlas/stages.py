@@ -288,6 +288,7 @@ STAGES: tuple[Stage, ...] = (
             f"results/compare/{{group}}/{name}.csv"
             for name in ("runs", "fractions", "quantities", "matched", "matching", "similarity")
         ),
+        mem_mb=0,
     ),
     Stage(
         "findings",

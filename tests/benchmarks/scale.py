@@ -32,6 +32,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
+from rfatlas import stages
 from rfatlas.plan import config, estimates, preflight
 
 ROOT = config.ROOT
@@ -154,6 +155,21 @@ def predicted(folder: Path) -> estimates.Budget:
     return estimates.Budget(plan, layers, cores=1)
 
 
+def jobs(budget: estimates.Budget, stage: str) -> list[tuple[str, dict[str, str]]]:
+    """What each job of a stage works on: its name in the budget, and the wildcards of its files."""
+    scope = stages.BY_NAME[stage].scope
+    if scope == "layer":
+        layers = ["layer4.0"] if stage.startswith("ablation") else LAYERS
+        return [(RUN, {"run": RUN, "layer": layer}) for layer in layers]
+    if scope == "run":
+        return [(RUN, {"run": RUN})]
+    if scope == "group":
+        return [("twins", {"group": "twins"})]
+    size = budget.plan.descriptions[RUN]["input"]
+    where = {"dataset": "photographs", "resize": size["resize"], "crop": size["crop"]}
+    return [("_".join(map(str, where.values())), where)]
+
+
 def line(sizes: list[int], seconds: list[float]) -> tuple[float, float, float]:
     """Return a, b and the largest relative residual of seconds = a + b n (least squares of ratios,
     a >= 0)."""
@@ -184,10 +200,10 @@ def report(folder: Path, sizes: list[int], threads: list[int]) -> Iterator[str]:
                 continue
             first = next(t for t, row in rows.items() if row)
             budget = expected[n, first]
-            name = next((row.name for row in budget.rows if row.stage == stage), None)
-            row = next((row for row in budget.rows if row.stage == stage), None)
-            stated = budget.mem_mb(stage, name)
-            forecast = row.jobs * row.seconds if row else np.nan
+            works = jobs(budget, stage)
+            stated = budget.mem_mb(stage, works[0][0])
+            costs = [budget.cost(stage, name, where.get("layer")) for name, where in works]
+            forecast = sum(cost.seconds for cost in costs)
             peak = max(row["peak_mb"] for row in rows.values() if row)
             clock = " ".join(f"{rows[t]['wall_s'] if rows.get(t) else np.nan:20.1f}" for t in rows)
             yield (
@@ -196,8 +212,13 @@ def report(folder: Path, sizes: list[int], threads: list[int]) -> Iterator[str]:
             )
             own = ratios.setdefault(stage, {})
             own["memory"] = max(own.get("memory", 0), peak / stated)
-            if row:
-                own["time"] = rows[first]["cpu_s"] / forecast
+            own["time"] = rows[first]["cpu_s"] / forecast
+            files = {
+                file.format(**where) for _, where in works for file in stages.BY_NAME[stage].files
+            }
+            disk = sum(cost.disk for cost in costs)
+            if disk:
+                own["disk"] = sum(_bytes(runs[n, first] / file) for file in files) / disk
     for stage in found[smallest]:
         for t in threads:
             known = [n for n in sizes if stage in found.get((n, t), {})]
@@ -208,11 +229,6 @@ def report(folder: Path, sizes: list[int], threads: list[int]) -> Iterator[str]:
                 f"{stage}, {t} thread(s): {a:.1f} s + {1e3 * b:.2f} ms per image "
                 f"(processor; worst residual {worst:.0%})"
             )
-    for key, place in runs.items():
-        for row in expected[key].rows:
-            bytes_ = sum(_bytes(place / file) for file in row.files)
-            if row.disk and bytes_ and row.name != "twin":
-                ratios.setdefault(row.stage, {})["disk"] = bytes_ / row.disk
     yield json.dumps(
         {
             f"{stage} {name}": round(value, 3)

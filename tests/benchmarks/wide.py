@@ -27,6 +27,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
+from rfatlas import stages
 from rfatlas.files import store
 from rfatlas.plan import config, estimates
 from rfatlas.tables import channels
@@ -111,14 +112,14 @@ def main() -> None:
             table = widened(store.read_table(path), options.channels)
             if run == "demo":
                 peak, seconds = join(table, Path(name) / "parts")
-                megabytes = estimates.MEMORY_MB["channels"]
+                megabytes = stages.BY_NAME["channels"].mem_mb
                 print(f"{'channels':30} {'':>7} {seconds:7.1f} s cpu {peak:6.0f} MB")
                 ratios["channels memory"] = peak / megabytes
                 ratios["channels time"] = seconds / (60 * MINUTES)
             store.write_table(table, path)
         for job in rerun(folder):
             stage = estimates.stage_of(job["rule"])
-            stated = estimates.MEMORY_MB.get(stage, 1000)
+            stated = stages.BY_NAME[stage].mem_mb or 1000
             peak = job["peak_mb"] + job["threads"] * job["worker_peak_mb"]
             print(
                 f"{job['rule']:30} {job['total_s']:7.1f} s {job['cpu_s']:7.1f} s cpu {peak:6.0f} MB"

@@ -1,10 +1,11 @@
 """Estimates before a run: disk from shapes, time from rates, and a disk that is too small."""
 
 import csv
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 
+from rfatlas import stages
 from rfatlas.errors import RfatlasError
 from rfatlas.plan import config, estimates, preflight
 from rfatlas.tables import similarity
@@ -99,152 +100,158 @@ def budget(count=1000, cores=4, gpus=0, mean_bytes=5e4, **sections):
     return estimates.Budget(plan, layers, cores, gpus, RATES)
 
 
-def row(found, stage):
-    return next(row for row in found.rows if row.stage == stage)
+def costs(found, script, name="a"):
+    """The cost of a stage's job for each layer."""
+    return {layer: found.cost(script, name, layer) for layer in ("near", "far")}
+
+
+def work(found, script):
+    """Seconds of all jobs of a stage, one per layer."""
+    return sum(cost.seconds for cost in costs(found, script).values())
+
+
+def job(script, mem_mb=1000, output=(), threads=4, gpu=0, **wildcards):
+    """A job as Snakemake has it."""
+    rule = SimpleNamespace(script=f"../../scripts/{script}.py" if script else None)
+    known = {"rule": rule, "wildcards": wildcards, "output": output, "threads": threads}
+    return SimpleNamespace(**known, resources={"mem_mb": mem_mb, "gpu": gpu})
 
 
 def test_images_take_three_bytes_per_pixel_and_their_decoding_its_time():
-    images = row(budget(), "images")
-    assert images.files.keys() == {"results/images/photos_120_100.h5"}
+    images = budget().cost("images", "photos_120_100")
     assert images.disk == pytest.approx(1000 * 3 * 100 * 100, rel=0.01)
-    assert images.wall_s == pytest.approx(1000 * (0.001 + 0.05 / 10) / 4)
+    assert images.seconds == pytest.approx(1000 * (0.001 + 0.05 / 10) / 4)
 
 
 def test_a_pass_takes_its_operations_over_the_rate_of_all_threads():
-    assert row(budget(), "activations").wall_s == pytest.approx(1000 * 2.0 / (10 * 4), rel=0.01)
-    assert row(budget(gpus=1), "activations").wall_s == pytest.approx(2.0, rel=0.01)
+    for gpus, seconds in ((0, 1000 * 2.0 / (10 * 4)), (1, 2.0)):
+        found = budget(gpus=gpus).cost("activations", "a")
+        assert found.seconds == pytest.approx(seconds, rel=0.01)
 
 
-def test_ranges_run_side_by_side_as_cores_allow():
-    assert row(budget(activations={"range_size": 300}), "activations").jobs == 4
-    alone = row(budget(cores=4, activations={"range_size": 250}), "activations").wall_s
-    twice = row(budget(cores=8, activations={"range_size": 250}), "activations").wall_s
-    assert alone == pytest.approx(2 * twice)
+def test_jobs_run_side_by_side_as_cores_allow():
+    for machine, parallel in (({"cores": 4}, 1), ({"cores": 8}, 2), ({"gpus": 4}, 4)):
+        ranges = [job("activations", gpu=int("gpus" in machine), run="a")] * 4
+        found = budget(activations={"range_size": 250}, **machine)
+        row = found.rows(ranges)["activations"]
+        each = found.cost("activations", "a").seconds
+        assert row.jobs == 4 and row.seconds == pytest.approx(4 * each / parallel)
 
 
-def test_ranges_run_on_as_many_gpus_as_there_are():
-    settings = {"range_size": 100}
-    one, many = (row(budget(gpus=n, activations=settings), "activations") for n in (1, 4))
-    assert one.jobs == 10 and one.wall_s == pytest.approx(10 * one.seconds)
-    assert many.wall_s == pytest.approx(3 * one.seconds)
+def test_a_small_network_has_one_thread_and_more_jobs_at_a_time():
+    found = budget()
+    wide = found.cost("activations", "a").seconds
+    assert found.threads("a") == 4
+    found.plan.descriptions["net"]["gflops"] = 0.1
+    assert found.threads("a") == 1
+    assert found.cost("activations", "a").seconds == pytest.approx(wide * 0.1 / 2 * 4, rel=0.01)
+    alone = found.cost("activations", "a").seconds
+    row = found.rows([job("activations", threads=1, run="a")] * 4)["activations"]
+    assert row.seconds == pytest.approx(alone)
 
 
 def test_ranges_are_merged_at_the_rate_of_the_disk():
     found = budget()
     found.rates["merge"] = 2.0
-    merged = row(found, "activations").files["results/a/activations.h5"]
-    assert row(found, "activations_merge").seconds == pytest.approx(merged / 2e6)
+    merged = found.cost("activations_merge", "a")
+    assert merged.seconds == pytest.approx(merged.disk / 2e6)
     assert found.minutes("activations_merge", "a") >= 10
 
 
 def test_activations_on_disk_are_values_per_image_lists_and_kept_maps():
-    found = row(budget(activations={"top_k": 10, "keep_maps": ["far"]}), "activations")
+    found = budget(activations={"top_k": 10, "keep_maps": ["far"], "range_size": 500})
     per_image = 1000 * ((8 + 16) * 2 * 4 + 10 * 4 + 16 * 4)
     lists = 10 * 10 * (8 * 4 + 16 * 2)
     maps = 1000 * 16 * 25 * 25 * 2
     class_means = 8 * 10 * 24
-    merged = found.files["results/a/activations.h5"]
-    assert merged == pytest.approx(per_image + lists + maps + class_means)
-    assert found.disk == pytest.approx(2 * merged), "the ranges stay until they are merged"
+    merged = per_image + lists + maps + class_means
+    assert found.cost("activations_merge", "a").disk == pytest.approx(merged)
+    half = (per_image + maps) / 2 + lists + class_means
+    assert found.cost("activations", "a").disk == pytest.approx(half), "of one range"
 
 
 def test_receptive_fields_cost_the_crop_twice_for_every_unit():
-    found = row(budget(activations={"top_k": 10}), "receptive_fields")
+    found = budget(activations={"top_k": 10})
     near = 2 * ((9 + 1) / 100) ** 2 * 1.0 * 8 * 10
     far = 2 * 2.0 * 16 * 10
-    assert found.jobs == 2
-    assert found.jobs * found.seconds == pytest.approx((near + far) / (5 * 4), rel=0.01)
+    assert work(found, "receptive_fields") == pytest.approx((near + far) / (5 * 4), rel=0.01)
 
 
 def test_receptive_fields_on_disk_are_what_the_file_holds():
-    found = row(budget(receptive_fields={"keep": 5, "channels": 4}), "receptive_fields")
+    found = costs(budget(receptive_fields={"keep": 5, "channels": 4}), "receptive_fields")
     for layer, side in (("near", 9), ("far", 100)):
         patches, gradients = 4 * 5 * side**2 * 3, 4 * 5 * side**2 * 3 * 4
         means, counts = 4 * 4 * 3 * side**2 * 8, 4 * side**2 * 4
-        size = found.files[f"results/a/receptive_fields/{layer}.h5"]
-        assert size == patches + gradients + means + counts
+        assert found[layer].disk == patches + gradients + means + counts
 
 
 def test_gabors_cost_their_fields_and_the_pixels_of_the_gradients():
-    found = row(budget(), "gabor")
     fields = (8 + 16) * 3 * 0.01
     pixels = 2 * (8 * 9**2 + 16 * 100**2) / 0.5e6
-    assert found.jobs == 2 and 2 * found.seconds == pytest.approx(fields + pixels)
-    alone = row(budget(stages={"virtual_filters": False}), "gabor")
-    assert alone.jobs == 2
-    assert alone.jobs * alone.seconds == pytest.approx(fields * 2 / 3 + pixels)
+    assert work(budget(), "gabor") == pytest.approx(fields + pixels)
+    alone = budget(stages={"virtual_filters": False})
+    assert work(alone, "gabor") == pytest.approx(fields * 2 / 3 + pixels)
     # Two channels of each layer have a gradient, all a virtual filter.
-    few = row(budget(receptive_fields={"channels": 2}), "gabor")
+    few = budget(receptive_fields={"channels": 2})
     pixels = 2 * 2 * (9**2 + 100**2) / 0.5e6
-    assert few.jobs * few.seconds == pytest.approx((8 + 16 + 2 * 2 * 2) * 0.01 + pixels)
+    assert work(few, "gabor") == pytest.approx((8 + 16 + 2 * 2 * 2) * 0.01 + pixels)
 
 
 def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():
     settings = {
         "orientations": 6, "frequencies": 5, "phases": 4, "directions": 3, "hues": 10, "top_k": 50,
     }  # fmt: skip
-    found = row(budget(color=settings, receptive_fields={"channels": 4}), "color")
+    found = budget(color=settings, receptive_fields={"channels": 4})
     shown = 6 * (30 + 1) * 4 + 2 * 10 + 7
     # Of 16 channels with 50 units each that see whole images, at most every image is shown.
     images = budget().plan.images["photos"].count
     near, far = shown + 8 * 12 + 8 * 50, shown + 16 * 12 + min(16 * 50, images)
-    work = (near * (10 / 100) ** 2 * 1.0 + far * 2.0) / (10 * 4)
-    start = 2 * budget().rates["start_torch"]
-    assert found.jobs == 2 and found.jobs * (found.seconds - start) == pytest.approx(work)
+    seconds = (near * (10 / 100) ** 2 * 1.0 + far * 2.0) / (10 * 4)
+    assert work(found, "color") == pytest.approx(seconds)
     # Each answer with and without the last ReLU, the mean responses, the maps.
     answers = 6 * 30 * 4 + 6 * 30 + 2 * (2 * 10 + 7 + 6 * 4)
-    assert found.files["results/a/color/near.h5"] == 4 * 8 * answers + 4 * 4 * 3 * 9**2
+    assert costs(found, "color")["near"].disk == 4 * 8 * answers + 4 * 4 * 3 * 9**2
     answers += 6 * 30 * 4
-    assert found.files["results/a/color/far.h5"] == 4 * 16 * answers + 4 * 4 * 3 * 100**2
+    assert costs(found, "color")["far"].disk == 4 * 16 * answers + 4 * 4 * 3 * 100**2
 
 
 def test_gratings_cost_the_crop_for_every_stimulus():
     settings = {"orientations": 24, "frequencies": 10, "phases": 8, "f1_phases": 30}
-    found = row(budget(gratings=settings), "gratings")
+    found = budget(gratings=settings)
     near = ((9 + 1) / 100) ** 2 * 1.0 * (24 * 10 * 8 + 8 * 30)
     far = 2.0 * (24 * 10 * 8 + 16 * 30)
-    assert found.jobs == 2
-    assert found.jobs * found.seconds == pytest.approx((near + far) / (10 * 4), rel=0.01)
+    assert work(found, "gratings") == pytest.approx((near + far) / (10 * 4), rel=0.01)
     # In 32 bits; of the rectified layer also what enters its last ReLU.
-    assert found.files == {
-        "results/a/gratings/near.h5": 8 * 24 * 10 * 8 * 4,
-        "results/a/gratings/far.h5": 16 * 24 * 10 * 8 * 4 * 2,
-    }
+    sizes = {layer: cost.disk for layer, cost in costs(found, "gratings").items()}
+    assert sizes == {"near": 8 * 24 * 10 * 8 * 4, "far": 16 * 24 * 10 * 8 * 4 * 2}
 
 
 def test_preferred_stimuli_cost_a_crop_twice_for_every_step_of_every_ascent():
     # Two noise starts and the gradient, in both directions, and the photograph.
-    found = row(budget(preferred_stimulus={"steps": 10}), "preferred_stimulus")
+    found = budget(preferred_stimulus={"steps": 10})
     near = 2 * ((9 + 1) / 100) ** 2 * 1.0 * 8 * 7 * 10
     far = 2 * 2.0 * 16 * 7 * 10
-    assert found.jobs == 2
-    assert found.jobs * found.seconds == pytest.approx((near + far) / (5 * 4), rel=0.01)
-    pictures = {"near": 8 * 2 * 3 * 9**2 * 4, "far": 16 * 2 * 3 * 100**2 * 4}
-    for layer, size in pictures.items():
-        assert found.files[f"results/a/preferred_stimulus/{layer}.h5"] == size
+    assert work(found, "preferred_stimulus") == pytest.approx((near + far) / (5 * 4), rel=0.01)
+    sizes = {layer: cost.disk for layer, cost in costs(found, "preferred_stimulus").items()}
+    assert sizes == {"near": 8 * 2 * 3 * 9**2 * 4, "far": 16 * 2 * 3 * 100**2 * 4}
     channels = {"sample": 4, "all_up_to": "near"}
-    some = row(
-        budget(
-            preferred_stimulus={"steps": 10, "channels": channels, "patch_start": False},
-            stages={"receptive_fields": False},
-        ),
-        "preferred_stimulus",
+    some = budget(
+        preferred_stimulus={"steps": 10, "channels": channels, "patch_start": False},
+        stages={"receptive_fields": False},
     )
     ascents = (near / 7 + far / 7 / 4) * 4
-    assert some.jobs * some.seconds == pytest.approx(ascents / (5 * 4), rel=0.01)
+    assert work(some, "preferred_stimulus") == pytest.approx(ascents / (5 * 4), rel=0.01)
 
 
 def test_groups_of_runs_cost_the_products_of_all_their_channels():
     runs = {name: {"model": "net", "dataset": "photos"} for name in "ab"}
     found = budget(runs=runs, compare={"groups": {"both": ["a", "b"], "again": ["b", "a"]}})
-    rows = [one for one in found.rows if one.stage == "compare"]
-    assert [one.name for one in rows] == ["again", "both"]
     channels = 2 * (8 + 16)
-    assert rows[0].seconds == pytest.approx(2 * 2e-9 * 1000 * channels**2 / 100)
+    seconds = 2 * 2e-9 * 1000 * channels**2 / 100
+    for group in ("both", "again"):
+        assert found.cost("compare", group).seconds == pytest.approx(seconds)
+        assert found.cost("figures_compare", group).disk == 4 * 40e3, "layers of both runs"
     assert estimates._TILE == similarity.TILE
-    drawn = [one.name for one in found.rows if one.stage == "figures_compare"]
-    assert drawn == ["again", "both"]
-    assert "compare" not in {one.stage for one in budget().rows}
 
 
 def test_the_memory_of_a_group_does_not_take_all_products_at_once():
@@ -253,7 +260,7 @@ def test_the_memory_of_a_group_does_not_take_all_products_at_once():
         every = {name: {"model": "net", "dataset": "photos"} for name in names}
         wide = [{**layer, "channels": 2048} for layer in LAYERS]
         found = budget(runs=every, compare={"groups": {"all": names}})
-        found.layers = dict.fromkeys(names, wide)
+        found.layers = dict.fromkeys(names, dict(enumerate(wide)))
         return found.mem_mb("compare", "all")
 
     # Two groups of channels and what is summed up next; of each layer, two per run, a square of
@@ -264,33 +271,21 @@ def test_the_memory_of_a_group_does_not_take_all_products_at_once():
 
 
 def test_ablation_costs_what_lies_behind_a_layer_for_every_channel_and_mode():
-    found = row(budget(count=1000), "ablation")
-    # Behind `near` lies one of two GFLOP; `far` is the last. One job per layer shares the look.
-    gflop = (2 + 8 * 3 * (2 - 1)) * 1000
-    assert found.jobs == 2
-    assert found.jobs * found.seconds == pytest.approx(gflop / (5 * 4), rel=0.01)
-    assert found.files == {
-        "results/a/ablation/near.h5": 8 * 3 * (7 * 1000 + 4 * 10),
-        "results/a/ablation/far.h5": 16 * 3 * (7 * 1000 + 4 * 10),
-    }
-    settings = {"layers": ["near"], "channels": 2, "images": 500, "modes": ["zero"]}
-    few = row(budget(count=1000, ablation={**settings, "range_size": 200}), "ablation")
-    assert few.jobs == 3 and few.files == {"results/a/ablation/near.h5": 2 * (7 * 500 + 4 * 10)}
-    assert few.seconds == pytest.approx((2 + 2) * 200 / (5 * 4), rel=0.01)
+    # Behind `near` lies one of two GFLOP; `far` is the last. Each layer's job looks at all images.
+    found = budget(count=1000)
+    gflop = (2 + 8 * 3 * (2 - 1) + 2) * 1000
+    assert work(found, "ablation") == pytest.approx(gflop / (5 * 4), rel=0.01)
+    sizes = {layer: cost.disk for layer, cost in costs(found, "ablation_gather").items()}
+    assert sizes == {"near": 8 * 3 * (7 * 1000 + 4 * 10), "far": 16 * 3 * (7 * 1000 + 4 * 10)}
+    settings = {"channels": 2, "images": 500, "modes": ["zero"], "range_size": 200}
+    few = budget(count=1000, ablation=settings)
+    assert costs(few, "ablation_gather")["near"].disk == 2 * (7 * 500 + 4 * 10)
+    near = few.cost("ablation", "a", "near").seconds
+    assert near == pytest.approx((2 + 2) * 200 / (5 * 4), rel=0.01)
     # Every mode for some layers; one range where channels may stop early.
     settings |= {"all_modes_layers": ["near"], "precision": {"delta_top1": 0.01}}
-    more = row(budget(count=1000, ablation={**settings, "range_size": 200}), "ablation")
-    assert more.jobs == 1 and more.seconds == pytest.approx((2 + 6) * 500 / (5 * 4), rel=0.01)
-
-
-def test_a_run_without_anything_to_lose_costs_no_ablation():
-    found = budget()
-    assert row(found, "ablation").name == "a"
-    found.plan.descriptions["net"]["n_classes"] = None
-    again = estimates.Budget(found.plan, {"a": ["near", "far"]}, 4, 0, RATES)
-    assert not {"ablation", "ablation_groups", "figures_ablation"} & {
-        row.stage for row in again.rows
-    }
+    near = budget(count=1000, ablation=settings).cost("ablation", "a", "near").seconds
+    assert near == pytest.approx((2 + 6) * 500 / (5 * 4), rel=0.01)
 
 
 def test_groups_cost_what_lies_behind_the_layer_for_every_set_and_image():
@@ -300,18 +295,15 @@ def test_groups_cost_what_lies_behind_the_layer_for_every_set_and_image():
         "controls": 4,
         "cumulative": {"orders": ["osi", "random"], "steps": 3, "random": 2},
     }
-    found = row(budget(1000, ablation={"images": 100}, ablation_groups=settings), "ablation_groups")
+    found = budget(1000, ablation={"images": 100}, ablation_groups=settings)
     # Five sets of each group in two modes (the three of the table and the own one), both ways by
     # osi and two random orders at three counts.
     near, far = 2 * 4 * 5 + 4 * 3, 2 * 3 * 5 + 4 * 3
     # Behind the last layer there is next to nothing.
-    work = 100 * near * (2.0 - 1.0)
-    assert found.jobs == 2
-    assert found.jobs * found.seconds == pytest.approx(work / (5 * 4), rel=0.01)
-    assert found.files == {
-        "results/a/ablation_groups/near.h5": 7 * near * 100,
-        "results/a/ablation_groups/far.h5": 7 * far * 100,
-    }
+    seconds = 100 * near * (2.0 - 1.0) / (5 * 4)
+    assert work(found, "ablation_groups") == pytest.approx(seconds, rel=0.01)
+    sizes = {layer: cost.disk for layer, cost in costs(found, "ablation_groups").items()}
+    assert sizes == {"near": 7 * near * 100, "far": 7 * far * 100}
 
 
 def test_memory_of_the_pass_grows_with_the_batch_alone():
@@ -322,76 +314,67 @@ def test_memory_of_the_pass_grows_with_the_batch_alone():
     assert memory(1000, 800) > memory(1000, 8) + 100
 
 
-def test_stages_that_are_switched_off_cost_nothing():
-    switches = config.schema()["properties"]["stages"]["properties"]
-    found = budget(stages=dict.fromkeys(switches, False))
-    stages = {"images", "model", "activations", "activations_merge", "channels"}
-    assert {row.stage for row in found.rows} == stages
+def test_every_stage_with_jobs_per_layer_has_a_formula_and_its_memory():
+    found = budget()
+    for stage in stages.STAGES:
+        script = next((config.ROOT / "scripts").glob(f"{stage.name}.py"), None)
+        if stage.scope == "layer" and script:
+            assert found.cost(stage.name, "a", "far").disk > 0, stage.name
+            assert found.mem_mb(stage.name, "a") == stage.mem_mb
 
 
 def test_a_job_is_granted_more_time_than_it_should_take():
     found = budget(count=100_000)
-    estimate = row(found, "activations").seconds / 60
+    estimate = found.cost("activations", "a").seconds / 60
     assert found.minutes("activations", "a") >= 4 * estimate
     assert found.minutes("channels", "a") == 10
     assert found.minutes("images", "unheard_of_1_1") == 240
+    # Of one layer, or of that which takes longest.
+    far = found.minutes("receptive_fields", "a", "far")
+    assert found.minutes("receptive_fields", "a", "near") < far
+    assert found.minutes("receptive_fields", "a") == far
 
 
-def test_the_table_names_every_stage_and_the_sum():
-    lines = budget().table().splitlines()
-    assert [line.split()[0] for line in lines[2:]] == [
-        "images",
-        "model",
-        "activations",
-        "activations_merge",
-        "receptive_fields",
-        "virtual_filters",
-        "skip_residual",
-        "gabor",
-        "gratings",
-        "color",
-        "preferred_stimulus",
-        "ablation",
-        "channels",
-        "orientation",
-        "opponency",
-        "ablation_groups",
-        "findings",
-        "figures",
-        "figures_orientation",
-        "figures_color",
-        "figures_gabor",
-        "figures_gratings",
-        "figures_preferred_stimulus",
-        "figures_virtual_filters",
-        "atlas",
-        "figures_ablation",
-        "total",
+def test_the_table_is_of_the_jobs_that_will_run_and_their_sum():
+    found = budget()
+    asked = [
+        job("gabor", 1500, run="a", layer="near"),
+        job("gabor", 1500, run="a", layer="far"),
+        job("images", 2000, dataset="photos", resize="120", crop="100"),
+        job(None),
+        job("of_another_workflow"),
     ]
-    assert "30.1 MB" in lines[2] and "photos_120_100" in lines[2]
+    lines = found.table(found.rows(asked)).splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["images", "1"],
+        ["gabor", "2"],
+        ["total", "3"],
+    ]
+    assert "30.1 MB" in lines[2] and "1.5 GB" in lines[3] and "2.0 GB" in lines[4]
 
 
 def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(tmp_path, monkeypatch):
     found = budget()
-    need = sum(row.disk for row in found.rows)
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda folder: usage(need + 1))
-    found.check_disk(tmp_path)
-    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda folder: usage(need - 1e5))
-    with pytest.raises(RfatlasError, match=r"need about .* MB more \(.* MB free"):
-        found.check_disk(tmp_path)
-    # What lies there already need not be written again.
-    packed = tmp_path / "results" / "images" / "photos_120_100.h5"
-    packed.parent.mkdir(parents=True)
+    packed = tmp_path / "photos_120_100.h5"
+    images = job("images", output=[packed], dataset="photos", resize="120", crop="100")
+    rows = found.rows([images])
+    need = rows["images"].disk
+    free = SimpleNamespace(free=need + 1)
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda folder: free)
+    estimates.check_disk(rows, tmp_path)
+    free.free = need - 1e5
+    with pytest.raises(RfatlasError, match=r"need about .* MB more \(images .* MB free"):
+        estimates.check_disk(rows, tmp_path)
+    # What is written again takes the place of what is there.
     packed.write_bytes(bytes(200_000))
-    found.check_disk(tmp_path)
+    estimates.check_disk(found.rows([images]), tmp_path)
 
 
 def test_an_atlas_grows_with_the_channels():
-    row = next(row for row in budget().rows if row.stage == "atlas")
+    atlas = budget().cost("atlas", "a")
     channels = sum(layer["channels"] for layer in LAYERS)
-    assert row.seconds == pytest.approx(channels * RATES["atlas"])
-    assert row.disk == pytest.approx(5e6 + 25e3 * channels)
+    assert atlas.seconds == pytest.approx(channels * RATES["atlas"])
+    assert atlas.disk == pytest.approx(5e6 + 25e3 * channels)
 
 
 def test_every_shipped_rate_has_a_value_a_unit_and_a_source():
@@ -402,15 +385,14 @@ def test_every_shipped_rate_has_a_value_a_unit_and_a_source():
             assert line["unit"] and line["source"], line["rate"]
 
 
-def test_a_rule_belongs_to_the_stage_that_its_name_begins_with():
-    for rule, stage in (
-        ("activations_range", "activations"),
-        ("activations_merge", "activations_merge"),
-        ("ablation_run_3", "ablation"),
-        ("ablation_groups_run_3", "ablation_groups"),
-        ("ablation_groups_tables", "ablation_groups_tables"),
-        ("figures_accuracy", "figures"),
-        ("figures_gabor_run", "figures_gabor"),
-        ("compare_tables", "compare"),
+def test_a_script_belongs_to_the_stage_that_its_name_begins_with():
+    for script, stage in (
+        ("activations_merge", "activations"),
+        ("ablation", "ablation"),
+        ("ablation_groups_tables", "ablation_groups"),
+        ("figures_gabor", "figures"),
+        ("compare", "compare"),
+        ("comparison", None),
+        ("", None),
     ):
-        assert estimates.stage_of(rule) == stage
+        assert estimates.stage_of(script) == stage

@@ -1,6 +1,7 @@
 # What all stages share: the checked config, the facts about models and data sets, and
 # the functions that name files. Reads: config, the factory and weights files that it names, the
 # lists of images. Writes nothing but a cache below .snakemake/rfatlas.
+import atexit
 import csv
 import os
 import re
@@ -33,12 +34,6 @@ except RfatlasError as error:
     raise WorkflowError(str(error)) from None
 
 settings = plan.config
-
-# The estimates belong to a run (or its rehearsal), not to reports, lints and inner processes.
-OTHER_TASKS = re.compile(
-    r"--(lint|report|unlock|summary|detailed-summary|list|list-rules|list-target-rules|rulegraph"
-    r"|dag|filegraph|cleanup-metadata|delete-all-output|touch|archive|d3dag|print-compilation)(=.*)?"
-)
 
 
 def run_names():
@@ -423,13 +418,13 @@ def grown(amount):
 
 def minutes(stage):
     """Minutes to grant a job of a stage, for `runtime`."""
-    return lambda wildcards: budget.minutes(stage, wildcards.run)
+    return lambda wildcards: budget.minutes(stage, wildcards.run, wildcards.get("layer"))
 
 
 def network_threads(wildcards):
-    """Threads of a job that runs a network: on one that takes less than a fifth of a GFLOP per
-    image more threads wait for each other, so more jobs run side by side instead."""
-    return 1 if description(wildcards.run)["gflops"] < 0.2 else 4
+    """Threads of a job that runs a network: where more would wait for each other, more jobs run
+    side by side instead."""
+    return budget.threads(wildcards.run)
 
 
 def when(condition, file):
@@ -466,16 +461,28 @@ budget = estimates.Budget(
     gpus=gpus(),
 )
 
-if workflow.is_main_process and not any(OTHER_TASKS.fullmatch(word) for word in sys.argv):
-    print(budget.table(), file=sys.stderr)
+if workflow.is_main_process:
     if hint := running.hint():
         print(f"rfatlas: {hint}", file=sys.stderr)
     for run in runs_with("ablation"):
         if reason := preflight.no_ablation(plan, run):
             print(f"rfatlas: no ablation of run {run}: {reason}", file=sys.stderr)
-    try:
-        # Where results go to a storage, this disk holds a few of them at a time.
-        if workflow.storage_settings.default_storage_provider is None:
-            budget.check_disk(Path.cwd())
-    except RfatlasError as error:
-        raise WorkflowError(str(error)) from None
+
+
+def announce():
+    """Print what the jobs that will run cost; RfatlasError if the disk is too small for them."""
+    rows = budget.rows(workflow.dag.needrun_jobs(exclude_finished=False))
+    print(budget.table(rows), file=sys.stderr)
+    # Where results go to a storage, this disk holds a few of them at a time.
+    if workflow.storage_settings.default_storage_provider is None:
+        estimates.check_disk(rows, Path.cwd())
+
+
+@atexit.register
+def rehearsed():
+    """Announce what a dry run would do, for which Snakemake calls no hook."""
+    if workflow.dryrun and workflow.dag and len(workflow.dag):
+        try:
+            announce()
+        except RfatlasError as error:
+            print(f"rfatlas: {error}", file=sys.stderr)

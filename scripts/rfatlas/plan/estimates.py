@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: time, memory and disk of each stage.
+"""What jobs cost, before they start: time, memory and disk.
 
 Disk follows from the shapes of what is written. Time is work (from the model's GFLOP per image
 and receptive fields, and the number and size of the images) over the measured rates in
@@ -11,82 +11,40 @@ Nothing here imports torch.
 import csv
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rfatlas import stages
 from rfatlas.errors import RfatlasError
 from rfatlas.plan import config as rfatlas_config
-from rfatlas.plan.preflight import Plan, no_ablation
+from rfatlas.plan.preflight import Plan
 
 RATES = rfatlas_config.ROOT / "resources" / "rates.csv"
 
-#: Threads of a job that runs a network, and of a job that packs images.
+#: Threads of a job that runs a network, and of a job that draws or packs images.
 THREADS = 4
 
-#: Megabytes that a job of a stage needs at most, whatever it works on. Receptive fields choose
-#: their batches so as to stay below; what activations need depends on the network.
-MEMORY_MB = {
-    "scenes": 1000,
-    "images": 2000,
-    "model": 3000,
-    "activations_merge": 1000,
-    "receptive_fields": 3000,
-    "virtual_filters": 3000,
-    "skip_residual": 3000,
-    "gabor": 1500,
-    "gratings": 3000,
-    "color": 3000,
-    "preferred_stimulus": 3000,
-    "ablation": 4000,
-    "channels": 1000,
-    "ablation_groups": 3000,
-    "ablation_groups_tables": 3000,
-    "orientation": 1000,
-    "opponency": 1000,
-    "findings": 1000,
-    "figures": 2000,
-    "figures_orientation": 1000,
-    "figures_color": 1500,
-    "figures_gabor": 1000,
-    "figures_ablation": 1000,
-    "figures_gratings": 1000,
-    "figures_preferred_stimulus": 1000,
-    "figures_virtual_filters": 1000,
-    "figures_compare": 1000,
-    "atlas": 1500,
-}
+#: GFLOP per image below which more threads of a job only wait for each other.
+ONE_THREAD_GFLOP = 0.2
 
-#: What is done for every run, in the order of the work; each stage has a method of its name.
-RUN_STAGES = (
-    "model",
-    "activations",
-    "activations_merge",
-    "receptive_fields",
-    "virtual_filters",
-    "skip_residual",
-    "gabor",
-    "gratings",
-    "color",
-    "preferred_stimulus",
-    "ablation",
-    "channels",
-    "orientation",
-    "opponency",
-    "ablation_groups",
-    "findings",
-    "figures",
-    "figures_orientation",
-    "figures_color",
-    "figures_gabor",
-    "figures_gratings",
-    "figures_preferred_stimulus",
-    "figures_virtual_filters",
-    "atlas",
-    "figures_ablation",
-)
+#: Jobs that read tables and draw: a start, the rate of this name per layer, and bytes per layer.
+#: The disk of a topic of figures is in that of all figures.
+PER_LAYER = {
+    "orientation": 30e3,
+    "opponency": 60e3,
+    "figures": 3.5e6,
+    "figures_orientation": 0.0,
+    "figures_color": 0.0,
+    "figures_gabor": 0.0,
+    "figures_ablation": 0.0,
+    "figures_gratings": 0.0,
+    "figures_preferred_stimulus": 0.0,
+    "figures_virtual_filters": 0.0,
+    "figures_compare": 40e3,
+}
 
 # Axes of the stage color's gratings.
 _AXES = 6
@@ -98,30 +56,22 @@ _MB = 1e6
 
 
 @dataclass(frozen=True)
-class Row:
-    """Cost of one stage for one run (or data set).
+class Cost:
+    """Seconds that one job takes, and bytes that it writes."""
 
-    `jobs` jobs of `seconds` each, of which `parallel` run at a time; `mem_mb` megabytes per job;
-    `files` maps each output to its bytes.
-    """
-
-    stage: str
-    name: str
-    jobs: int
     seconds: float
-    parallel: int
-    mem_mb: int
-    files: dict[str, float]
+    disk: float = 0.0
 
-    @property
-    def wall_s(self) -> float:
-        """Seconds on the clock when nothing else runs."""
-        return math.ceil(self.jobs / self.parallel) * self.seconds
 
-    @property
-    def disk(self) -> float:
-        """Bytes of all outputs."""
-        return sum(self.files.values())
+@dataclass
+class Row:
+    """Costs of all jobs of one kind: `seconds` on the clock if nothing else runs, megabytes of the
+    largest job, and bytes of all outputs."""
+
+    jobs: int = 0
+    seconds: float = 0.0
+    mem_mb: int = 0
+    disk: float = 0.0
 
 
 def read_rates(path: Path = RATES) -> dict[str, float]:
@@ -131,7 +81,10 @@ def read_rates(path: Path = RATES) -> dict[str, float]:
 
 
 class Budget:
-    """Estimates for all runs of a config.
+    """Estimates for the jobs of a config.
+
+    A job is known by the name of its script, what it works on (`name`: a run, a group of runs, a
+    data set, or `<dataset>_<resize>_<crop>`) and, for stages of one layer at a time, its layer.
 
     Parameters
     ----------
@@ -158,524 +111,375 @@ class Budget:
         self.plan = plan
         self.config = plan.config
         self.cores = cores
-        self.threads = max(1, min(THREADS, cores))
         self.gpus = gpus
         self.rates = dict(read_rates() if rates is None else rates)
         self.layers = {}
         for run, names in layers.items():
             known = {layer["name"]: layer for layer in self._description(run)["layers"]}
-            self.layers[run] = [known[name] for name in names]
+            self.layers[run] = {name: known[name] for name in names}
 
     # ---- what a job asks for
 
-    def mem_mb(self, stage: str, run: str | None = None) -> int:
-        """Megabytes that one job of `stage` needs at most; activations need to know the run."""
-        return MEMORY_MB[stage] if stage in MEMORY_MB else self._row(stage, run).mem_mb
+    def threads(self, run: str) -> int:
+        """Threads of a job that runs the network of a run."""
+        return 1 if self._description(run)["gflops"] < ONE_THREAD_GFLOP else THREADS
 
-    def minutes(self, stage: str, name: str) -> int:
-        """Minutes to grant one job of `stage` for a run, a data set or `<dataset>_<resize>_<crop>`.
+    def mem_mb(self, script: str, name: str = "") -> int:
+        """Megabytes that one job needs at most."""
+        if script == "activations":
+            # Live at once: the process itself, one batch of the layers that are summarised, and the
+            # network's other tensors of that size.
+            units = sum(map(_units, self.layers[name].values()))
+            batch = self.config["activations"]["batch_size"]
+            return round(1200 + batch * 4 * units * 2.5 / _MB)
+        if script == "compare":
+            # Live at once: the process with a batch of images, the products of two groups and
+            # their next summand, what decorrelates each layer, and the widest's decomposition.
+            widths = self._widths(name)
+            live = 3 * _tile(widths) ** 2 + sum(w**2 for w in widths) + 4 * max(widths) ** 2
+            return 400 + round(8 * live / _MB)
+        return stages.BY_NAME[stage_of(script)].mem_mb or 1000
 
-        Four times the estimate, at least ten minutes; four hours for what no run asks for.
+    def minutes(self, script: str, name: str, layer: str | None = None) -> int:
+        """Minutes to grant one job: four times the estimate, at least ten.
+
+        Four hours for what no run asks for; without a layer, what the longest one is granted.
         """
-        row = self._row(stage, name)
-        return 240 if row is None else max(10, math.ceil(4 * row.seconds / 60))
+        try:
+            if layer is None and stages.BY_NAME[stage_of(script)].scope == "layer":
+                return max(self.minutes(script, name, each) for each in self.layers[name])
+            return max(10, math.ceil(4 * self.cost(script, name, layer).seconds / 60))
+        except KeyError:
+            return 240
+
+    def cost(self, script: str, name: str, layer: str | None = None) -> Cost:
+        """What one job costs; KeyError for what no run asks for."""
+        if script in PER_LAYER:
+            runs = self.config["compare"]["groups"].get(name, [name])
+            layers = sum(len(self.layers[run]) for run in runs)
+            seconds = self.rates["start_plain"] + layers * self.rates[script]
+            return Cost(seconds, layers * PER_LAYER[script])
+        formula = getattr(self, f"_{script}", None)
+        if formula is None:
+            # Reading a few tables is next to nothing compared with the start of the job.
+            return Cost(self.rates["start_plain"])
+        if stages.BY_NAME[stage_of(script)].scope == "layer":
+            return formula(name, self.layers[name][layer])
+        return formula(name)
 
     # ---- what the user sees
 
-    @cached_property
-    def rows(self) -> list[Row]:
-        """One row per stage and run (or data set), in the order of the work."""
-        rows = []
-        datasets = rfatlas_config.used(self.config, "dataset")
-        rows += [self._scenes(d) for d in datasets if self._dataset(d)["source"] == "scenes"]
-        packed = {}
-        for run in self.layers:
-            packed.setdefault(self._packed(run), run)
-        rows += [self._images(run) for run in packed.values()]
-        for run in self.layers:
-            rows += [
-                getattr(self, f"_{stage}")(run)
-                for stage in RUN_STAGES
-                if rfatlas_config.stage_on(self.config, stage, run)
-            ]
-        for group in self.config["compare"]["groups"]:
-            rows.append(self._compare(group))
-            if rfatlas_config.stage_on(self.config, "figures"):
-                rows.append(self._figures_compare(group))
-        # A stage may leave a run out.
-        return [row for row in rows if row is not None]
+    def rows(self, jobs: Iterable[Any]) -> dict[str, Row]:
+        """The costs of Snakemake's jobs, summed up by script; other jobs are left out."""
+        found: dict[str, Row] = {}
+        for job in jobs:
+            script = Path(job.rule.script or "").stem
+            if stage_of(script) is None:
+                continue
+            where = dict(job.wildcards.items())
+            layer = where.get("layer")
+            name = where.get("run") or where.get("group") or "_".join(where.values())
+            try:
+                cost = self.cost(script, name, layer)
+            except KeyError:
+                cost = Cost(self.rates["start_plain"])
+            row = found.setdefault(script, Row())
+            row.jobs += 1
+            slots = self.gpus if job.resources.get("gpu") else self.cores // job.threads
+            row.seconds += cost.seconds / max(1, slots)
+            row.mem_mb = max(row.mem_mb, int(job.resources.get("mem_mb", 0)))
+            row.disk += max(0.0, cost.disk - sum(_present(Path(file)) for file in job.output))
+        order = list(stages.BY_NAME)
+        return dict(sorted(found.items(), key=lambda row: (order.index(stage_of(row[0])), row[0])))
 
-    def table(self) -> str:
-        """The estimates as a table for the terminal."""
-        head = ("stage", "run or data set", "jobs", "time", "memory/job", "disk")
-        body = [
-            (
-                row.stage,
-                row.name,
-                str(row.jobs),
-                _time(row.wall_s),
-                _size(row.mem_mb * _MB),
-                _size(row.disk),
-            )
-            for row in self.rows
-        ]
-        total = ("total", "", str(sum(row.jobs for row in self.rows)))
-        total += (_time(sum(row.wall_s for row in self.rows)), "")
-        total += (_size(sum(row.disk for row in self.rows)),)
-        widths = [max(map(len, column)) for column in zip(head, *body, total, strict=True)]
-        where = "a GPU" if self.gpus else "the CPU"
+    def table(self, rows: Mapping[str, Row]) -> str:
+        """The costs of the jobs that will run as a table for the terminal."""
+        total = Row(
+            sum(row.jobs for row in rows.values()),
+            sum(row.seconds for row in rows.values()),
+            max((row.mem_mb for row in rows.values()), default=0),
+            sum(row.disk for row in rows.values()),
+        )
+        body = [("stage", "jobs", "time", "memory/job", "disk")]
+        for name, row in [*rows.items(), ("total", total)]:
+            cells = (_time(row.seconds), _size(row.mem_mb * _MB), _size(row.disk))
+            body.append((name, str(row.jobs), *cells))
+        widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+        where = f"{self.gpus} GPUs" if self.gpus else "the CPU"
         lines = [
-            f"rfatlas: estimates for everything from nothing, networks on {where}, "
-            f"{self.cores} cores (resources/rates.csv)"
+            f"rfatlas: estimates for the jobs that will run, networks on {where}, cores: "
+            f"{self.cores} (resources/rates.csv)"
         ]
-        for line in (head, *body, total):
-            cells = [
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ]
-            lines.append("  " + "  ".join(cells).rstrip())
+        for stage, *cells in body:
+            right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+            lines.append("  " + "  ".join([stage.ljust(widths[0]), *right]))
         return "\n".join(lines)
 
-    def check_disk(self, folder: Path) -> None:
-        """Refuse a run whose missing outputs do not fit on the disk of `folder`.
-
-        Raises
-        ------
-        RfatlasError
-            With what is needed by stage, what is free, and the keys that make it less.
-        """
-        missing = {}
-        for row in self.rows:
-            need = sum(max(0.0, size - _present(folder / file)) for file, size in row.files.items())
-            missing[row.stage] = missing.get(row.stage, 0.0) + need
-        need, free = sum(missing.values()), shutil.disk_usage(folder).free
-        if need > free:
-            largest = sorted(missing, key=missing.get, reverse=True)[:3]
-            parts = ", ".join(f"{stage} {_size(missing[stage])}" for stage in largest)
-            raise RfatlasError(
-                f"the results need about {_size(need)} more ({parts}), but the disk of "
-                f"{folder.resolve()} has {_size(free)} free. Free some, run elsewhere "
-                "(--directory), or take fewer images (datasets.*.subset), fewer layers, an empty "
-                "activations.keep_maps or a smaller receptive_fields.keep"
-            )
-
     # ---- the stages
-
-    def _row(self, stage: str, name: str | None) -> Row | None:
-        return self._rows.get((stage, name))
-
-    @cached_property
-    def _rows(self) -> dict[tuple[str, str], Row]:
-        # Thousands of jobs ask.
-        return {(row.stage, row.name): row for row in self.rows}
-
-    def _dataset(self, name: str) -> dict[str, Any]:
-        return self.config["datasets"][name]
 
     def _description(self, run: str) -> dict[str, Any]:
         return self.plan.descriptions[self.config["runs"][run]["model"]]
 
+    def _crop(self, run: str) -> int:
+        return self._description(run)["input"]["crop"]
+
+    def _side(self, run: str, layer: Mapping[str, Any]) -> int:
+        """Pixels of the side of what a unit of a layer sees of the image."""
+        return min(layer["size"] or self._crop(run), self._crop(run))
+
     def _count(self, run: str) -> int:
         return self.plan.images[self.config["runs"][run]["dataset"]].count
 
-    def _packed(self, run: str) -> str:
-        size = self._description(run)["input"]
-        dataset = self.config["runs"][run]["dataset"]
-        return f"results/images/{dataset}_{size['resize']}_{size['crop']}.h5"
+    def _widths(self, group: str) -> list[int]:
+        runs = self.config["compare"]["groups"][group]
+        return [layer["channels"] for run in runs for layer in self.layers[run].values()]
 
-    def _network_s(self, gflop: float, rate: str) -> float:
-        """Seconds that one job needs for so many GFLOP of network."""
-        if self.gpus:
-            return gflop / self.rates[f"{rate}_gpu"]
-        return gflop / (self.rates[f"{rate}_cpu"] * self.threads)
+    def _measured(self, layer: Mapping[str, Any]) -> int:
+        """Channels of a layer whose receptive fields are measured."""
+        return min(layer["channels"], self.config["receptive_fields"]["channels"] or math.inf)
 
-    @property
-    def _parallel(self) -> int:
-        return self.gpus or max(1, self.cores // self.threads)
+    def _network_s(self, run: str, gflop: float, rate: str) -> float:
+        """Seconds that a job of a run needs for so many GFLOP of network, and its start."""
+        speed = self.rates[f"{rate}_cpu"] * min(self.threads(run), self.cores)
+        return self.rates["start_torch"] + gflop / (
+            self.rates[f"{rate}_gpu"] if self.gpus else speed
+        )
 
-    def _scenes(self, name: str) -> Row:
-        dataset = self._dataset(name)
+    def _scenes(self, name: str) -> Cost:
+        dataset = self.config["datasets"][name]
         pixels = dataset["count"] * dataset["size"] ** 2
-        seconds = self.rates["start_plain"] + pixels / 1e6 / self.rates["scenes"] / self.threads
-        files = {f"results/scenes/{name}": 2.5 * pixels}
-        return Row("scenes", name, 1, seconds, 1, self.mem_mb("scenes"), files)
+        seconds = pixels / 1e6 / self.rates["scenes"] / min(THREADS, self.cores)
+        return Cost(self.rates["start_plain"] + seconds, 2.5 * pixels)
 
-    def _images(self, run: str) -> Row:
-        images = self.plan.images[self.config["runs"][run]["dataset"]]
-        crop = self._description(run)["input"]["crop"]
+    def _images(self, name: str) -> Cost:
+        dataset, _, crop = name.rsplit("_", 2)
+        images = self.plan.images[dataset]
         each = self.rates["decode_file"] + images.mean_bytes / _MB / self.rates["decode_bytes"]
-        seconds = self.rates["start_plain"] + images.count * each / self.threads
-        size = images.count * (3.0 * crop**2 + 100)
-        packed = self._packed(run)
-        name = Path(packed).stem
-        return Row("images", name, 1, seconds, 1, self.mem_mb("images"), {packed: size})
+        seconds = self.rates["start_plain"] + images.count * each / min(THREADS, self.cores)
+        return Cost(seconds, images.count * (3.0 * int(crop) ** 2 + 100))
 
-    def _model(self, run: str) -> Row:
+    def _model(self, run: str) -> Cost:
         description = self._description(run)
         weights = self.config["models"][self.config["runs"][run]["model"]]["weights"]
-        seconds = self.rates["start_torch"] + self.rates["model"]
-        if weights.startswith("random:"):
-            # Batch norm is estimated anew on at most so many images.
-            images = min(self._count(run), 1024)
-            seconds += self._network_s(images * description["gflops"], "forward")
-        bytes_ = 4.0 * description["parameters"]
-        files = {f"results/{run}/model.safetensors": bytes_}
-        return Row("model", run, 1, seconds, 1, self.mem_mb("model"), files)
+        # Of random weights, batch norm is estimated anew on at most so many images.
+        images = min(self._count(run), 1024) if weights.startswith("random:") else 0
+        seconds = self._network_s(run, images * description["gflops"], "forward")
+        return Cost(seconds + self.rates["model"], 4.0 * description["parameters"])
 
-    def _activations(self, run: str) -> Row:
-        description, count = self._description(run), self._count(run)
-        settings = self.config["activations"]
-        jobs = math.ceil(count / settings["range_size"])
-        images = min(count, settings["range_size"])
-        units = sum(_units(layer) for layer in self.layers[run])
-        seconds = self.rates["start_torch"] + self._network_s(
-            images * description["gflops"], "forward"
-        )
-        seconds += images * units / 1e6 / (self.rates["summary_cpu"] * self.threads)
-        channels = sum(layer["channels"] for layer in self.layers[run])
+    def _activations(self, run: str) -> Cost:
+        """A range of images."""
+        images = min(self._count(run), self.config["activations"]["range_size"])
+        units = images * sum(map(_units, self.layers[run].values())) / 1e6
+        seconds = self._network_s(run, images * self._description(run)["gflops"], "forward")
+        seconds += units / (self.rates["summary_cpu"] * min(self.threads(run), self.cores))
+        return Cost(seconds, self._activation_bytes(run, images))
+
+    def _activations_merge(self, run: str) -> Cost:
+        size = self._activation_bytes(run, self._count(run))
+        return Cost(self.rates["start_plain"] + size / _MB / self.rates["merge"], size)
+
+    def _activation_bytes(self, run: str, images: int) -> float:
+        """Bytes of the activations of so many images."""
+        settings, layers = self.config["activations"], self.layers[run].values()
         lists = sum(
             layer["channels"] * (2 if layer["rectified"] else 4) * 10.0 * settings["top_k"]
-            for layer in self.layers[run]
+            for layer in layers
         )
-        classes = description["n_classes"] or 0
-        kept = sum(
-            2.0 * _units(layer) * count
-            for layer in self.layers[run]
-            if layer["name"] in settings["keep_maps"]
-        )
+        classes = self._description(run)["n_classes"] or 0
+        channels = sum(layer["channels"] for layer in layers)
+        kept = sum(2.0 * _units(x) for x in layers if x["name"] in settings["keep_maps"])
         # Maxima and means of every image and channel, logits and features in 32 bits; class means
         # in 64.
-        per_image = 8.0 * channels + 4.0 * classes + 4.0 * self.layers[run][-1]["channels"]
-        total = lists + count * per_image + 8.0 * classes * channels + kept
-        # Ranges stay beside the merged file until the merge is done.
-        files = {
-            f"results/{run}/activations.h5": total,
-            f"results/{run}/activations": total + (jobs - 1) * lists,
-        }
-        # Live at once: the process itself, one batch of the layers that are summarised, and the
-        # network's other tensors of that size.
-        mem = 1200 + settings["batch_size"] * 4 * units * 2.5 / _MB
-        return Row("activations", run, jobs, seconds, self._parallel, round(mem), files)
+        features = [layer["channels"] for layer in layers][-1]
+        per_image = 8.0 * channels + 4.0 * classes + 4.0 * features + kept
+        return lists + images * per_image + 8.0 * classes * channels
 
-    def _activations_merge(self, run: str) -> Row:
-        # What is written is what was read; its disk is in that of the activations.
-        size = self._activations(run).files[f"results/{run}/activations.h5"]
-        seconds = self.rates["start_plain"] + size / _MB / self.rates["merge"]
-        return Row("activations_merge", run, 1, seconds, 1, self.mem_mb("activations_merge"), {})
+    def _receptive_fields(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        settings, channels = self.config["receptive_fields"], self._measured(layer)
+        units = channels * (settings["top_k"] or self.config["activations"]["top_k"])
+        pixels = channels * self._side(run, layer) ** 2
+        kept = pixels * settings["keep"] * 15.0
+        return Cost(self._fields_s(run, layer, units, 1), kept + pixels * (4 * 3 * 8.0 + 4))
 
-    def _receptive_fields(self, run: str) -> Row:
-        settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
-        units_per_channel = settings["top_k"] or self.config["activations"]["top_k"]
-        seconds, files = [], {}
-        for layer in self.layers[run]:
-            channels = min(layer["channels"], settings["channels"] or layer["channels"])
-            size = min(layer["size"] or crop, crop)
-            units = channels * units_per_channel
-            seconds.append(self._network_s(units * gflop_per_unit(layer, crop), "fields"))
-            seconds[-1] += units * (0.0 if self.gpus else self.rates["fields_unit"])
-            kept = channels * settings["keep"] * 15.0 * size**2
-            means = channels * size**2 * (4 * 3 * 8.0 + 4)
-            files[f"results/{run}/receptive_fields/{layer['name']}.h5"] = kept + means
-        jobs = len(seconds)
-        each = self.rates["start_torch"] + sum(seconds) / jobs
-        mem = self.mem_mb("receptive_fields")
-        return Row("receptive_fields", run, jobs, each, self._parallel, mem, files)
+    def _skip_residual(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        fields, channels = self.config["receptive_fields"], self._measured(layer)
+        top_k = self.config["skip_residual"]["top_k"] or fields["top_k"]
+        units = channels * (top_k or self.config["activations"]["top_k"])
+        pixels = channels * self._side(run, layer) ** 2
+        # A second backward pass after the forward and the backward one.
+        return Cost(self._fields_s(run, layer, units, 1.5), pixels * (2 * 3 * 4.0 + 4))
 
-    def _virtual_filters(self, run: str) -> Row:
-        settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
+    def _fields_s(self, run: str, layer: Mapping[str, Any], units: int, passes: float) -> float:
+        work = passes * units * gflop_per_unit(layer, self._crop(run))
+        each = 0.0 if self.gpus else self.rates["fields_unit"]
+        return self._network_s(run, work, "fields") + units * each
+
+    def _virtual_filters(self, run: str) -> Cost:
         read = written = 0.0
-        for layer in self.layers[run]:
-            compared = min(layer["channels"], settings["channels"] or layer["channels"])
-            read += compared * 3 * 8.0 * min(layer["size"] or crop, crop) ** 2
+        for layer in self.layers[run].values():
+            read += self._measured(layer) * 3 * 8.0 * self._side(run, layer) ** 2
             # Kernels of 7 pixels and a window of 11 after pooling; weights of 64 kernels.
             written += 4.0 * layer["channels"] * (3 * 7**2 + 3 * 11**2 + 64)
         seconds = self.rates["start_torch"] + read / _MB / self.rates["virtual_filters"]
-        files = {f"results/{run}/virtual_filters.h5": written}
-        mem = self.mem_mb("virtual_filters")
-        return Row("virtual_filters", run, 1, seconds, 1, mem, files)
+        return Cost(seconds, written)
 
-    def _skip_residual(self, run: str) -> Row:
-        settings, crop = self.config["receptive_fields"], self._description(run)["input"]["crop"]
-        units_per_channel = self.config["skip_residual"]["top_k"] or settings["top_k"]
-        units_per_channel = units_per_channel or self.config["activations"]["top_k"]
-        seconds, files = [], {}
-        for layer in self.layers[run]:
-            channels = min(layer["channels"], settings["channels"] or layer["channels"])
-            units = channels * units_per_channel
-            # A second backward pass beside the forward and the backward one.
-            gflop = 1.5 * gflop_per_unit(layer, crop)
-            seconds.append(self._network_s(units * gflop, "fields"))
-            seconds[-1] += units * (0.0 if self.gpus else self.rates["fields_unit"])
-            size = min(layer["size"] or crop, crop)
-            file = f"results/{run}/skip_residual/{layer['name']}.h5"
-            files[file] = channels * size**2 * (2 * 3 * 4.0 + 4)
-        jobs = len(seconds)
-        each = self.rates["start_torch"] + sum(seconds) / jobs
-        mem = self.mem_mb("skip_residual")
-        return Row("skip_residual", run, jobs, each, self._parallel, mem, files)
+    def _gabor(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        # The mean gradient and its luminance of each channel that has one; perhaps virtual filters
+        # of all; the kernels are few.
+        gradients = 2 * self._measured(layer)
+        virtual = rfatlas_config.stage_on(self.config, "virtual_filters", run)
+        fields = gradients + virtual * layer["channels"]
+        pixels = gradients * self._side(run, layer) ** 2 / 1e6 / self.rates["gabor_pixels"]
+        seconds = self.rates["start_plain"] + fields * self.rates["gabor_field"] + pixels
+        return Cost(seconds, 250.0 * fields)
 
-    def _gabor(self, run: str) -> Row:
-        crop = self._description(run)["input"]["crop"]
-        limit = self.config["receptive_fields"]["channels"]
-        seconds, files = [], {}
-        for layer in self.layers[run]:
-            size = min(layer["size"] or crop, crop)
-            # The mean gradient and its luminance of each channel that has one; perhaps virtual
-            # filters of all; the kernels are few.
-            gradients = 2 * min(layer["channels"], limit or layer["channels"])
-            fields = gradients + self.config["stages"]["virtual_filters"] * layer["channels"]
-            pixels = gradients * size**2 / 1e6 / self.rates["gabor_pixels"]
-            seconds.append(fields * self.rates["gabor_field"] + pixels)
-            files[f"results/{run}/gabor/{layer['name']}.h5"] = 250.0 * fields
-        jobs = len(seconds)
-        each = self.rates["start_plain"] + sum(seconds) / jobs
-        return Row("gabor", run, jobs, each, self.cores, self.mem_mb("gabor"), files)
-
-    def _gratings(self, run: str) -> Row:
-        settings, crop = self.config["gratings"], self._description(run)["input"]["crop"]
-        # In very large fields there are one or two more frequencies.
+    def _gratings(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        settings, channels = self.config["gratings"], layer["channels"]
+        # In very large fields there are one or two more frequencies; at worst every channel likes
+        # another grating best.
         grid = settings["orientations"] * settings["frequencies"]
-        seconds, files = [], {}
-        for layer in self.layers[run]:
-            channels = layer["channels"]
-            # At worst every channel likes another grating best.
-            best = min(channels, grid) * settings["f1_phases"]
-            stimuli = grid * settings["phases"] + best
-            work = self._network_s(stimuli * gflop_per_unit(layer, crop) / 2, "forward")
-            seconds.append(work + channels * grid * self.rates["gratings_index"])
-            # Before and behind the layer's last ReLU.
-            size = 4.0 * channels * grid * settings["phases"] * (1 + layer["rectified"])
-            files[f"results/{run}/gratings/{layer['name']}.h5"] = size
-        jobs = len(seconds)
-        each = self.rates["start_torch"] + sum(seconds) / jobs
-        mem = self.mem_mb("gratings")
-        return Row("gratings", run, jobs, each, self._parallel, mem, files)
+        stimuli = grid * settings["phases"] + min(channels, grid) * settings["f1_phases"]
+        seconds = self._shown_s(run, layer, stimuli, channels * grid)
+        # Before and behind the layer's last ReLU.
+        return Cost(seconds, 4.0 * channels * grid * settings["phases"] * (1 + layer["rectified"]))
 
-    def _color(self, run: str) -> Row:
+    def _color(self, run: str, layer: Mapping[str, Any]) -> Cost:
         settings, fields = self.config["color"], self.config["receptive_fields"]
-        crop, images = self._description(run)["input"]["crop"], self._count(run)
         units = settings["top_k"] or fields["top_k"] or self.config["activations"]["top_k"]
         grid, phases = settings["orientations"] * settings["frequencies"], settings["phases"]
         gratings, uniform = _AXES * (grid + 1) * phases, 2 * settings["hues"] + 7
-        seconds, files = [], {}
-        for layer in self.layers[run]:
-            channels, size = layer["channels"], min(layer["size"] or crop, crop)
-            # At worst every channel likes another grating best; top units share whole images.
-            best = min(channels, grid) * settings["directions"] * phases
-            grey = channels * units if size < crop else min(channels * units, images)
-            stimuli = gratings + uniform + best + grey
-            work = self._network_s(stimuli * gflop_per_unit(layer, crop) / 2, "forward")
-            work += (
-                channels * _AXES * grid * (1 + layer["rectified"]) * self.rates["gratings_index"]
-            )
-            seconds.append(work)
-            # Before and behind the layer's last ReLU; the mean responses; maps along three axes.
-            kept = (1 + layer["rectified"]) * _AXES * grid * phases + _AXES * grid
-            kept += 2 * (uniform + _AXES * phases)
-            total = 4.0 * channels * kept
-            if self.config["stages"]["receptive_fields"]:
-                total += 4.0 * min(channels, fields["channels"] or channels) * 3 * size**2
-            files[f"results/{run}/color/{layer['name']}.h5"] = total
-        jobs = len(seconds)
+        channels, side = layer["channels"], self._side(run, layer)
+        # At worst every channel likes another grating best; top units share whole images.
+        best = min(channels, grid) * settings["directions"] * phases
+        whole = side == self._crop(run)
+        grey = min(channels * units, self._count(run)) if whole else channels * units
+        sides = 1 + layer["rectified"]
+        stimuli, indices = gratings + uniform + best + grey, channels * _AXES * grid * sides
+        # Before and behind the layer's last ReLU; the mean responses; maps along three axes.
+        kept = sides * _AXES * grid * phases + _AXES * grid + 2 * (uniform + _AXES * phases)
+        maps = rfatlas_config.stage_on(self.config, "receptive_fields", run)
+        size = 4.0 * channels * kept + 4.0 * maps * self._measured(layer) * 3 * side**2
         # Its library of colour conversions takes as long to import as torch.
-        each = 2 * self.rates["start_torch"] + sum(seconds) / jobs
-        return Row("color", run, jobs, each, self._parallel, self.mem_mb("color"), files)
+        return Cost(self.rates["start_torch"] + self._shown_s(run, layer, stimuli, indices), size)
 
-    def _preferred_stimulus(self, run: str) -> Row:
+    def _shown_s(self, run: str, layer: Mapping[str, Any], stimuli: int, indices: int) -> float:
+        """Seconds to show stimuli to the units of a layer, and to describe so many responses."""
+        work = stimuli * gflop_per_unit(layer, self._crop(run)) / 2
+        return self._network_s(run, work, "forward") + indices * self.rates["gratings_index"]
+
+    def _preferred_stimulus(self, run: str, layer: Mapping[str, Any]) -> Cost:
         settings, description = self.config["preferred_stimulus"], self._description(run)
-        crop = description["input"]["crop"]
         # Those towards the least preferred stimulus have no photograph to start from.
         ascents = 2 * settings["noise_starts"] + settings["patch_start"]
-        if settings["gradient_start"] and self.config["stages"]["receptive_fields"]:
-            ascents += 2
-        seconds, files = [], {}
-        for layer in self.layers[run]:
-            sample = rfatlas_config.stimulus_sample(self.config, description, layer["name"])
-            channels = min(layer["channels"], sample or layer["channels"])
-            images = channels * ascents * settings["steps"]
-            size = min(layer["size"] or crop, crop)
-            seconds.append(self._network_s(images * gflop_per_unit(layer, crop), "stimuli"))
-            seconds[-1] += images * (0.0 if self.gpus else self.rates["stimuli_image"])
-            pictures = 2 * 3 * 4.0 * channels * size**2
-            files[f"results/{run}/preferred_stimulus/{layer['name']}.h5"] = pictures
-        jobs = len(seconds)
-        each = self.rates["start_torch"] + sum(seconds) / jobs
-        mem = self.mem_mb("preferred_stimulus")
-        return Row("preferred_stimulus", run, jobs, each, self._parallel, mem, files)
+        gradients = rfatlas_config.stage_on(self.config, "receptive_fields", run)
+        ascents += 2 * (settings["gradient_start"] and gradients)
+        sample = rfatlas_config.stimulus_sample(self.config, description, layer["name"])
+        channels = min(layer["channels"], sample or layer["channels"])
+        images = channels * ascents * settings["steps"]
+        work = images * gflop_per_unit(layer, self._crop(run))
+        each = 0.0 if self.gpus else self.rates["stimuli_image"]
+        seconds = self._network_s(run, work, "stimuli") + images * each
+        return Cost(seconds, 2 * 3 * 4.0 * channels * self._side(run, layer) ** 2)
 
-    def _ablation(self, run: str) -> Row | None:
-        if no_ablation(self.plan, run):
-            return None
+    def _ablated(self, run: str) -> int:
+        """Images that channels are taken out on."""
+        return min(self._count(run), self.config["ablation"]["images"] or self._count(run))
+
+    def _ablation(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        """A range of images."""
         settings, description = self.config["ablation"], self._description(run)
-        images = min(self._count(run), settings["images"] or self._count(run))
-        one_range = settings["precision"] is not None
-        size = images if one_range else min(images, settings["range_size"])
-        layers = [
-            layer
-            for layer in self.layers[run]
-            if layer["name"] in (settings["layers"] or [layer["name"]])
-        ]
-        # One look at each image, and what lies behind a layer once per channel and mode.
-        gflop, pairs, files = description["gflops"], 0, {}
-        for layer in layers:
-            every = layer["name"] in settings["all_modes_layers"]
-            modes = 3 if every else len(settings["modes"])
-            channels = min(layer["channels"], settings["channels"] or layer["channels"])
-            gflop += channels * modes * (description["gflops"] - layer["gflops"])
-            pairs += channels * modes
-            # A class, whether among five, a loss; the change of each class.
-            bytes_ = channels * modes * (7.0 * images + 4.0 * description["n_classes"])
-            files[f"results/{run}/ablation/{layer['name']}.h5"] = bytes_
-        groups = len(layers)
-        ranges = math.ceil(images / size)
-        work = self._network_s(size * gflop / groups, "ablation")
-        work += size * pairs / groups * self.rates["ablation_pair"]
-        each = self.rates["start_torch"] + work
-        mem = self.mem_mb("ablation")
-        return Row("ablation", run, groups * ranges, each, self._parallel, mem, files)
+        images = self._ablated(run)
+        if settings["precision"] is None:
+            images = min(images, settings["range_size"])
+        # One look at each image, and what lies behind the layer once per channel and mode.
+        pairs = self._pairs(layer)
+        gflop = description["gflops"] + pairs * (description["gflops"] - layer["gflops"])
+        seconds = self._network_s(run, images * gflop, "ablation")
+        seconds += images * pairs * self.rates["ablation_pair"]
+        return Cost(seconds, self._ablation_bytes(run, layer, images))
 
-    def _channels(self, run: str) -> Row:
-        rows = sum(layer["channels"] for layer in self.layers[run])
-        seconds = self.rates["start_plain"] + rows * self.rates["channels"]
-        files = {f"results/{run}/channels.csv": 600.0 * rows}
-        return Row("channels", run, 1, seconds, 1, self.mem_mb("channels"), files)
+    def _ablation_gather(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        size = self._ablation_bytes(run, layer, self._ablated(run))
+        return Cost(self.rates["start_plain"], size)
 
-    def _orientation(self, run: str) -> Row:
-        # Counting is next to nothing beside the start of the job.
-        rows = len(self.layers[run])
-        seconds = self.rates["start_plain"] + rows * self.rates["orientation"]
-        files = {f"results/{run}/orientation": 30e3 * rows}
-        return Row("orientation", run, 1, seconds, 1, self.mem_mb("orientation"), files)
+    def _pairs(self, layer: Mapping[str, Any]) -> int:
+        """Channels of a layer that are taken out, times the modes."""
+        settings = self.config["ablation"]
+        every = layer["name"] in settings["all_modes_layers"]
+        channels = min(layer["channels"], settings["channels"] or layer["channels"])
+        return channels * (3 if every else len(settings["modes"]))
 
-    def _opponency(self, run: str) -> Row:
-        rows = len(self.layers[run])
-        seconds = self.rates["start_plain"] + rows * self.rates["opponency"]
-        # A row per layer for each class at each threshold.
-        files = {f"results/{run}/opponency": 60e3 * rows}
-        return Row("opponency", run, 1, seconds, 1, self.mem_mb("opponency"), files)
+    def _ablation_bytes(self, run: str, layer: Mapping[str, Any], images: int) -> float:
+        # A class, whether among five, a loss; the change of each class.
+        classes = self._description(run)["n_classes"] or 0
+        return self._pairs(layer) * (7.0 * images + 4.0 * classes)
 
-    def _ablation_groups(self, run: str) -> Row | None:
-        if no_ablation(self.plan, run):
-            return None
-        settings, description = self.config["ablation_groups"], self._description(run)
-        images = min(self._count(run), self.config["ablation"]["images"] or self._count(run))
-        asked = [self.config["ablation"]["layers"], settings["layers"]]
-        layers = [
-            layer
-            for layer in self.layers[run]
-            if all(names is None or layer["name"] in names for names in asked)
-        ]
-        curves = settings["cumulative"]
+    def _ablation_groups(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        settings, images = self.config["ablation_groups"], self._ablated(run)
+        curves, name = settings["cumulative"], layer["name"]
         orders = 2 * len(set(curves["orders"]) - {"random"})
         orders += curves["random"] * ("random" in curves["orders"])
-        seconds, files = [], {}
-        first = [layer["name"] for layer in self.layers[run][:2]]
-        for layer in layers:
-            own = sum(layer["name"] in members for members in settings["groups"].values())
-            groups = own + len(rfatlas_config.PROPERTY_GROUPS)
-            # Filters can be set to 0 where the first convolution alone feeds the layer: conv1 and
-            # maxpool of a ResNet.
-            filters = layer["name"] in first
-            modes = [mode for mode in settings["modes"] if mode != "weight" or filters]
-            sets = len(modes) * groups * (1 + settings["controls"])
-            sets += len(curves["modes"]) * orders * min(curves["steps"], layer["channels"])
-            behind = description["gflops"] - layer["gflops"]
-            seconds.append(self._network_s(sets * images * behind, "ablation"))
-            seconds[-1] += sets * images * self.rates["ablation_pair"]
-            files[f"results/{run}/ablation_groups/{layer['name']}.h5"] = 7.0 * sets * images
-        jobs = max(1, len(seconds))
-        each = self.rates["start_torch"] + sum(seconds) / jobs
-        mem = self.mem_mb("ablation_groups")
-        return Row("ablation_groups", run, jobs, each, self._parallel, mem, files)
+        groups = sum(name in members for members in settings["groups"].values())
+        groups += len(rfatlas_config.PROPERTY_GROUPS)
+        # Filters can be set to 0 where the first convolution alone feeds the layer: conv1 and
+        # maxpool of a ResNet.
+        filters = name in list(self.layers[run])[:2]
+        modes = [mode for mode in settings["modes"] if mode != "weight" or filters]
+        sets = len(modes) * groups * (1 + settings["controls"])
+        sets += len(curves["modes"]) * orders * min(curves["steps"], layer["channels"])
+        behind = self._description(run)["gflops"] - layer["gflops"]
+        seconds = self._network_s(run, sets * images * behind, "ablation")
+        return Cost(seconds + sets * images * self.rates["ablation_pair"], 7.0 * sets * images)
 
-    def _findings(self, run: str) -> Row:
-        # Reading a few tables is next to nothing beside the start of the job.
-        files = {f"results/{run}/findings": 20e3 * len(self.layers[run])}
-        seconds = self.rates["start_plain"]
-        return Row("findings", run, 1, seconds, 1, self.mem_mb("findings"), files)
+    def _channels(self, run: str) -> Cost:
+        rows = sum(layer["channels"] for layer in self.layers[run].values())
+        return Cost(self.rates["start_plain"] + rows * self.rates["channels"], 600.0 * rows)
 
-    def _figures(self, run: str) -> Row:
-        layers = len(self.layers[run])
-        seconds = self.rates["start_plain"] + layers * self.rates["figures"]
-        files = {f"results/{run}/figures": 3.5e6 * layers}
-        return Row("figures", run, 1, seconds, 1, self.mem_mb("figures"), files)
-
-    def _figures_ablation(self, run: str) -> Row | None:
-        if no_ablation(self.plan, run):
-            return None
-        layers = len(self.layers[run])
-        seconds = self.rates["start_plain"] + layers * self.rates["figures_ablation"]
-        mem = self.mem_mb("figures_ablation")
-        return Row("figures_ablation", run, 1, seconds, 1, mem, {})
-
-    def _figures_orientation(self, run: str) -> Row:
-        layers = len(self.layers[run])
-        seconds = self.rates["start_plain"] + layers * self.rates["figures_orientation"]
-        mem = self.mem_mb("figures_orientation")
-        # Their disk is in that of the folder of figures.
-        return Row("figures_orientation", run, 1, seconds, 1, mem, {})
-
-    def _figures_color(self, run: str) -> Row:
-        layers = len(self.layers[run])
-        seconds = self.rates["start_plain"] + layers * self.rates["figures_color"]
-        mem = self.mem_mb("figures_color")
-        return Row("figures_color", run, 1, seconds, 1, mem, {})
-
-    def _figures_gabor(self, run: str) -> Row:
-        return self._sheets("figures_gabor", run)
-
-    def _figures_gratings(self, run: str) -> Row:
-        return self._sheets("figures_gratings", run)
-
-    def _figures_preferred_stimulus(self, run: str) -> Row:
-        return self._sheets("figures_preferred_stimulus", run)
-
-    def _figures_virtual_filters(self, run: str) -> Row:
-        return self._sheets("figures_virtual_filters", run)
-
-    def _sheets(self, stage: str, run: str) -> Row:
-        """The row of a topic of figures that draws a sheet per layer."""
-        seconds = self.rates["start_plain"] + len(self.layers[run]) * self.rates[stage]
-        return Row(stage, run, 1, seconds, 1, self.mem_mb(stage), {})
-
-    def _compare(self, group: str) -> Row:
-        runs = self.config["compare"]["groups"][group]
-        widths = [layer["channels"] for run in runs for layer in self.layers[run]]
+    def _compare(self, group: str) -> Cost:
+        widths = self._widths(group)
         channels, pairs = sum(widths), len(widths) * (len(widths) + 1) / 2
         # The products of all channels, with the same image and with another, for every two groups
         # of `_TILE` channels; then decompositions for every two layers, which take the cube of
         # their widths.
-        tile = min(channels, max(_TILE, *widths))
-        gflop = 4e-9 * self._count(runs[0]) * channels * (channels + tile) / 2
+        count = self._count(self.config["compare"]["groups"][group][0])
+        gflop = 4e-9 * count * channels * (channels + _tile(widths)) / 2
         cubes = sum(width**1.5 for width in widths) ** 2 / 2
         seconds = self.rates["start_plain"] + gflop / self.rates["compare"]
         seconds += 1e-9 * cubes / self.rates["compare_pair"]
-        # Live at once: the process with a batch of images, the products of two groups and their
-        # next summand, what decorrelates each layer, and the decomposition of the widest.
-        live = 3 * tile**2 + sum(width**2 for width in widths) + 4 * max(widths) ** 2
-        mem = 400 + round(8 * live / _MB)
-        files = {f"results/compare/{group}": 200.0 * (pairs + channels)}
-        return Row("compare", group, 1, seconds, 1, mem, files)
+        return Cost(seconds, 200.0 * (pairs + channels))
 
-    def _figures_compare(self, group: str) -> Row:
-        layers = sum(len(self.layers[run]) for run in self.config["compare"]["groups"][group])
-        seconds = self.rates["start_plain"] + layers * self.rates["figures_compare"]
-        files = {f"results/compare/{group}/figures": 40e3 * layers}
-        mem = self.mem_mb("figures_compare")
-        return Row("figures_compare", group, 1, seconds, 1, mem, files)
-
-    def _atlas(self, run: str) -> Row:
-        channels = sum(layer["channels"] for layer in self.layers[run])
-        seconds = self.rates["start_plain"] + channels * self.rates["atlas"]
+    def _atlas(self, run: str) -> Cost:
+        channels = sum(layer["channels"] for layer in self.layers[run].values())
         # The columns; thumbnails, pictures and curves of each channel.
-        files = {f"results/{run}/atlas": 5e6 + 25e3 * channels}
-        return Row("atlas", run, 1, seconds, self.cores, self.mem_mb("atlas"), files)
+        seconds = self.rates["start_plain"] + channels * self.rates["atlas"]
+        return Cost(seconds, 5e6 + 25e3 * channels)
 
 
-def stage_of(rule: str) -> str:
-    """The stage that states the memory of a rule, whose name is that of the stage and a step."""
-    names = sorted({*MEMORY_MB, "activations", "compare"}, key=len, reverse=True)
-    return next(name for name in names if rule == name or rule.startswith(f"{name}_"))
+def check_disk(rows: Mapping[str, Row], folder: Path) -> None:
+    """Refuse jobs whose outputs do not fit on the disk of `folder`.
+
+    Raises
+    ------
+    RfatlasError
+        With what is needed by stage, what is free, and the keys that make it less.
+    """
+    need, free = sum(row.disk for row in rows.values()), shutil.disk_usage(folder).free
+    if need > free:
+        largest = sorted(rows, key=lambda name: rows[name].disk, reverse=True)[:3]
+        parts = ", ".join(f"{name} {_size(rows[name].disk)}" for name in largest)
+        raise RfatlasError(
+            f"the results need about {_size(need)} more ({parts}), but the disk of "
+            f"{folder.resolve()} has {_size(free)} free. Free some, run elsewhere "
+            "(--directory), or take fewer images (datasets.*.subset), fewer layers, an empty "
+            "activations.keep_maps or a smaller receptive_fields.keep"
+        )
+
+
+@cache
+def stage_of(script: str) -> str | None:
+    """The stage of a script, whose name is that of the stage, perhaps with a step; else None."""
+    names = sorted(stages.BY_NAME, key=len, reverse=True)
+    return next((name for name in names if f"{script}_".startswith(f"{name}_")), None)
 
 
 def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:
@@ -692,8 +496,13 @@ def _units(layer: Mapping[str, Any]) -> int:
     return layer["channels"] * layer["height"] * layer["width"]
 
 
+def _tile(widths: Sequence[int]) -> int:
+    """Channels whose products the stage compare holds at a time."""
+    return min(sum(widths), max(_TILE, *widths))
+
+
 def _present(path: Path) -> float:
-    """Bytes that lie at `path`, a file or a folder, already (0 where there is nothing)."""
+    """Bytes of a file or a folder that is there already (0 where there is nothing)."""
     if path.is_dir():
         return float(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
     return float(path.stat().st_size) if path.is_file() else 0.0
