@@ -331,9 +331,9 @@ def test_the_documentation_tells_who_reads_whom():
     found = {}
     for row in table.splitlines():
         names, readers = row.strip("| ").split(" | ")
-        readers = re.sub(r" \(.*?\)", "", readers)
         found |= {stage: set(readers.split(", ")) for stage in names.split(", ")}
-    assert found == {stage: readers for stage, readers in READERS.items() if readers}
+    shown = {stage: readers - {"figures", "atlas"} for stage, readers in READERS.items()}
+    assert found == {stage: readers for stage, readers in shown.items() if readers}
 
 
 def test_the_rules_read_what_the_documentation_says(finished):

@@ -31,6 +31,10 @@ class Stage:
         What its target makes, with wildcards; the other files of a job come with these.
     switch
         Whether the config has `stages.<name>`, and runs may go `without` it.
+    off_when
+        Why one would switch it off.
+    like
+        The stage whose switch counts where its own is left out.
     follows
         Stages without a switch are on where one of these is (always, if there are none).
     part_of
@@ -55,6 +59,8 @@ class Stage:
     reads: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     switch: bool = False
+    off_when: str = ""
+    like: str = ""
     follows: tuple[str, ...] = ()
     part_of: str = ""
     version: int | None = None
@@ -124,6 +130,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("images", "model", "activations"),
         files=("results/{run}/receptive_fields/{layer}.h5",),
         switch=True,
+        off_when="only activations are wanted; this takes long",
         version=1,
         mem_mb=3000,
         columns=True,
@@ -141,6 +148,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("model", "receptive_fields"),
         files=("results/{run}/virtual_filters.h5",),
         switch=True,
+        off_when="no virtual filters are wanted",
         version=1,
         mem_mb=3000,
         columns=True,
@@ -155,6 +163,8 @@ STAGES: tuple[Stage, ...] = (
         reads=("images", "model", "activations"),
         files=("results/{run}/skip_residual/{layer}.h5",),
         switch=True,
+        off_when="the split is not wanted",
+        like="receptive_fields",
         version=1,
         mem_mb=3000,
         columns=True,
@@ -169,6 +179,8 @@ STAGES: tuple[Stage, ...] = (
         reads=("model", "receptive_fields", "virtual_filters"),
         files=("results/{run}/gabor/{layer}.h5",),
         switch=True,
+        off_when="no Gabor parameters are wanted",
+        like="receptive_fields",
         version=1,
         mem_mb=1500,
         columns=True,
@@ -183,6 +195,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("images", "model"),
         files=("results/{run}/gratings/{layer}.h5",),
         switch=True,
+        off_when="no tuning is wanted",
         version=1,
         mem_mb=3000,
         columns=True,
@@ -196,6 +209,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("images", "model", "activations", "receptive_fields", "virtual_filters"),
         files=("results/{run}/color/{layer}.h5",),
         switch=True,
+        off_when="no colour tuning is wanted",
         version=1,
         mem_mb=3000,
         columns=True,
@@ -210,6 +224,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("images", "model", "activations", "receptive_fields"),
         files=("results/{run}/preferred_stimulus/{layer}.h5",),
         switch=True,
+        off_when="no optimised stimuli are wanted; for deep layers with all channels this takes long",
         version=1,
         mem_mb=3000,
         columns=True,
@@ -227,6 +242,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("images", "model", "activations"),
         files=("results/{run}/ablation/{layer}.h5",),
         switch=True,
+        off_when="only tuning is wanted; on a large data set this takes long",
         version=1,
         mem_mb=4000,
         columns=True,
@@ -305,6 +321,7 @@ STAGES: tuple[Stage, ...] = (
         "draws the figures of the report",
         "run",
         switch=True,
+        off_when="only tables are wanted",
         mem_mb=2000,
     ),
     Stage(
@@ -314,6 +331,7 @@ STAGES: tuple[Stage, ...] = (
         "run",
         files=("results/{run}/atlas", "results/index.html"),
         switch=True,
+        off_when="only tables and figures are wanted; with thousands of channels it takes a few minutes",
         mem_mb=1500,
     ),
 )

@@ -260,10 +260,6 @@ def test_stages_without_a_switch_follow_those_they_look_at(good):
     assert not config.stage_on(loaded, "opponency")
     assert config.stage_on(loaded, "orientation"), "gabor is on"
     assert config.stage_on(loaded, "activations")
-    assert config.stage_on(loaded, "figures_orientation")
-    assert not config.stage_on(loaded, "figures_color")
-    loaded["stages"]["figures"] = False
-    assert not config.stage_on(loaded, "figures_orientation")
     loaded["stages"]["gabor"] = False
     assert not config.stage_on(loaded, "orientation")
 
@@ -274,10 +270,10 @@ def test_a_run_goes_without_stages(good):
     assert config.stage_on(loaded, "gratings") and config.stage_on(loaded, "gratings", "b")
     assert not config.stage_on(loaded, "gratings", "a")
     assert config.stage_on(loaded, "receptive_fields", "a")
-    for follower in ("orientation", "figures_orientation", "opponency", "figures_gratings"):
+    for follower in ("orientation", "opponency"):
         assert config.stage_on(loaded, follower, "b") and not config.stage_on(loaded, follower, "a")
     good["runs"]["a"]["without"] = ["figures"]
-    assert not config.stage_on(config.load(good), "figures_orientation", "a")
+    assert not config.stage_on(config.load(good), "figures", "a")
     good["stages"] = {"gratings": False}
     assert not config.stage_on(config.load(good), "gratings", "b")
 

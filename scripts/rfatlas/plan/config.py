@@ -22,6 +22,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from rfatlas import stages
 from rfatlas.errors import RfatlasError, printable
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,14 +40,6 @@ _SOURCES_OF_KEY = {
     "count": ("scenes",),
     "size": ("scenes",),
     "seed": ("scenes",),
-}
-
-#: Stages without a switch of their own: they are on where one of these is.
-FOLLOWS = {
-    "orientation": ("gabor", "gratings"),
-    "opponency": ("color",),
-    "findings": ("gratings", "color", "ablation"),
-    "ablation_groups": ("ablation",),
 }
 
 #: Groups of channels that the columns of channels.csv define.
@@ -70,10 +63,33 @@ _LARGEST = 2**63 - 1
 
 @cache
 def schema() -> dict[str, Any]:
-    """The schema as a dict; do not change it."""
+    """The schema as a dict, with the switches of the stages; do not change it."""
     # Every job's process reads it; libyaml, where PyYAML has it, takes a tenth of the time.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=loader)
+    found = yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=loader)
+    runs = found["properties"]["runs"]["additionalProperties"]["properties"]
+    runs["without"]["items"]["enum"] = stages.switches()
+    found["properties"]["stages"]["properties"] = {
+        name: _switch(name) for name in stages.switches()
+    }
+    return found
+
+
+def _switch(name: str) -> dict[str, Any]:
+    """The schema of the switch of a stage."""
+    stage = stages.BY_NAME[name]
+    description = stage.meaning[0].upper() + stage.meaning[1:]
+    description += "; off, channels.csv lacks its columns." if stage.columns else "."
+    description += f" Left out, as {stage.like}." if stage.like else ""
+    # What is switched off with it is not run again.
+    reruns = [reader for reader in stages.readers(name) if stages.BY_NAME[reader].like != name]
+    return {
+        "description": description,
+        "type": "boolean",
+        "default": True,
+        "x-when": stage.off_when,
+        "x-reruns": ", ".join(reruns) or "none",
+    }
 
 
 def load(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,14 +177,10 @@ def used(config: Mapping[str, Any], kind: str) -> list[str]:
 def stage_on(config: Mapping[str, Any], stage: str, run: str | None = None) -> bool:
     """Whether a stage is part of the plain `snakemake` call; one without a switch always is.
 
-    `figures_<stage>` is where both the figures and that stage are. With `run`: whether that run
-    takes part; it may go `without` stages that others have.
+    With `run`: whether that run takes part; it may go `without` stages that others have.
     """
-    if stage.startswith("figures_"):
-        topic = stage.removeprefix("figures_")
-        return stage_on(config, "figures", run) and stage_on(config, topic, run)
-    if stage in FOLLOWS:
-        return any(stage_on(config, followed, run) for followed in FOLLOWS[stage])
+    if followed := stages.BY_NAME[stage].follows:
+        return any(stage_on(config, other, run) for other in followed)
     if run is not None and stage in config["runs"][run]["without"]:
         return False
     return config["stages"].get(stage, True)
@@ -243,7 +255,13 @@ def keys(node: Mapping[str, Any] | None = None, path: tuple[str, ...] = ()) -> I
 
 
 def document() -> str:
-    """The keys as the Markdown tables of `config/README.md`, one table per section."""
+    """The end of `config/README.md`: who reads whom, and a table of the keys of each section."""
+    readers: dict[str, list[str]] = {}
+    for stage in stages.BY_NAME:
+        if found := ", ".join(stages.readers(stage)):
+            readers.setdefault(found, []).append(stage)
+    lines = ["| stage | is read by |", "|---|---|"]
+    lines += [f"| {', '.join(names)} | {found} |" for found, names in readers.items()]
     sections: dict[str, list[str]] = {}
     for key, node in keys():
         section = key.split(".")[0] if "properties" in node or "." in key else "general"
@@ -263,7 +281,8 @@ def document() -> str:
         sections.setdefault(section, []).append(f"| {row} |")
     head = "| key | meaning | default | change it when | reruns |\n|---|---|---|---|---|"
     order = ["general", *(key for key in schema()["properties"] if key in sections)]
-    return "\n\n".join("\n".join([f"## {name}", "", head, *sections[name]]) for name in order)
+    tables = ["\n".join([f"## {name}", "", head, *sections[name]]) for name in order]
+    return "\n\n".join(["\n".join(lines), *tables])
 
 
 def _check_extent(raw: Any) -> None:
@@ -476,10 +495,10 @@ def _fitted(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     fields, figures = config["receptive_fields"], config["figures"]
     if "keep" not in (given.get("receptive_fields") or {}):
         fields["keep"] = min(fields["keep"], fields["top_k"] or config["activations"]["top_k"])
-    if "gabor" not in (given.get("stages") or {}):
-        config["stages"]["gabor"] = config["stages"]["receptive_fields"]
-    if "skip_residual" not in (given.get("stages") or {}):
-        config["stages"]["skip_residual"] = config["stages"]["receptive_fields"]
+    switches = config["stages"]
+    for stage in stages.STAGES:
+        if stage.like and stage.name not in (given.get("stages") or {}):
+            switches[stage.name] = switches[stage.like]
     if "patches" not in (given.get("figures") or {}):
         figures["patches"] = min(figures["patches"], fields["keep"])
     return config
