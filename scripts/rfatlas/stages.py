@@ -224,7 +224,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("images", "model", "activations", "receptive_fields"),
         files=("results/{run}/preferred_stimulus/{layer}.h5",),
         switch=True,
-        off_when="no optimised stimuli are wanted; for deep layers with all channels this takes long",
+        off_when="no optimised stimuli are wanted; all channels of deep layers take long",
         version=1,
         mem_mb=3000,
         columns=True,
@@ -331,7 +331,7 @@ STAGES: tuple[Stage, ...] = (
         "run",
         files=("results/{run}/atlas", "results/index.html"),
         switch=True,
-        off_when="only tables and figures are wanted; with thousands of channels it takes a few minutes",
+        off_when="only tables and figures are wanted; thousands of channels take a few minutes",
         mem_mb=1500,
     ),
 )
