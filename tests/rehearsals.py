@@ -15,7 +15,7 @@ from pathlib import Path
 from snakemake import cli
 from snakemake.executors import touch
 
-from rfatlas.plan import config
+from rfatlas.plan import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 AT_A_TIME = 2
@@ -52,7 +52,7 @@ def jobs(status: int, output: str) -> dict[str, int]:
 def _start(folder: Path, *words, making: bool = False) -> tuple[int, int]:
     """Start `snakemake` on the repository's Snakefile; (process, pipe of its output). With
     `making`, missing outputs of jobs that are touched are made, empty."""
-    config.schema()
+    schema.schema()
     reading, writing = os.pipe()
     child = os.fork()
     if child:

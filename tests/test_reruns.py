@@ -20,7 +20,7 @@ from PIL import Image
 from standins import imagenet
 from test_workflow import NET
 
-from rfatlas.plan import config
+from rfatlas.plan import config, schema
 
 pytestmark = pytest.mark.workflow
 
@@ -84,7 +84,7 @@ def stages(rules) -> set[str]:
 
 # ---- a finished folder in which every key has a meaning
 
-EVERY = list(config.schema()["properties"]["stages"]["properties"])
+EVERY = list(schema.schema()["properties"]["stages"]["properties"])
 SIZE = {"resize": 32, "crop": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 LAYERS = ["conv1", "layer1.0"]
 NETWORK = {"factory": "net.py:make", "kwargs": {"width": 6}, "input": SIZE, "layers": LAYERS}
@@ -260,7 +260,7 @@ def rehearsed(folder: Path, changes: dict[str, dict], *words) -> dict[str, tuple
     return dict(zip(changes, rehearsals.rehearse(folder, commands), strict=True))
 
 
-KEYS = {key: node for key, node in config.keys() if "x-reruns" in node}
+KEYS = {key: node for key, node in schema.keys() if "x-reruns" in node}
 # Its row refers to those of the switches.
 WITHOUT = "runs.<name>.without"
 SWITCHES = [f"stages.{stage}" for stage in EVERY]

@@ -19,7 +19,7 @@ import pandas as pd
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
-from rfatlas.plan import config
+from rfatlas.plan import schema
 
 
 class Field:
@@ -66,7 +66,7 @@ class Fields(Mapping):
 
     def __getitem__(self, name: str) -> Field:
         if name not in self._names:
-            raise KeyError(f"{self._path}: no dataset {name!r}{config.closest(name, self._names)}")
+            raise KeyError(f"{self._path}: no dataset {name!r}{schema.closest(name, self._names)}")
         return Field(self._path, name)
 
     def __iter__(self) -> Iterator[str]:
@@ -104,7 +104,7 @@ class Run(Mapping):
     def __getitem__(self, name: str) -> Fields:
         names = list(self)
         if name not in names:
-            raise KeyError(f"{self.path}: no file {name}.h5{config.closest(name, names)}")
+            raise KeyError(f"{self.path}: no file {name}.h5{schema.closest(name, names)}")
         return Fields(self.path / f"{name}.h5")
 
     def __iter__(self) -> Iterator[str]:
@@ -146,7 +146,7 @@ class Run(Mapping):
         )
         if name not in names:
             raise RfatlasError(
-                f"{self.path}: no table {name!r}{config.closest(name, names)}; "
+                f"{self.path}: no table {name!r}{schema.closest(name, names)}; "
                 f"there are {', '.join(names) or 'none'}"
             )
         return store.read_table(self.path / f"{name}.csv")

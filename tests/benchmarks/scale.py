@@ -33,9 +33,9 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas import stages
-from rfatlas.plan import config, estimates, preflight
+from rfatlas.plan import config, estimates, preflight, schema
 
-ROOT = config.ROOT
+ROOT = schema.ROOT
 SHARED = ROOT.parent / "shared" / "data"
 SIZES, THREADS = (250, 1000, 4000), (1, 2)
 RUN = "resnet18"
@@ -72,7 +72,7 @@ def settings(images: Path, smallest: bool) -> dict:
         "layers": LAYERS,
     }
     twin = {**model, "weights": "random:0"}
-    switches = config.schema()["properties"]["stages"]["properties"]
+    switches = schema.schema()["properties"]["stages"]["properties"]
     every = {name: smallest or name in BY_IMAGE for name in switches}
     raw = {
         "runs": {RUN: {"model": RUN, "dataset": "photographs"}},

@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas import stages
 from rfatlas.files import store
-from rfatlas.plan import config, estimates
+from rfatlas.plan import estimates, schema
 from rfatlas.tables import channels
 
-CONFIG = config.ROOT / "tests" / "configs" / "reduced.yaml"
+CONFIG = schema.ROOT / "tests" / "configs" / "reduced.yaml"
 TARGETS = (
     "orientation",
     "opponency",
@@ -79,7 +79,7 @@ def join(table: pd.DataFrame, folder: Path, parts: int = 8) -> tuple[float, floa
         for layer, rows in table.groupby("layer"):
             part = rows[[*channels.KEY, *names]]
             store.write_table(part, folder / f"stage{number}" / f"{layer}.csv")
-    scripts = str(config.ROOT / "scripts")
+    scripts = str(schema.ROOT / "scripts")
     command = [sys.executable, "-c", JOIN.format(scripts=scripts), str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     peak, seconds = map(float, done.stdout.split())
@@ -88,10 +88,10 @@ def join(table: pd.DataFrame, folder: Path, parts: int = 8) -> tuple[float, floa
 
 def rerun(folder: Path) -> list[dict]:
     """Run what follows on the tables; returns what the jobs noted of themselves."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", config.ROOT / "Snakefile"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", schema.ROOT / "Snakefile"]
     command += ["--directory", folder, "--configfile", CONFIG, "--quiet", "rules"]
     command += ["--cores", 1, "--rerun-triggers", "mtime", "--", *TARGETS]
-    environment = {**os.environ, "PYTHONPATH": str(config.ROOT / "scripts")}
+    environment = {**os.environ, "PYTHONPATH": str(schema.ROOT / "scripts")}
     subprocess.run([str(word) for word in command], check=True, cwd=folder, env=environment)
     notes = folder / ".snakemake" / "rfatlas" / "startup.jsonl"
     return [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rfatlas.errors import RfatlasError
-from rfatlas.plan import config
+from rfatlas.plan import config, entries, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -257,25 +257,27 @@ def test_a_stage_that_reads_another_is_off_with_it_unless_asked_for(good):
 
 def test_stages_without_a_switch_follow_those_they_look_at(good):
     loaded = config.load(changed(good, "stages", {"color": False, "gratings": False}))
-    assert not config.stage_on(loaded, "opponency")
-    assert config.stage_on(loaded, "orientation"), "gabor is on"
-    assert config.stage_on(loaded, "activations")
+    assert not entries.stage_on(loaded, "opponency")
+    assert entries.stage_on(loaded, "orientation"), "gabor is on"
+    assert entries.stage_on(loaded, "activations")
     loaded["stages"]["gabor"] = False
-    assert not config.stage_on(loaded, "orientation")
+    assert not entries.stage_on(loaded, "orientation")
 
 
 def test_a_run_goes_without_stages(good):
     good["runs"]["a"]["without"] = ["gratings", "gabor", "color"]
     loaded = config.load(good)
-    assert config.stage_on(loaded, "gratings") and config.stage_on(loaded, "gratings", "b")
-    assert not config.stage_on(loaded, "gratings", "a")
-    assert config.stage_on(loaded, "receptive_fields", "a")
+    assert entries.stage_on(loaded, "gratings") and entries.stage_on(loaded, "gratings", "b")
+    assert not entries.stage_on(loaded, "gratings", "a")
+    assert entries.stage_on(loaded, "receptive_fields", "a")
     for follower in ("orientation", "opponency"):
-        assert config.stage_on(loaded, follower, "b") and not config.stage_on(loaded, follower, "a")
+        assert entries.stage_on(loaded, follower, "b") and not entries.stage_on(
+            loaded, follower, "a"
+        )
     good["runs"]["a"]["without"] = ["figures"]
-    assert not config.stage_on(config.load(good), "figures", "a")
+    assert not entries.stage_on(config.load(good), "figures", "a")
     good["stages"] = {"gratings": False}
-    assert not config.stage_on(config.load(good), "gratings", "b")
+    assert not entries.stage_on(config.load(good), "gratings", "b")
 
 
 def test_the_random_twin_of_a_run_differs_from_it_in_its_weights_alone(good):
@@ -292,10 +294,10 @@ def test_the_random_twin_of_a_run_differs_from_it_in_its_weights_alone(good):
         "elsewhere": {"model": "twin", "dataset": "s"},
     }
     loaded = config.load(good)
-    assert config.twin(loaded, "a") == "z"
-    assert [config.twin(loaded, run) for run in ("z", "w", "elsewhere", "b")] == [None] * 4
+    assert entries.twin(loaded, "a") == "z"
+    assert [entries.twin(loaded, run) for run in ("z", "w", "elsewhere", "b")] == [None] * 4
     good["runs"]["y"] = good["runs"]["z"]
-    assert config.twin(config.load(good), "a") == "y", "the first by name"
+    assert entries.twin(config.load(good), "a") == "y", "the first by name"
 
 
 def test_loading_twice_changes_nothing(good):
@@ -347,7 +349,7 @@ def test_yaml_that_cannot_be_read_is_refused_by_name(tmp_path):
 def test_preferred_stimuli_are_of_all_channels_up_to_a_layer_and_of_a_sample_beyond(good):
     def samples(channels):
         filled = config.load(changed(good, "preferred_stimulus.channels", channels))
-        return [config.stimulus_sample(filled, description, name) for name in "abc"]
+        return [entries.stimulus_sample(filled, description, name) for name in "abc"]
 
     description = {"layers": [{"name": name} for name in "abc"]}
     assert samples(None) == [None, None, None]
@@ -362,7 +364,7 @@ def test_no_shipped_config_has_a_key_twice(file):
 
 
 def test_every_key_of_the_schema_is_described_and_has_a_default():
-    found = dict(config.keys())
+    found = dict(schema.keys())
     assert "models.<name>.input.crop" in found and len(found) > 40
     for key, node in found.items():
         assert node["description"].strip(), key
@@ -380,13 +382,13 @@ def test_the_schema_allows_no_other_keys_anywhere():
         elif isinstance(node.get("additionalProperties"), dict):
             closed(node["additionalProperties"])
 
-    closed(config.schema())
+    closed(schema.schema())
 
 
 def test_every_default_is_allowed_by_its_own_schema():
     import jsonschema
 
-    for key, node in config.keys():
+    for key, node in schema.keys():
         if "required" in node or "minProperties" in node:
             continue
         errors = list(jsonschema.Draft202012Validator(node).iter_errors(node["default"]))
@@ -395,10 +397,10 @@ def test_every_default_is_allowed_by_its_own_schema():
 
 def test_the_documentation_of_the_config_is_that_of_the_schema():
     text = (ROOT / "config" / "README.md").read_text()
-    assert text.endswith(config.document() + "\n"), (
+    assert text.endswith(schema.document() + "\n"), (
         "the tables in config/README.md are not those of the schema; "
-        "write them anew: PYTHONPATH=scripts python -m rfatlas.plan.config"
+        "write them anew: python -m rfatlas.plan.schema"
     )
-    for key, node in config.keys():
+    for key, node in schema.keys():
         if "properties" not in node:
             assert f"`{key}`" in text

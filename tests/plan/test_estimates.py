@@ -7,7 +7,7 @@ import pytest
 
 from rfatlas import stages
 from rfatlas.errors import RfatlasError
-from rfatlas.plan import config, estimates, preflight
+from rfatlas.plan import config, estimates, preflight, schema
 from rfatlas.tables import similarity
 
 RATES = {
@@ -317,7 +317,7 @@ def test_memory_of_the_pass_grows_with_the_batch_alone():
 def test_every_stage_with_jobs_per_layer_has_a_formula_and_its_memory():
     found = budget()
     for stage in stages.STAGES:
-        script = next((config.ROOT / "scripts").glob(f"{stage.name}.py"), None)
+        script = next((schema.ROOT / "scripts").glob(f"{stage.name}.py"), None)
         if stage.scope == "layer" and script:
             assert found.cost(stage.name, "a", "far").disk > 0, stage.name
             assert found.mem_mb(stage.name, "a") == stage.mem_mb

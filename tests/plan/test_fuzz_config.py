@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
-from rfatlas.plan import config, estimates, preflight
+from rfatlas.plan import config, estimates, preflight, schema
 
 # What stands for <name> in the keys of the schema, by what it is the name of.
 NAMES = {
@@ -216,7 +216,7 @@ def concrete(key: str) -> list[tuple[str, ...]]:
     return places
 
 
-NODES = {place: node for key, node in config.keys() for place in concrete(key)}
+NODES = {place: node for key, node in schema.keys() for place in concrete(key)}
 
 
 @st.composite
@@ -255,7 +255,7 @@ def changed(sound, changes):
 
 def check_usable(loaded):
     """The config is what the schema says, its names are safe, and a run of it can be planned."""
-    jsonschema.Draft202012Validator(config.schema()).validate(loaded)
+    jsonschema.Draft202012Validator(schema.schema()).validate(loaded)
     text = json.dumps(loaded, allow_nan=False)
     assert json.loads(text) == loaded
     names = [*loaded["runs"], *loaded["models"], *loaded["datasets"], *loaded["compare"]["groups"]]

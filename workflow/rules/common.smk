@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from rfatlas import stages
 from rfatlas.plan import config as rfatlas_config
 from rfatlas.files import running, startup, versions
-from rfatlas.plan import estimates, preflight
+from rfatlas.plan import entries, estimates, preflight
 from rfatlas.errors import RfatlasError
 
 
@@ -128,8 +128,8 @@ def model_files(run):
     """The files of the user that a run's network is made from."""
     entry = model_config(run)
     files = [
-        rfatlas_config.factory_file(entry["factory"]),
-        rfatlas_config.local_weights(entry["weights"]),
+        entries.factory_file(entry["factory"]),
+        entries.local_weights(entry["weights"]),
     ]
     return [in_place(file) for file in files if file is not None]
 
@@ -157,7 +157,7 @@ def keep_maps(run):
 
 def drawn_datasets():
     """Data sets of the runs that this workflow draws itself."""
-    used = rfatlas_config.used(settings, "dataset")
+    used = entries.used(settings, "dataset")
     return [name for name in used if dataset_config(name)["source"] == "scenes"]
 
 
@@ -297,7 +297,7 @@ def ablation_figures(run):
 
 def stimulus_samples(run, layers):
     """How many channels of each of these layers get a preferred stimulus; None for all."""
-    return [rfatlas_config.stimulus_sample(settings, description(run), layer) for layer in layers]
+    return [entries.stimulus_sample(settings, description(run), layer) for layer in layers]
 
 
 def figure_files():
@@ -386,7 +386,7 @@ def atlas_groups(run):
 
 def stage_on(name, run=None):
     """Whether a stage is part of the plain `snakemake` call, and that run takes part in it."""
-    return rfatlas_config.stage_on(settings, name, run)
+    return entries.stage_on(settings, name, run)
 
 
 def runs_with(stage):
@@ -397,7 +397,7 @@ def runs_with(stage):
 def twin(run, stages=()):
     """The run with random weights to compare a run with, or None; also where the twin goes without
     one of these stages that the run takes part in."""
-    other = rfatlas_config.twin(settings, run)
+    other = entries.twin(settings, run)
     if other and any(stage_on(stage, run) and not stage_on(stage, other) for stage in stages):
         return None
     return other

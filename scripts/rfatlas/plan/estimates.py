@@ -19,10 +19,10 @@ from typing import Any
 
 from rfatlas import stages
 from rfatlas.errors import RfatlasError
-from rfatlas.plan import config as rfatlas_config
+from rfatlas.plan import entries, schema
 from rfatlas.plan.preflight import Plan
 
-RATES = rfatlas_config.ROOT / "resources" / "rates.csv"
+RATES = schema.ROOT / "resources" / "rates.csv"
 
 #: Threads of a job that runs a network, and of a job that draws or packs images.
 THREADS = 4
@@ -327,7 +327,7 @@ class Budget:
         # The mean gradient and its luminance of each channel that has one; perhaps virtual filters
         # of all; the kernels are few.
         gradients = 2 * self._measured(layer)
-        virtual = rfatlas_config.stage_on(self.config, "virtual_filters", run)
+        virtual = entries.stage_on(self.config, "virtual_filters", run)
         fields = gradients + virtual * layer["channels"]
         pixels = gradients * self._side(run, layer) ** 2 / 1e6 / self.rates["gabor_pixels"]
         seconds = self.rates["start_plain"] + fields * self.rates["gabor_field"] + pixels
@@ -357,7 +357,7 @@ class Budget:
         stimuli, indices = gratings + uniform + best + grey, channels * _AXES * grid * sides
         # Before and behind the layer's last ReLU; the mean responses; maps along three axes.
         kept = sides * _AXES * grid * phases + _AXES * grid + 2 * (uniform + _AXES * phases)
-        maps = rfatlas_config.stage_on(self.config, "receptive_fields", run)
+        maps = entries.stage_on(self.config, "receptive_fields", run)
         size = 4.0 * channels * kept + 4.0 * maps * self._measured(layer) * 3 * side**2
         # Its library of colour conversions takes as long to import as torch.
         return Cost(self.rates["start_torch"] + self._shown_s(run, layer, stimuli, indices), size)
@@ -371,9 +371,9 @@ class Budget:
         settings, description = self.config["preferred_stimulus"], self._description(run)
         # Those towards the least preferred stimulus have no photograph to start from.
         ascents = 2 * settings["noise_starts"] + settings["patch_start"]
-        gradients = rfatlas_config.stage_on(self.config, "receptive_fields", run)
+        gradients = entries.stage_on(self.config, "receptive_fields", run)
         ascents += 2 * (settings["gradient_start"] and gradients)
-        sample = rfatlas_config.stimulus_sample(self.config, description, layer["name"])
+        sample = entries.stimulus_sample(self.config, description, layer["name"])
         channels = min(layer["channels"], sample or layer["channels"])
         images = channels * ascents * settings["steps"]
         work = images * gflop_per_unit(layer, self._crop(run))
@@ -420,7 +420,7 @@ class Budget:
         orders = 2 * len(set(curves["orders"]) - {"random"})
         orders += curves["random"] * ("random" in curves["orders"])
         groups = sum(name in members for members in settings["groups"].values())
-        groups += len(rfatlas_config.PROPERTY_GROUPS)
+        groups += len(entries.PROPERTY_GROUPS)
         # Filters can be set to 0 where the first convolution alone feeds the layer: conv1 and
         # maxpool of a ResNet.
         filters = name in list(self.layers[run])[:2]

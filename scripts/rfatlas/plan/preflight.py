@@ -19,7 +19,7 @@ from typing import Any
 from rfatlas.errors import RfatlasError, printable
 from rfatlas.files import versions
 from rfatlas.images import sources
-from rfatlas.plan import config as rfatlas_config
+from rfatlas.plan import entries, schema
 
 CACHE = Path(".snakemake/rfatlas")
 
@@ -69,18 +69,18 @@ def prepare(config: dict[str, Any], cache: Path = CACHE) -> Plan:
         sets without images, K above the number of images.
     """
     problems: list[str] = []
-    names = rfatlas_config.used(config, "model")
+    names = entries.used(config, "model")
     descriptions, wrong = describe({name: config["models"][name] for name in names}, cache)
     problems += wrong
     images = {}
-    for name in rfatlas_config.used(config, "dataset"):
+    for name in entries.used(config, "dataset"):
         try:
             images[name] = count_images(config["datasets"][name], cache, f"datasets.{name}")
         except RfatlasError as error:
             problems.append(str(error))
     problems += _unfitting(config, descriptions, images)
     if problems:
-        raise RfatlasError(rfatlas_config.listing("the config", problems))
+        raise RfatlasError(schema.listing("the config", problems))
     return Plan(config, descriptions, images)
 
 
@@ -212,77 +212,63 @@ def _unfitting(
             if layer in description["modules"]:
                 reason = "its output is no map of channels (N, C, H, W)"
             else:
-                reason = "the model has no such layer" + rfatlas_config.closest(layer, maps)
+                reason = "the model has no such layer" + schema.closest(layer, maps)
             problems.append(
                 f"models.{name}.layers[{i}]: {layer!r}: {reason}; allowed are "
                 f"{', '.join(description['default_layers'])} and the modules inside them"
             )
-    for i, layer in enumerate(config["activations"]["keep_maps"]):
-        if len(descriptions) == len(rfatlas_config.used(config, "model")) and (
-            layer not in analysed
-        ):
+    if len(descriptions) == len(entries.used(config, "model")):
+        problems += _nowhere(config, analysed)
+        problems += _unfitting_channels(config["ablation_groups"], descriptions)
+        channels = config["preferred_stimulus"]["channels"]
+        last = channels and channels["all_up_to"]
+        known = {layer["name"] for one in descriptions.values() for layer in one["layers"]}
+        if last and last not in known:
             problems.append(
-                f"activations.keep_maps[{i}]: {layer!r} is analysed in no run"
-                f"{rfatlas_config.closest(layer, analysed)}; the layers are "
-                f"{', '.join(sorted(analysed))}"
+                f"preferred_stimulus.channels.all_up_to: {last!r} is a layer of no model"
+                f"{schema.closest(last, known)}; analysed are {', '.join(sorted(analysed))}"
             )
-    ablation = config["ablation"]
-    for key in ("layers", "all_modes_layers"):
-        for i, layer in enumerate(ablation[key] or []):
-            if len(descriptions) == len(rfatlas_config.used(config, "model")) and (
-                layer not in analysed
-            ):
-                problems.append(
-                    f"ablation.{key}[{i}]: {layer!r} is analysed in no run"
-                    f"{rfatlas_config.closest(layer, analysed)}; the layers are "
-                    f"{', '.join(sorted(analysed))}"
-                )
-    if len(descriptions) == len(rfatlas_config.used(config, "model")):
-        problems += _unfitting_groups(config["ablation_groups"], descriptions, analysed)
-    channels = config["preferred_stimulus"]["channels"]
-    last = channels and channels["all_up_to"]
-    known = {layer["name"] for one in descriptions.values() for layer in one["layers"]}
-    if (
-        last
-        and len(descriptions) == len(rfatlas_config.used(config, "model"))
-        and (last not in known)
-    ):
-        problems.append(
-            f"preferred_stimulus.channels.all_up_to: {last!r} is a layer of no model"
-            f"{rfatlas_config.closest(last, known)}; analysed are {', '.join(sorted(analysed))}"
-        )
     return problems
 
 
-def _unfitting_groups(
-    settings: dict[str, Any], descriptions: dict[str, dict[str, Any]], analysed: set[str]
-) -> list[str]:
-    """Problems of the section `ablation_groups`: layers of no run, channels that a layer lacks."""
-    named = [(f"layers[{i}]", layer, ()) for i, layer in enumerate(settings["layers"] or ())]
-    named += [
-        (f"groups.{name}.{layer}", layer, channels)
-        for name, layers in settings["groups"].items()
-        for layer, channels in layers.items()
+def _nowhere(config: dict[str, Any], analysed: set[str]) -> list[str]:
+    """Layers that a section of the config names and no run analyses."""
+    named = {
+        f"{section}.{key}[{i}]": layer
+        for section, key in (
+            ("activations", "keep_maps"),
+            ("ablation", "layers"),
+            ("ablation", "all_modes_layers"),
+            ("ablation_groups", "layers"),
+        )
+        for i, layer in enumerate(config[section][key] or [])
+    }
+    for name, layers in config["ablation_groups"]["groups"].items():
+        named |= {f"ablation_groups.groups.{name}.{layer}": layer for layer in layers}
+    return [
+        f"{key}: {layer!r} is analysed in no run{schema.closest(layer, analysed)}; the layers are "
+        f"{', '.join(sorted(analysed))}"
+        for key, layer in named.items()
+        if layer not in analysed
     ]
+
+
+def _unfitting_channels(
+    settings: dict[str, Any], descriptions: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Channels in groups of the section `ablation_groups` that a layer lacks."""
     sizes: dict[str, int] = {}
     for description in descriptions.values():
         for layer in description["layers"]:
             size = sizes.setdefault(layer["name"], layer["channels"])
             sizes[layer["name"]] = min(size, layer["channels"])
-    problems = []
-    for key, layer, channels in named:
-        if layer not in analysed:
-            problems.append(
-                f"ablation_groups.{key}: {layer!r} is analysed in no run"
-                f"{rfatlas_config.closest(layer, analysed)}; the layers are "
-                f"{', '.join(sorted(analysed))}"
-            )
-        elif channels and layer in sizes and max(channels) >= sizes[layer]:
-            problems.append(
-                f"ablation_groups.{key}: no channel {max(channels)}; the layer has "
-                f"{sizes[layer]} channels, 0 to {sizes[layer] - 1}"
-            )
-    return problems
+    return [
+        f"ablation_groups.groups.{name}.{layer}: no channel {max(channels)}; the layer has "
+        f"{sizes[layer]} channels, 0 to {sizes[layer] - 1}"
+        for name, layers in settings["groups"].items()
+        for layer, channels in layers.items()
+        if layer in sizes and channels and max(channels) >= sizes[layer]
+    ]
 
 
 def _model_key(model: dict[str, Any]) -> str:
@@ -293,14 +279,14 @@ def _model_key(model: dict[str, Any]) -> str:
         versions.digest("rfatlas.network.model"),
         importlib.metadata.version("torch"),
     ]
-    factory = rfatlas_config.factory_file(model["factory"])
+    factory = entries.factory_file(model["factory"])
     if factory is not None:
         parts.append(hashlib.sha256(factory.read_bytes()).hexdigest())
     elif model["factory"].startswith("torchvision."):
         parts.append(importlib.metadata.version("torchvision"))
     elif model["factory"].startswith("rfatlas."):
         parts.append(versions.digest(model["factory"].rpartition(".")[0]))
-    weights = rfatlas_config.local_weights(model["weights"])
+    weights = entries.local_weights(model["weights"])
     if weights is not None:
         parts.append(_stamp(weights))
     return _digest(parts)

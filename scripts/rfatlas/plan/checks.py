@@ -1,0 +1,210 @@
+"""Checks of the config that relate keys to each other or to the disk.
+
+What only the network itself can tell (does it have this layer?) is checked in
+`rfatlas.plan.preflight`.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rfatlas.plan.entries import (
+    PROPERTY_GROUPS,
+    WEIGHT_SUFFIXES,
+    factory_file,
+    local_weights,
+    used,
+)
+from rfatlas.plan.schema import closest, shown
+
+# Files that rules name as inputs must not look like patterns.
+_WILDCARD = re.compile("[{}]")
+
+_NO_BRACES = "Snakemake takes { and } in a path for a wildcard; rename the file"
+
+# Keys of a data set that mean something for some sources only.
+_SOURCES_OF_KEY = {
+    "path": ("folders", "imagenet_val", "imagenet_tar", "list"),
+    "labels": ("imagenet_val", "imagenet_tar"),
+    "class_map": ("folders", "imagenet_val", "imagenet_tar"),
+    "class_names": ("folders", "imagenet_val", "imagenet_tar", "list"),
+    "count": ("scenes",),
+    "size": ("scenes",),
+    "seed": ("scenes",),
+}
+
+
+def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tuple, str]]:
+    """Problems between keys, or between a key and the disk: (path, problem)."""
+    for name, run in config["runs"].items():
+        for kind in ("model", "dataset"):
+            known = config[f"{kind}s"]
+            if run[kind] not in known:
+                yield (
+                    ("runs", name, kind),
+                    f"{shown(run[kind])} is not defined{closest(run[kind], known)}; "
+                    f"`{kind}s:` defines {', '.join(known) or 'none'}",
+                )
+    models, datasets = used(config, "model"), used(config, "dataset")
+    for name, model in config["models"].items():
+        yield from _related_model(("models", name), model, name in models)
+    for name, dataset in config["datasets"].items():
+        explicit = given.get("datasets", {}).get(name, {})
+        yield from _related_dataset(("datasets", name), dataset, explicit, name in datasets)
+    yield from _related_counts(config)
+    yield from _related_stimuli(config)
+    yield from _related_groups(config)
+    for name in sorted(set(config["ablation_groups"]["groups"]) & set(PROPERTY_GROUPS)):
+        yield (
+            ("ablation_groups", "groups", name),
+            "this name is taken by the group that channels.csv defines; choose another",
+        )
+
+
+def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterator:
+    weights, written = model["weights"], shown(model["weights"])
+    where = (*path, "weights")
+    if weights.startswith("random") and not re.fullmatch(r"random:\d{1,9}", weights):
+        yield where, f"{written} is not allowed; random weights are random:SEED, e.g. random:0"
+    elif weights.startswith("random:") and model["sha256"] is not None:
+        yield (
+            (*path, "sha256"),
+            f"{shown(model['sha256'])} is not allowed; with random weights it must be null",
+        )
+    elif weights.startswith("https:") and model["sha256"] is None:
+        yield (
+            (*path, "sha256"),
+            f"null is not allowed with weights {written}; give the SHA-256 of the file "
+            "(64 hexadecimal digits), so that nobody can exchange it",
+        )
+    elif re.match(r"[a-z]+:", weights) and not weights.startswith(("random:", "https:", "file:")):
+        yield where, f"{written} is not allowed; URLs are https: (with sha256) or file:"
+    file = local_weights(weights)
+    if file is not None:
+        if not str(file).endswith(WEIGHT_SUFFIXES):
+            kinds = ", ".join(WEIGHT_SUFFIXES)
+            yield where, f"{written} is not allowed; weights files end in {kinds}"
+        elif is_used and not os.path.isfile(file):
+            yield where, f"{written}: no such file{_near(file)}"
+        elif is_used and _WILDCARD.search(str(file)):
+            yield where, f"{written} is not allowed; {_NO_BRACES}"
+    file = factory_file(model["factory"])
+    if file is not None and is_used:
+        written = shown(model["factory"])
+        if not os.path.isfile(file):
+            yield (*path, "factory"), f"{written}: no such file{_near(file)}"
+        elif _WILDCARD.search(str(file)):
+            yield (*path, "factory"), f"{written} is not allowed; {_NO_BRACES}"
+    size = model["input"]
+    if size and size["crop"] and size["resize"] and size["crop"] > size["resize"]:
+        yield (
+            (*path, "input", "crop"),
+            f"{size['crop']} is not allowed; it must be at most resize, which is {size['resize']}",
+        )
+
+
+def _related_dataset(
+    path: tuple, dataset: dict[str, Any], explicit: Any, is_used: bool
+) -> Iterator:
+    source = dataset["source"]
+    for key, sources in _SOURCES_OF_KEY.items():
+        given = isinstance(explicit, dict) and explicit.get(key) is not None
+        if given and source not in sources:
+            yield (
+                (*path, key),
+                f"{shown(explicit[key])}: has no meaning for source {source}; it belongs to "
+                f"{', '.join(sources)}",
+            )
+    if source != "scenes" and dataset["path"] is None:
+        yield (*path, "path"), f"missing; source {source} needs it"
+    for key in ("path", "labels", "class_map", "class_names"):
+        if dataset[key] is None or not is_used or source not in _SOURCES_OF_KEY[key]:
+            continue
+        file = Path(dataset[key])
+        folder_wanted = key == "path" and source in ("folders", "imagenet_val")
+        if not os.path.exists(file):
+            kind = "folder" if folder_wanted else "file"
+            yield (*path, key), f"{shown(dataset[key])}: no such {kind}{_near(file)}"
+        elif folder_wanted and not file.is_dir():
+            yield (*path, key), f"{shown(dataset[key])}: not a folder, as source {source} needs"
+        elif key == "path" and not folder_wanted and not file.is_file():
+            yield (*path, key), f"{shown(dataset[key])}: not a file, as source {source} needs"
+        elif not folder_wanted and _WILDCARD.search(str(file)):
+            yield (*path, key), f"{shown(dataset[key])} is not allowed; {_NO_BRACES}"
+
+
+def _related_counts(config: dict[str, Any]) -> Iterator:
+    top_k = config["activations"]["top_k"]
+    fields, figures = config["receptive_fields"], config["figures"]
+    if fields["top_k"] is not None and fields["top_k"] > top_k:
+        yield (
+            ("receptive_fields", "top_k"),
+            f"{fields['top_k']} is not allowed; it must be at most activations.top_k, "
+            f"which is {top_k}",
+        )
+    elif fields["keep"] > (fields["top_k"] or top_k):
+        yield (
+            ("receptive_fields", "keep"),
+            f"{fields['keep']} is not allowed; it must be at most the number of units per "
+            f"channel, {fields['top_k'] or top_k} (receptive_fields.top_k or activations.top_k)",
+        )
+    elif figures["patches"] > fields["keep"] and (
+        config["stages"]["figures"] and config["stages"]["receptive_fields"]
+    ):
+        yield (
+            ("figures", "patches"),
+            f"{figures['patches']} is not allowed; it must be at most receptive_fields.keep, "
+            f"which is {fields['keep']}",
+        )
+    parts = config["skip_residual"]["top_k"]
+    if parts is not None and parts > (fields["top_k"] or top_k):
+        yield (
+            ("skip_residual", "top_k"),
+            f"{parts} is not allowed; it must be at most the number of units per channel, "
+            f"{fields['top_k'] or top_k} (receptive_fields.top_k or activations.top_k)",
+        )
+
+
+def _related_stimuli(config: dict[str, Any]) -> Iterator:
+    stimuli = config["preferred_stimulus"]
+    if stimuli["jitter"] and stimuli["optimizer"] == "lbfgs":
+        yield (
+            ("preferred_stimulus", "jitter"),
+            f"{stimuli['jitter']} is not allowed with optimizer lbfgs, which needs a function that "
+            "stands still; it must be 0, or the optimizer adam",
+        )
+    gradients = stimuli["gradient_start"] and config["stages"]["receptive_fields"]
+    if not stimuli["noise_starts"] and not gradients:
+        yield (
+            ("preferred_stimulus", "noise_starts"),
+            "0 is not allowed without gradient_start and the stage receptive_fields; it must be at "
+            "least 1",
+        )
+
+
+def _related_groups(config: dict[str, Any]) -> Iterator:
+    runs = config["runs"]
+    for name, group in config["compare"]["groups"].items():
+        path = ("compare", "groups", name)
+        for run in group:
+            if run not in runs:
+                yield (
+                    path,
+                    f"{shown(run)} is not defined{closest(run, runs)}; `runs:` defines "
+                    f"{', '.join(runs)}",
+                )
+        datasets = {run: runs[run]["dataset"] for run in group if run in runs}
+        if len(set(datasets.values())) > 1:
+            listed = ", ".join(f"{run} on {dataset}" for run, dataset in datasets.items())
+            yield path, f"{listed}: not comparable; the runs of a group must share a data set"
+
+
+def _near(file: Path) -> str:
+    """A hint to what is there instead: a neighbour of similar name, or the missing folder."""
+    folder = file.parent
+    if not os.path.isdir(folder):
+        return f" (nor a folder {folder})"
+    names = sorted(os.listdir(folder))[:1000]
+    return closest(file.name, names) or f" in {folder.resolve()}"

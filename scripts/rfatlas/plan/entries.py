@@ -1,0 +1,83 @@
+"""What the entries of a checked config mean: which stages are on, what files they name."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rfatlas import stages
+
+#: Endings by which a `weights:` is a file; anything else without a slash is a torchvision name.
+WEIGHT_SUFFIXES = (".pth", ".pt", ".th", ".safetensors", ".npz")
+
+#: Groups of channels that the columns of channels.csv define.
+PROPERTY_GROUPS = ("inactive", "double_opponent", "orientation_selective")
+
+
+def used(config: Mapping[str, Any], kind: str) -> list[str]:
+    """Names of the models or data sets (`kind` is "model" or "dataset") that some run uses."""
+    return sorted({run[kind] for run in config["runs"].values()})
+
+
+def stage_on(config: Mapping[str, Any], stage: str, run: str | None = None) -> bool:
+    """Whether a stage is part of the plain `snakemake` call; one without a switch always is.
+
+    With `run`: whether that run takes part; it may go `without` stages that others have.
+    """
+    if followed := stages.BY_NAME[stage].follows:
+        return any(stage_on(config, other, run) for other in followed)
+    if run is not None and stage in config["runs"][run]["without"]:
+        return False
+    return config["stages"].get(stage, True)
+
+
+def twin(config: Mapping[str, Any], run: str) -> str | None:
+    """The random twin of a run: the first run by name on the same data set whose model differs in
+    its weights alone, and those are `random:SEED`. None where there is none, or for a random run.
+    """
+
+    def network(name: str) -> tuple:
+        entry = config["models"][config["runs"][name]["model"]]
+        return entry["factory"], entry["kwargs"], config["runs"][name]["dataset"]
+
+    def random(name: str) -> bool:
+        return config["models"][config["runs"][name]["model"]]["weights"].startswith("random:")
+
+    if random(run):
+        return None
+    twins = [other for other in config["runs"] if random(other) and network(other) == network(run)]
+    return min(twins, default=None)
+
+
+def stimulus_sample(
+    config: Mapping[str, Any], description: Mapping[str, Any], layer: str
+) -> int | None:
+    """How many channels of a layer the stage preferred_stimulus draws; None for all of them.
+
+    `description` is that of the network, with its layers in order.
+    """
+    channels = config["preferred_stimulus"]["channels"]
+    if channels is None:
+        return None
+    names = [known["name"] for known in description["layers"]]
+    last = channels["all_up_to"]
+    whole = last in names and names.index(layer) <= names.index(last)
+    return None if whole else channels["sample"]
+
+
+def local_weights(weights: str) -> Path | None:
+    """The file that `weights:` names, or None for a URL, a seed or a torchvision name."""
+    if weights.startswith("file:"):
+        return Path(re.sub(r"^file:(//)?", "", weights))
+    if re.match(r"[a-z]+:", weights):
+        return None
+    if weights.endswith(WEIGHT_SUFFIXES) or "/" in weights:
+        return Path(os.path.expanduser(weights))
+    return None
+
+
+def factory_file(factory: str) -> Path | None:
+    """The file of `path/to/file.py:callable`, or None for a dotted path."""
+    file, colon, _ = factory.rpartition(":")
+    return Path(os.path.expanduser(file)) if colon and file.endswith(".py") else None

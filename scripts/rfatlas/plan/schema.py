@@ -1,0 +1,333 @@
+"""The schema of the config: its keys, types, bounds, defaults and descriptions, and the words for
+what breaks them.
+
+`workflow/schemas/config.schema.yaml` is the one place for all of these but the switches of stages,
+which come from the register of stages. `python -m rfatlas.plan.schema` prints the end of
+config/README.md.
+"""
+
+import copy
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from rfatlas import stages
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+
+# YAML 1.1 reads 1e-3 (no dot) as text, and Snakemake hands all of a nested `--config` value over
+# as text; people mean the number.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+_WORDS = {"true": ("boolean", True), "false": ("boolean", False), "null": ("null", None)}
+
+# Far beyond what a config needs; a few lines of YAML anchors can make one that fills the memory.
+_MOST_VALUES = 100_000
+
+_MOST_LEVELS = 32
+
+# What 64-bit integers of the libraries below hold.
+_LARGEST = 2**63 - 1
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The schema as a dict, with the switches of the stages; do not change it."""
+    # Every job's process reads it; libyaml, where PyYAML has it, takes a tenth of the time.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found = yaml.load(SCHEMA.read_text(encoding="utf-8"), Loader=loader)
+    runs = found["properties"]["runs"]["additionalProperties"]["properties"]
+    runs["without"]["items"]["enum"] = stages.switches()
+    found["properties"]["stages"]["properties"] = {
+        name: _switch(name) for name in stages.switches()
+    }
+    return found
+
+
+def _switch(name: str) -> dict[str, Any]:
+    """The schema of the switch of a stage."""
+    stage = stages.BY_NAME[name]
+    description = stage.meaning[0].upper() + stage.meaning[1:]
+    description += "; off, channels.csv lacks its columns." if stage.columns else "."
+    description += f" Left out, as {stage.like}." if stage.like else ""
+    # What is switched off with it is not run again.
+    reruns = [reader for reader in stages.readers(name) if stages.BY_NAME[reader].like != name]
+    return {
+        "description": description,
+        "type": "boolean",
+        "default": True,
+        "x-when": stage.off_when,
+        "x-reruns": ", ".join(reruns) or "none",
+    }
+
+
+def keys(node: Mapping[str, Any] | None = None, path: tuple[str, ...] = ()) -> Iterator[tuple]:
+    """(dotted key, its schema) of every key; names that the user chooses stand as `<name>`."""
+    node = schema() if node is None else node
+    for name, child in node.get("properties", {}).items():
+        yield ".".join((*path, name)), child
+        yield from keys(child, (*path, name))
+    children = node.get("additionalProperties")
+    if isinstance(children, dict):
+        yield from keys(children, (*path, "<name>"))
+
+
+def document() -> str:
+    """The end of `config/README.md`: who reads whom, and a table of the keys of each section."""
+    readers: dict[str, list[str]] = {}
+    for stage in stages.BY_NAME:
+        if found := ", ".join(stages.readers(stage)):
+            readers.setdefault(found, []).append(stage)
+    lines = ["| stage | is read by |", "|---|---|"]
+    lines += [f"| {', '.join(names)} | {found} |" for found, names in readers.items()]
+    sections: dict[str, list[str]] = {}
+    for key, node in keys():
+        section = key.split(".")[0] if "properties" in node or "." in key else "general"
+        if "." not in key and node.get("additionalProperties") not in (None, False):
+            section = key
+        unit = f" Unit: {node['x-unit']}." if "x-unit" in node else ""
+        if "x-when" not in node:
+            continue
+        cells = (
+            f"`{key}`",
+            f"{node['description'].strip()}{unit}",
+            f"`{json.dumps(node['default'])}`",
+            node["x-when"],
+            node["x-reruns"],
+        )
+        row = " | ".join(cell.replace("|", "\\|") for cell in cells)
+        sections.setdefault(section, []).append(f"| {row} |")
+    head = "| key | meaning | default | change it when | reruns |\n|---|---|---|---|---|"
+    order = ["general", *(key for key in schema()["properties"] if key in sections)]
+    tables = ["\n".join([f"## {name}", "", head, *sections[name]]) for name in order]
+    return "\n\n".join(["\n".join(lines), *tables])
+
+
+def listing(what: str, problems: list[str]) -> str:
+    """One message for several problems, each on a line of its own."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n".join([f"{what} has {count}:", *(f"  - {problem}" for problem in problems)])
+
+
+def closest(word: str, allowed: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the allowed word nearest to `word`, or nothing."""
+    found = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def allowed(node: Mapping[str, Any]) -> str:
+    """What a key may be, in words."""
+    if "enum" in node:
+        return "one of " + ", ".join(map(str, node["enum"]))
+    types = _types(node)
+    null = " or null" if "null" in types else ""
+    if "x-allowed" in node:
+        return node["x-allowed"] + null
+    words = {
+        "integer": "an integer",
+        "number": "a number",
+        "string": "a text",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "a mapping",
+    }
+    kinds = [words[kind] for kind in types if kind != "null"]
+    low, high = node.get("minimum"), node.get("maximum")
+    bounds = ""
+    if node.get("exclusiveMinimum") is not None:
+        bounds = f" above {node['exclusiveMinimum']}"
+    elif low is not None and high is not None:
+        bounds = f" from {low} to {high}"
+    elif low is not None:
+        bounds = f", at least {low},"
+    if null:
+        return " or ".join(kinds) + bounds + null
+    return (" or ".join(kinds) + bounds).rstrip(",")
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{_cut(part)}"
+    return text.lstrip(".") or "config"
+
+
+def shown(value: Any) -> str:
+    return _cut(json.dumps(value, ensure_ascii=False))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_extent(raw: Any) -> None:
+    """TypeError for a config of too many values or levels, before anything copies it."""
+    count, left = 0, [(raw, 0)]
+    while left:
+        value, level = left.pop()
+        children: Iterable = ()
+        if isinstance(value, Mapping):
+            children = value.values()
+        elif isinstance(value, list | tuple):
+            children = value
+        count += 1
+        if level > _MOST_LEVELS:
+            raise TypeError(f"config: nested over {_MOST_LEVELS} levels deep; no key needs that")
+        if count + len(left) + len(children) > _MOST_VALUES:
+            raise TypeError(
+                f"config: holds over {_MOST_VALUES} values; no key needs that many (does an anchor "
+                "repeat itself?)"
+            )
+        left += [(child, level + 1) for child in children]
+
+
+def plain(value: Any, path: tuple = ()) -> Any:
+    """A copy of dicts, lists and scalars alone; TypeError for what JSON or 64 bits do not hold."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{dotted((*path, str(key)))}: the name {key!r} is read as "
+                    f"{type(key).__name__}, not as text; put it in quotes"
+                )
+        return {str(key): plain(child, (*path, key)) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child, (*path, i)) for i, child in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{dotted(path)}: {value} is not a finite number")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        # Python refuses to write out very long integers.
+        shown = (
+            str(value) if value.bit_length() < 1000 else f"a number of {value.bit_length()} bits"
+        )
+        raise TypeError(f"{dotted(path)}: {shown} is too large; at most {_LARGEST} is possible")
+    if isinstance(value, str) and not _encodes(value):
+        raise TypeError(f"{dotted(path)}: {value!r} is no text (half of a surrogate pair)")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"{dotted(path)}: {value} is read as {type(value).__name__}; put it in quotes")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _types(node: Mapping[str, Any]) -> list[str]:
+    types = node.get("type", [])
+    return [types] if isinstance(types, str) else types
+
+
+def _child(node: Mapping[str, Any], key: str | int) -> Mapping[str, Any]:
+    if isinstance(key, int):
+        items = node.get("items")
+        if items is None:
+            items = next((o["items"] for o in node.get("anyOf", []) if "items" in o), {})
+        return items
+    if key in node.get("properties", {}):
+        return node["properties"][key]
+    extra = node.get("additionalProperties")
+    return extra if isinstance(extra, dict) else {}
+
+
+def typed(value: Any, node: Mapping[str, Any]) -> Any:
+    """Text as numbers and booleans where the schema wants these, and `100.0` as 100."""
+    if isinstance(value, dict):
+        return {key: typed(child, _child(node, key)) for key, child in value.items()}
+    if isinstance(value, list):
+        return [typed(child, _child(node, i)) for i, child in enumerate(value)]
+    types = _types(node)
+    if isinstance(value, str) and types and "string" not in types:
+        kind, meaning = _WORDS.get(value, ("", value))
+        if kind in types:
+            return meaning
+        if {"number", "integer"} & set(types) and _NUMBER.fullmatch(value):
+            value = float(value) if math.isfinite(float(value)) else value
+    if isinstance(value, float) and "integer" in types and value.is_integer():
+        return int(value)
+    return value
+
+
+def worded(error: jsonschema.ValidationError) -> Iterator[tuple[tuple, str]]:
+    """(path, problem) for each thing that one violation of the schema says."""
+    path = tuple(error.absolute_path)
+    node = schema()
+    for key in path:
+        node = _child(node, key)
+    if "propertyNames" in error.absolute_schema_path:
+        yield (
+            (*path, error.instance),
+            f"{shown(error.instance)} is no name for this: use " + (node["x-names"]),
+        )
+    elif error.validator == "additionalProperties":
+        known = list(node["properties"])
+        for key in error.instance:
+            if key not in known:
+                yield (
+                    (*path, key),
+                    f"{shown(error.instance[key])}: unknown key{closest(key, known)}; "
+                    f"allowed are {', '.join(known)}",
+                )
+    elif error.validator == "required":
+        for key in error.validator_value:
+            if key not in error.instance:
+                yield (*path, key), f"missing; it must be {allowed(_child(node, key))}"
+    elif error.validator == "minProperties":
+        yield path, "{}: at least one is needed"
+    else:
+        hint = closest(str(error.instance), map(str, node.get("enum", [])))
+        text = allowed(node)
+        if isinstance(path[-1] if path else None, int):
+            parent = schema()
+            for key in path[:-1]:
+                parent = _child(parent, key)
+            text = f"{text} (the list: {allowed(parent)})"
+        yield path, f"{shown(error.instance)} is not allowed{hint}; it must be {text}"
+
+
+def without(config: Any, paths: list[tuple]) -> Any:
+    """A copy without the keys at `paths` (a path into a list removes the whole list)."""
+    config = copy.deepcopy(config)
+    for path in paths:
+        names = []
+        for part in path:
+            if isinstance(part, int):
+                break
+            names.append(part)
+        parent = config
+        for name in names[:-1]:
+            parent = parent.get(name) if isinstance(parent, dict) else None
+        if names and isinstance(parent, dict):
+            parent.pop(names[-1], None)
+    return config if isinstance(config, dict) else {}
+
+
+def filled(value: Any, node: Mapping[str, Any]) -> Any:
+    """`value` with the defaults of `node` wherever a key is absent."""
+    if not isinstance(value, dict):
+        return value
+    if "properties" in node:
+        keys_present = dict(value)
+        for key, child in node["properties"].items():
+            keys_present.setdefault(key, copy.deepcopy(child["default"]))
+        return {
+            key: filled(child, _child(node, key)) for key, child in sorted(keys_present.items())
+        }
+    return {key: filled(child, _child(node, key)) for key, child in sorted(value.items())}
+
+
+if __name__ == "__main__":
+    print(document())
