@@ -332,10 +332,10 @@ def test_files_of_the_repository_are_found_from_elsewhere(good):
     assert found == f"{ROOT / 'tests/models/resnet20.py'}:resnet20"
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
+def test_a_duplicate_key_is_refused(tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text("runs: {}\nactivations:\n  top_k: 3\n  top_k: 4\n")
-    with pytest.raises(RfatlasError, match=r"activations\.top_k: stands twice, in lines 3 and 4"):
+    with pytest.raises(RfatlasError, match=r"activations\.top_k: duplicate key, in lines 3 and 4"):
         config.check_file(file)
 
 

@@ -173,7 +173,7 @@ def _related_stimuli(config: dict[str, Any]) -> Iterator:
         yield (
             ("preferred_stimulus", "jitter"),
             f"{stimuli['jitter']} is not allowed with optimizer lbfgs, which needs a function that "
-            "stands still; it must be 0, or the optimizer adam",
+            "does not change; it must be 0, or the optimizer adam",
         )
     gradients = stimuli["gradient_start"] and config["stages"]["receptive_fields"]
     if not stimuli["noise_starts"] and not gradients:

@@ -77,7 +77,7 @@ def check(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
 
 
 def check_file(path: Path | str) -> None:
-    """Refuse a config file in which a key stands twice (YAML would keep the last one silently).
+    """Refuse a config file in which a key is there twice (YAML would silently keep the last one).
 
     Raises
     ------
@@ -142,7 +142,7 @@ def _resolved(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _duplicates(node: yaml.Node | None, visited: set[int], path: tuple = ()) -> Iterator[str]:
-    # An alias stands for the node itself: once is enough, and some would go on for ever.
+    # An alias is the node itself: once is enough, and some would go on for ever.
     if id(node) in visited:
         return
     visited.add(id(node))
@@ -151,7 +151,7 @@ def _duplicates(node: yaml.Node | None, visited: set[int], path: tuple = ()) -> 
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in seen:
-                yield f"{dotted((*path, name))}: stands twice, in lines {seen[name]} and {line}"
+                yield f"{dotted((*path, name))}: duplicate key, in lines {seen[name]} and {line}"
             seen[name] = line
             yield from _duplicates(value, visited, (*path, name))
     elif isinstance(node, yaml.SequenceNode):

@@ -72,7 +72,7 @@ def _switch(name: str) -> dict[str, Any]:
 
 
 def keys(node: Mapping[str, Any] | None = None, path: tuple[str, ...] = ()) -> Iterator[tuple]:
-    """(dotted key, its schema) of every key; names that the user chooses stand as `<name>`."""
+    """(dotted key, its schema) of every key; names that the user chooses are written `<name>`."""
     node = schema() if node is None else node
     for name, child in node.get("properties", {}).items():
         yield ".".join((*path, name)), child
