@@ -110,11 +110,15 @@ def work(found, script):
     return sum(cost.seconds for cost in costs(found, script).values())
 
 
-def job(script, mem_mb=1000, output=(), threads=4, gpu=0, **wildcards):
+def job(script, *output, mem_mb=1000, threads=4, gpu=0):
     """A job as Snakemake has it."""
     rule = SimpleNamespace(script=f"../../scripts/{script}.py" if script else None)
-    known = {"rule": rule, "wildcards": wildcards, "output": output, "threads": threads}
-    return SimpleNamespace(**known, resources={"mem_mb": mem_mb, "gpu": gpu})
+    resources = {"mem_mb": mem_mb, "gpu": gpu}
+    return SimpleNamespace(rule=rule, output=output, threads=threads, resources=resources)
+
+
+RANGE = "results/a/activations/0-250.h5"
+PACKED = "results/images/photos_120_100.h5"
 
 
 def test_images_take_three_bytes_per_pixel_and_their_decoding_its_time():
@@ -131,7 +135,7 @@ def test_a_pass_takes_its_operations_over_the_rate_of_all_threads():
 
 def test_jobs_run_side_by_side_as_cores_allow():
     for machine, parallel in (({"cores": 4}, 1), ({"cores": 8}, 2), ({"gpus": 4}, 4)):
-        ranges = [job("activations", gpu=int("gpus" in machine), run="a")] * 4
+        ranges = [job("activations", RANGE, gpu=int("gpus" in machine))] * 4
         found = budget(activations={"range_size": 250}, **machine)
         row = found.rows(ranges)["activations"]
         each = found.cost("activations", "a").seconds
@@ -146,7 +150,7 @@ def test_a_small_network_has_one_thread_and_more_jobs_at_a_time():
     assert found.threads("a") == 1
     assert found.cost("activations", "a").seconds == pytest.approx(wide * 0.1 / 2 * 4, rel=0.01)
     alone = found.cost("activations", "a").seconds
-    row = found.rows([job("activations", threads=1, run="a")] * 4)["activations"]
+    row = found.rows([job("activations", RANGE, threads=1)] * 4)["activations"]
     assert row.seconds == pytest.approx(alone)
 
 
@@ -338,25 +342,30 @@ def test_a_job_is_granted_more_time_than_it_should_take():
 def test_the_table_is_of_the_jobs_that_will_run_and_their_sum():
     found = budget()
     asked = [
-        job("gabor", 1500, run="a", layer="near"),
-        job("gabor", 1500, run="a", layer="far"),
-        job("images", 2000, dataset="photos", resize="120", crop="100"),
-        job(None),
-        job("of_another_workflow"),
+        job("gabor", "sub/results/a/gabor/near.h5", "sub/results/a/gabor/near.csv", mem_mb=1500),
+        job("gabor", "results/a/gabor/far.h5", mem_mb=1500),
+        job("images", PACKED, mem_mb=2000),
+        job("atlas_start", "results/index.html"),
+        job(None, "results/b"),
+        job("of_another_workflow", "elsewhere.txt"),
     ]
     lines = found.table(found.rows(asked)).splitlines()
     assert [line.split()[:2] for line in lines[2:]] == [
         ["images", "1"],
         ["gabor", "2"],
-        ["total", "3"],
+        ["atlas_start", "1"],
+        ["total", "4"],
     ]
-    assert "30.1 MB" in lines[2] and "1.5 GB" in lines[3] and "2.0 GB" in lines[4]
+    gabors = found.rows(asked)["gabor"]
+    assert gabors.seconds == pytest.approx(work(found, "gabor")), "of either layer once"
+    assert "30.1 MB" in lines[2] and "1.5 GB" in lines[3] and "2.0 GB" in lines[5]
 
 
 def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(tmp_path, monkeypatch):
     found = budget()
-    packed = tmp_path / "photos_120_100.h5"
-    images = job("images", output=[packed], dataset="photos", resize="120", crop="100")
+    packed = tmp_path / PACKED
+    packed.parent.mkdir(parents=True)
+    images = job("images", packed)
     rows = found.rows([images])
     need = rows["images"].disk
     free = SimpleNamespace(free=need + 1)

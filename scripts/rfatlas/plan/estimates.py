@@ -176,9 +176,7 @@ class Budget:
             script = Path(job.rule.script or "").stem
             if stage_of(script) is None:
                 continue
-            where = dict(job.wildcards.items())
-            layer = where.get("layer")
-            name = where.get("run") or where.get("group") or "_".join(where.values())
+            name, layer = self._work(job.output)
             try:
                 cost = self.cost(script, name, layer)
             except KeyError:
@@ -191,6 +189,13 @@ class Budget:
             row.disk += max(0.0, cost.disk - sum(_present(Path(file)) for file in job.output))
         order = list(stages.BY_NAME)
         return dict(sorted(found.items(), key=lambda row: (order.index(stage_of(row[0])), row[0])))
+
+    def _work(self, output: Sequence[str]) -> tuple[str, str | None]:
+        """What a job works on, as the paths of its outputs tell: its name and its layer."""
+        parts = Path(output[0]).with_suffix("").parts
+        parts = parts[parts.index("results") + 1 :]
+        name = parts[1] if parts[0] in ("scenes", "images", "compare") else parts[0]
+        return name, next((part for part in parts if part in self.layers.get(name, ())), None)
 
     def table(self, rows: Mapping[str, Row]) -> str:
         """The costs of the jobs that will run as a table for the terminal."""
