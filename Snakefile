@@ -76,12 +76,6 @@ onstart:
             announce()
         except RfatlasError as error:
             raise WorkflowError(str(error)) from None
-    startup.rotate()
-    running.note()
-
-
-onsuccess:
-    print(startup.summary(), file=sys.stderr)
 
 
 onerror:

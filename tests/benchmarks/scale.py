@@ -5,12 +5,12 @@ the number, at 112 px, a quarter of the usual work), in FOLDER/<images>_<threads
 4,000 images and 1 and 2 threads. The stages that look at every image run at every size; the rest,
 which do not depend on their number, at the smallest alone, on four layers. Few channels are swept,
 and few stimuli shown: what is measured is the cost of each, not of all. FOLDER keeps what is
-measured (jobs.jsonl), and a call that was interrupted goes on; --only runs one size and number of
+measured (benchmarks/), and a call that was interrupted goes on; --only runs one size and number of
 threads, --report none.
 
-Each job notes its own processor seconds and peak of memory, so that other processes on the machine
-disturb little. Printed are, by stage: processor seconds (one thread; and seconds on the clock with
-each number of threads), the line a + b n through the sizes with its largest residual, the exponent
+Snakemake measures the processor seconds and the peak of memory of each job, so that other processes
+on the machine disturb little. Printed are, by stage: processor seconds (one thread; and seconds on
+the clock with each number of threads), the line a + b n through the sizes with its largest residual, the exponent
 of growth between the two largest sizes after the start of the process (parameter `a`), memory, and
 disk. The last line is one JSON object of ratios by stage: `time`, measured processor seconds over
 those predicted by rfatlas.plan.estimates with resources/rates.csv, `memory`, measured peak over the
@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -100,50 +101,34 @@ def settings(images: Path, smallest: bool) -> dict:
 
 
 def run(folder: Path, count: int, threads: int, smallest: bool, targets: list[str]) -> None:
-    """Run the workflow for one size; what its jobs used is added to `jobs.jsonl`."""
+    """Run the workflow for one size; what its jobs used is in `benchmarks/`."""
     images = photographs(folder.parent / f"photographs_{count}", count)
     folder.mkdir(exist_ok=True)
     raw = settings(images, smallest)
     (folder / "scale.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    # Those of a call that was killed.
-    keep(folder)
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
     command += ["--directory", folder, "--configfile", folder / "scale.yaml", "--quiet", "progress"]
     command += ["--cores", threads, "--rerun-triggers", "mtime", "--", *targets]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     environment["OMP_NUM_THREADS"] = str(threads)
-    try:
-        subprocess.run([str(word) for word in command], check=True, cwd=folder, env=environment)
-    finally:
-        keep(folder)
-
-
-def keep(folder: Path) -> None:
-    """Move what the jobs of a folder noted to `jobs.jsonl`."""
-    note = folder / ".snakemake" / "rfatlas" / "startup.jsonl"
-    if note.exists():
-        with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(note.read_text(encoding="utf-8"))
-        note.unlink()
+    subprocess.run([str(word) for word in command], check=True, cwd=folder, env=environment)
 
 
 def measured(folder: Path) -> dict[str, dict[str, float]]:
     """By stage: processor and clock seconds of all its jobs, the largest peak of a job in MB."""
     found: dict[str, dict[str, float]] = {}
-    lines = (folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
-    # Of a job that ran twice the last.
-    for job in {job["log"]: job for job in map(json.loads, lines)}.values():
-        if "twin" in job["log"] and "compare" not in job["rule"]:
+    for path in sorted((folder / "benchmarks").rglob("*.tsv")):
+        rule = path.relative_to(folder / "benchmarks").parts[0].removesuffix(".tsv")
+        if "twin" in str(path) and "compare" not in rule:
             continue
+        (job,) = pd.read_csv(path, sep="\t").to_dict("records")
         stage = found.setdefault(
-            estimates.stage_of(job["rule"]), {"cpu_s": 0, "wall_s": 0, "peak_mb": 0}
+            estimates.stage_of(rule), {"cpu_s": 0, "wall_s": 0, "peak_mb": 0, "jobs": 0}
         )
-        # Workers share what they were born with; counted here as if they did not.
-        peak = job["peak_mb"] + job["threads"] * job["worker_peak_mb"]
-        stage["cpu_s"] += job["cpu_s"]
-        stage["wall_s"] += job["total_s"]
-        stage["peak_mb"] = max(stage["peak_mb"], peak)
-        stage["jobs"] = stage.get("jobs", 0) + 1
+        stage["cpu_s"] += job["cpu_time"]
+        stage["wall_s"] += job["s"]
+        stage["peak_mb"] = max(stage["peak_mb"], job["max_rss"])
+        stage["jobs"] += 1
     return found
 
 
@@ -183,7 +168,7 @@ def line(sizes: list[int], seconds: list[float]) -> tuple[float, float, float]:
 def report(folder: Path, sizes: list[int], threads: list[int]) -> Iterator[str]:
     """Yield the lines of the report, the JSON object of ratios last."""
     runs = {(n, t): folder / f"{n}_{t}" for n in sizes for t in threads}
-    runs = {key: place for key, place in runs.items() if (place / "jobs.jsonl").exists()}
+    runs = {key: place for key, place in runs.items() if (place / "benchmarks").exists()}
     found = {key: measured(place) for key, place in runs.items()}
     expected = {key: predicted(place) for key, place in runs.items()}
     smallest = min(n for n, _ in runs), min(t for _, t in runs)

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,15 +87,18 @@ def join(table: pd.DataFrame, folder: Path, parts: int = 8) -> tuple[float, floa
     return peak, seconds
 
 
-def rerun(folder: Path) -> list[dict]:
-    """Run what follows on the tables; returns what the jobs noted of themselves."""
+def rerun(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Run what follows on the tables; yields each job's rule and what Snakemake measured of it."""
+    benchmarks = folder / "benchmarks"
+    shutil.rmtree(benchmarks, ignore_errors=True)
     command = [sys.executable, "-m", "snakemake", "--snakefile", schema.ROOT / "Snakefile"]
     command += ["--directory", folder, "--configfile", CONFIG, "--quiet", "rules"]
     command += ["--cores", 1, "--rerun-triggers", "mtime", "--", *TARGETS]
     environment = {**os.environ, "PYTHONPATH": str(schema.ROOT / "scripts")}
     subprocess.run([str(word) for word in command], check=True, cwd=folder, env=environment)
-    notes = folder / ".snakemake" / "rfatlas" / "startup.jsonl"
-    return [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        rule = path.relative_to(benchmarks).parts[0].removesuffix(".tsv")
+        yield rule, pd.read_csv(path, sep="\t").iloc[0].to_dict()
 
 
 def main() -> None:
@@ -117,17 +121,12 @@ def main() -> None:
                 ratios["channels memory"] = peak / megabytes
                 ratios["channels time"] = seconds / (60 * MINUTES)
             store.write_table(table, path)
-        for job in rerun(folder):
-            stage = estimates.stage_of(job["rule"])
+        for rule, job in rerun(folder):
+            stage = estimates.stage_of(rule)
             stated = stages.BY_NAME[stage].mem_mb or 1000
-            peak = job["peak_mb"] + job["threads"] * job["worker_peak_mb"]
-            print(
-                f"{job['rule']:30} {job['total_s']:7.1f} s {job['cpu_s']:7.1f} s cpu {peak:6.0f} MB"
-            )
-            for kind, value in (
-                ("memory", peak / stated),
-                ("time", job["total_s"] / (60 * MINUTES)),
-            ):
+            peak = job["max_rss"]
+            print(f"{rule:30} {job['s']:7.1f} s {job['cpu_time']:7.1f} s cpu {peak:6.0f} MB")
+            for kind, value in (("memory", peak / stated), ("time", job["s"] / (60 * MINUTES))):
                 key = f"{stage} {kind}"
                 ratios[key] = max(ratios.get(key, 0), value)
     print(json.dumps({name: round(value, 3) for name, value in ratios.items()}))

@@ -1,7 +1,7 @@
-"""What scripts share: log file, one clear line for bad input, start-up record."""
+"""What scripts share: log file, one clear line for bad input, an end when the run is killed."""
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rfatlas.files import running
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
 
 SCRIPT = textwrap.dedent(
     """
@@ -53,42 +52,11 @@ def run(folder, kind):
     )
 
 
-def test_a_job_logs_and_records_its_start_up(tmp_path):
+def test_a_job_logs(tmp_path):
     done = run(tmp_path, "good")
     assert done.returncode == 0 and done.stdout.strip() == "False", "torch is not imported for it"
     log = (tmp_path / "logs/deep/a.log").read_text()
     assert "hello" in log and "work: 100%" in log and "3/3" in log
-    record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
-    (line,) = map(json.loads, record)
-    assert line["rule"] == "some_rule" and 0 < line["startup_s"] <= line["total_s"]
-    assert line["log"] == "logs/deep/a.log" and line["threads"] == 1
-
-
-def test_a_job_records_what_it_and_its_workers_used(tmp_path):
-    work = """
-        import multiprocessing, time
-        from rfatlas.files import jobs
-        def burn(megabytes):
-            block = bytearray(megabytes * 10**6)
-            began = time.process_time()
-            while time.process_time() - began < 0.3:
-                pass
-        with jobs.job(job):
-            burn(200)
-            process = multiprocessing.get_context("fork").Process(target=burn, args=(400,))
-            process.start()
-            process.join()
-    """
-    code = SCRIPT[: SCRIPT.index("with jobs.job(job)")] + textwrap.dedent(work)
-    # Through a shell that forks: a process begins with the peak of the one that it was before it
-    # ran its program, which would be that of these tests.
-    (tmp_path / "job.py").write_text(code)
-    command = f"{sys.executable} job.py {SCRIPTS}; exit $?"
-    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
-    record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
-    (line,) = map(json.loads, record)
-    assert 200 < line["peak_mb"] < 350 and 400 < line["worker_peak_mb"] < 550
-    assert 0.6 <= line["cpu_s"]
 
 
 @pytest.mark.parametrize("kind", ["bad", "bug", "full"])
@@ -104,21 +72,6 @@ def test_bad_input_is_one_line_and_a_bug_a_traceback(tmp_path, kind):
         assert "results/b.png: no room" in log and "Traceback" not in log
     else:
         assert "ZeroDivisionError: oops" in log and "Traceback" in log
-
-
-def test_records_of_jobs_at_once_stay_whole(tmp_path):
-    procs = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(SCRIPTS), "good"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(4)
-    ]
-    assert all(proc.wait() == 0 for proc in procs)
-    record = (tmp_path / ".snakemake/rfatlas/startup.jsonl").read_text().splitlines()
-    assert len([json.loads(line) for line in record]) == 4
 
 
 def test_a_job_ends_when_its_snakemake_is_killed(tmp_path):
@@ -149,15 +102,43 @@ def test_a_job_ends_when_its_snakemake_is_killed(tmp_path):
         running.wait()
 
 
-def test_a_job_whose_snakemake_is_gone_before_it_begins_ends(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    note = tmp_path / running.NOTE
-    running.note(note)
-    living = json.loads(note.read_text())
-    assert run(tmp_path, "good").returncode == 0
-    note.write_text(json.dumps(living | {"process": ended.pid}))
-    assert run(tmp_path, "good").returncode == 1
-    assert "Snakemake was killed" in (tmp_path / "logs/deep/a.log").read_text()
-    note.write_text(json.dumps(living | {"process": ended.pid, "host": "elsewhere"}))
-    assert run(tmp_path, "good").returncode == 0
+@pytest.mark.workflow
+def test_two_runs_in_one_folder(tmp_path):
+    """The second is refused while the first lives; once that was killed, --unlock helps."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "scenes"]
+    command += ["--directory", tmp_path, "--cores", "1"]
+    command += ["--configfile", ROOT / "tests" / "configs" / "reduced.yaml"]
+    command = [str(word) for word in command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+
+    def again(*words):
+        options = {"capture_output": True, "text": True, "env": environment, "cwd": tmp_path}
+        done = subprocess.run([*command, *words], **options)
+        return done.returncode, done.stderr
+
+    first = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("logs/scenes/*.log")):
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        jobs = psutil.Process(first.pid).children(recursive=True)
+        for process in (psutil.Process(first.pid), *jobs):
+            process.suspend()
+        status, told = again()
+        assert status != 0 and "LockException" in told
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        for process in jobs:
+            process.resume()
+        _, alive = psutil.wait_procs(jobs, timeout=20)
+        assert not alive, "jobs of a killed run end by themselves"
+        status, told = again()
+        assert status != 0 and "LockException" in told
+        assert again("--unlock")[0] == 0
+        status, told = again("--rerun-incomplete")
+        assert status == 0, told
+        assert len(list(tmp_path.glob("results/scenes/scenes/images/*/*.png"))) == 120
+    finally:
+        first.kill()
+        first.wait()

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from rfatlas import stages
 from rfatlas.plan import config as rfatlas_config
-from rfatlas.files import running, startup, versions
+from rfatlas.files import versions
 from rfatlas.plan import entries, estimates, preflight
 from rfatlas.errors import RfatlasError
 
@@ -462,8 +462,6 @@ budget = estimates.Budget(
 )
 
 if workflow.is_main_process:
-    if hint := running.hint():
-        print(f"rfatlas: {hint}", file=sys.stderr)
     for run in runs_with("ablation"):
         if reason := preflight.no_ablation(plan, run):
             print(f"rfatlas: no ablation of run {run}: {reason}", file=sys.stderr)

@@ -1,12 +1,9 @@
 """What every script of the workflow shares: log file, clear errors, thread count, progress bars,
-start-up time, an end when the run is killed."""
+an end when the run is killed."""
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
-import resource
 import sys
 import threading
 import time
@@ -18,17 +15,9 @@ import psutil
 from tqdm import tqdm
 
 from rfatlas.errors import RfatlasError
-from rfatlas.files import checked, running
-
-STARTUP_RECORD = Path(".snakemake/rfatlas/startup.jsonl")
-
-#: Bytes in which the system tells the peak of memory.
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-
-_KILLED = "Snakemake was killed; so this job ends, too"
+from rfatlas.files import checked
 
 _log_stream: TextIO | None = None
-_late_imports_s = 0.0
 
 
 @contextlib.contextmanager
@@ -37,14 +26,9 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
 
     Logs to the rule's log file and, on a terminal, to it. A RfatlasError or a full disk ends the
     job with one line and exit status 1; any other exception leaves its traceback in the log.
-    Appends the job's start-up seconds (from the birth of the process to this line, and a later
-    import of torch), its total, its processor seconds and its peak of memory to
-    `.snakemake/rfatlas/startup.jsonl`: exactly, where Snakemake's benchmark files look at a job now
-    and then. When Snakemake is killed the job ends, too, within a second or two.
+    When Snakemake is killed the job ends, too, within two seconds.
     """
     global _log_stream
-    born = psutil.Process().create_time()
-    started = time.time()
     log_path = Path(snakemake.log[0])
     log_path.parent.mkdir(parents=True, exist_ok=True)
     _log_stream = log_path.open("w", buffering=1)
@@ -61,12 +45,7 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
     if "torch" in sys.modules:
         limit_threads(snakemake.threads)
     log = logging.getLogger("rfatlas")
-    snakemakes = _snakemakes()
-    if not snakemakes and running.is_over():
-        # Killed while this script was still importing its libraries.
-        log.error(_KILLED)
-        sys.exit(1)
-    _end_with(snakemakes)
+    _end_with(_snakemakes())
     try:
         yield log
     except Exception as error:
@@ -81,9 +60,6 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
             print(f"rfatlas: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
-        # A note, for which no job should fail.
-        with contextlib.suppress(OSError):
-            _record(snakemake, born, started)
         logging.shutdown()
 
 
@@ -117,7 +93,7 @@ def _end_with(processes: list[psutil.Process]) -> None:
     def watch() -> None:
         while all(map(alive, processes)):
             time.sleep(1.0)
-        logging.getLogger("rfatlas").error(_KILLED)
+        logging.getLogger("rfatlas").error("Snakemake was killed; so this job ends, too")
         os._exit(1)
 
     if processes:
@@ -138,27 +114,6 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _record(snakemake: Any, born: float, started: float) -> None:
-    STARTUP_RECORD.parent.mkdir(parents=True, exist_ok=True)
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
-    line = {
-        "rule": snakemake.rule,
-        "log": str(snakemake.log[0]),
-        "threads": snakemake.threads,
-        "startup_s": started - born + _late_imports_s,
-        "total_s": time.time() - born,
-        "cpu_s": sum(used.ru_utime + used.ru_stime for used in (own, workers)),
-        # Of this process, and of the largest that it started.
-        "peak_mb": own.ru_maxrss * _RSS_UNIT / 1e6,
-        "worker_peak_mb": workers.ru_maxrss * _RSS_UNIT / 1e6,
-        "start": born,
-    }
-    with STARTUP_RECORD.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line) + "\n")
-
-
 def memory_mb(snakemake: Any) -> float:
     """Megabytes that a job may plan its batches for: what was granted to its first attempt.
 
@@ -169,11 +124,8 @@ def memory_mb(snakemake: Any) -> float:
 
 def limit_threads(threads: int) -> None:
     """Give torch `threads` threads, importing it if that has not happened yet."""
-    global _late_imports_s
-    began = time.perf_counter()
     import torch
 
-    _late_imports_s += time.perf_counter() - began
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
