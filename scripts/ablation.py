@@ -1,9 +1,8 @@
-"""Replace channels of a group of layers of one run, one by one, over one range of images."""
-
-from pathlib import Path
+"""Replace the channels of one layer of a run, one by one, over one range of images."""
 
 from rfatlas.ablation import ablate, ablation
 from rfatlas.files import jobs, store
+from rfatlas.files.task import task
 from rfatlas.network import devices, model
 
 with (
@@ -12,30 +11,25 @@ with (
     store.open(snakemake.input.images, "images") as packed,
     store.open(snakemake.input.activations, "activations") as activations,
 ):
-    settings, layers = dict(snakemake.params.settings), list(snakemake.params.layers)
+    layer, settings = snakemake.wildcards.layer, dict(snakemake.params.settings)
     labels = packed["labels"][:]
-    order = ablate.sequence(labels, settings["images"], settings["seed"])
     network = model.load(snakemake.input.weights, device)
-    created_from = {
-        name: store.identity(snakemake.input[name]) for name in ("images", "activations")
-    }
-    attrs = store.provenance(
-        "ablation", settings | {"layers": layers}, network.weights_sha256, created_from, str(device)
+    work = task(
+        snakemake,
+        "ablation",
+        ("images", "activations"),
+        network.weights_sha256,
+        str(device),
+        layers=[layer],
     )
     ablation.sweep(
-        ablate.Ablator(
-            network,
-            layers,
-            {layer: activations[layer]["mean"][:] for layer in layers},
-            jobs.memory_mb(snakemake),
-        ),
+        ablate.Ablator(network, [layer], {layer: activations[layer]["mean"][:]}, work.memory_mb),
         store.array(packed["images"]),
         labels,
-        order,
+        ablate.sequence(labels, settings["images"], settings["seed"]),
         int(snakemake.wildcards.start),
         int(snakemake.wildcards.stop),
         {name: activations["output"][name] for name in ("logits", "features")},
         settings,
-        Path(snakemake.output[0]),
-        attrs,
+        work,
     )

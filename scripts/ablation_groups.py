@@ -1,9 +1,8 @@
-"""Predict without groups of channels, in a group of layers of one run."""
-
-from pathlib import Path
+"""Predict without groups of channels, in one layer of a run."""
 
 from rfatlas.ablation import ablate, ablation_groups
 from rfatlas.files import jobs, store
+from rfatlas.files.task import task
 from rfatlas.network import devices, model
 
 with (
@@ -13,39 +12,34 @@ with (
     store.open(snakemake.input.activations, "activations") as activations,
 ):
     network = model.load(snakemake.input.weights, device)
-    params, table = snakemake.params, store.read_table(snakemake.input.channels)
+    params, layer = snakemake.params, snakemake.wildcards.layer
     labels = packed["labels"][:]
     order = ablate.sequence(labels, params.images, params.seed)
-    outputs = [Path(file) for file in snakemake.output.predictions]
-    for layer, output in zip(params.layers, outputs, strict=True):
-        ablator = ablate.Ablator(
-            network, [layer], {layer: activations[layer]["mean"][:]}, jobs.memory_mb(snakemake)
-        )
-        rows = table[table["layer"] == layer].sort_values("channel")
-        filters = ablator.has_filters(layer)
-        plan = ablation_groups.plan(rows, layer, params.settings, filters, params.seed)
-        attrs = store.provenance(
-            "ablation_groups",
-            {**params.settings, "images": params.images, "seed": params.seed},
-            network.weights_sha256,
-            {
-                "images": store.identity(packed.filename),
-                "activations": store.identity(activations.filename),
-            },
-            str(device),
-        )
-        ablation_groups.measure(
-            ablator,
-            layer,
-            plan,
-            store.array(packed["images"]),
-            labels,
-            order,
-            output,
-            {key: str(value) for key, value in attrs.items()},
-            {**attrs, "filters": filters},
-            ablation_groups.PREDICTIONS[device.type],
-        )
-        log.info("%s: %d sets of channels, %d images", layer, len(plan.sets), len(order))
-    for output in outputs:
-        store.publish(output)
+    work = task(
+        snakemake,
+        "ablation_groups",
+        ("images", "activations"),
+        network.weights_sha256,
+        str(device),
+        images=params.images,
+        seed=params.seed,
+    )
+    ablator = ablate.Ablator(
+        network, [layer], {layer: activations[layer]["mean"][:]}, work.memory_mb
+    )
+    table = store.read_table(snakemake.input.channels)
+    rows = table[table["layer"] == layer].sort_values("channel")
+    plan = ablation_groups.plan(
+        rows, layer, params.settings, ablator.has_filters(layer), params.seed
+    )
+    ablation_groups.measure(
+        ablator,
+        layer,
+        plan,
+        store.array(packed["images"]),
+        labels,
+        order,
+        work,
+        ablation_groups.PREDICTIONS[device.type],
+    )
+    log.info("%s: %d sets of channels, %d images", layer, len(plan.sets), len(order))

@@ -1,9 +1,8 @@
-"""Measure the receptive fields of a group of layers of one run."""
-
-from pathlib import Path
+"""Measure the receptive fields of one layer of a run."""
 
 from rfatlas.fields import crops, receptive_fields
 from rfatlas.files import jobs, store
+from rfatlas.files.task import task
 from rfatlas.network import devices, model
 
 with (
@@ -13,33 +12,18 @@ with (
     store.open(snakemake.input.activations, "activations") as activations,
 ):
     network = model.load(snakemake.input.weights, device)
-    images = store.array(packed["images"])
-    settings = dict(snakemake.params.settings)
-    created_from = {
-        "images": store.identity(snakemake.input.images),
-        "activations": store.identity(snakemake.input.activations),
-    }
-    attrs = store.provenance(
-        "receptive_fields", settings, network.weights_sha256, created_from, str(device)
+    layer, settings = snakemake.wildcards.layer, snakemake.params.settings
+    work = task(
+        snakemake,
+        "receptive_fields",
+        ("images", "activations"),
+        network.weights_sha256,
+        str(device),
     )
-    for layer, output in zip(snakemake.params.layers, snakemake.output.fields, strict=True):
-        channels, top = crops.top_tables(
-            activations[layer], settings["source"], settings["top_k"], settings["channels"]
-        )
-        with jobs.progress(total=int((top["image"] >= 0).sum()), unit="unit", desc=layer) as bar:
-            receptive_fields.measure(
-                network,
-                layer,
-                images,
-                channels,
-                top,
-                Path(output),
-                settings["keep"],
-                jobs.memory_mb(snakemake),
-                {key: str(value) for key, value in attrs.items()},
-                attrs,
-                bar.update,
-            )
-        log.info("%s: %d channels, %d units", layer, len(channels), (top["image"] >= 0).sum())
-    for output in snakemake.output.fields:
-        store.publish(Path(output))
+    channels, top = crops.top_tables(
+        activations[layer], settings["source"], settings["top_k"], settings["channels"]
+    )
+    receptive_fields.measure(
+        network, layer, store.array(packed["images"]), channels, top, settings["keep"], work
+    )
+    log.info("%s: %d channels, %d units", layer, len(channels), (top["image"] >= 0).sum())

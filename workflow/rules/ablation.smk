@@ -1,14 +1,8 @@
 # Stage ablation: what the network loses with one channel replaced, for every channel.
-# Reads: results/images/<dataset>_<resize>_<crop>.h5, results/<run>/model.safetensors,
-# results/<run>/activations.h5 (means of channels, logits, features).
-# Writes: results/<run>/ablation/<group>/<start>-<stop>.h5 for each layer
-# and range of images (removed once gathered), results/<run>/ablation/<layer>.h5 and .csv.
-
-ABLATION_SETTINGS = {
-    key: settings["ablation"][key]
-    for key in ("all_modes_layers", "batch_size", "channels", "images", "modes", "precision")
-    + ("seed", "site")
-}
+# In:  results/images/<dataset>_<resize>_<crop>.h5, results/<run>/model.safetensors,
+#      results/<run>/activations.h5 (means of channels, logits, features)
+# Out: results/<run>/ablation/<layer>/<start>-<stop>.h5 for each range of images (removed once
+#      gathered), results/<run>/ablation/<layer>.h5 and .csv
 
 
 def ablation_ranges(run):
@@ -20,70 +14,67 @@ def ablation_ranges(run):
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-for run in ablation_runs():
-    swept, size = ablation_layers(run), 1
-    for number, first in enumerate(range(0, len(swept), size)):
-        layers = swept[first : first + size]
+rule ablation:
+    input:
+        images=lambda wildcards: run_images(wildcards.run),
+        weights="results/{run}/model.safetensors",
+        activations="results/{run}/activations.h5",
+    output:
+        temp("results/{run}/ablation/{layer}/{start}-{stop}.h5"),
+    log:
+        "logs/ablation/{run}/{layer}_{start}-{stop}.log",
+    benchmark:
+        "benchmarks/ablation/{run}/{layer}_{start}-{stop}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: network_threads
+    resources:
+        mem_mb=grown(stages.BY_NAME["ablation"].mem_mb),
+        runtime=grown(minutes("ablation")),
+        gpu=gpus(),
+        attempt=attempts,
+    params:
+        settings={
+            key: value
+            for key, value in settings["ablation"].items()
+            if key not in ("layers", "range_size")
+        },
+        device=settings["device"],
+        tf32=settings["tf32"],
+        version=versions.stage("ablation"),
+    script:
+        "../../scripts/ablation.py"
 
-        rule:
-            name:
-                f"ablation_range_{run}_{number}"
-            input:
-                images=run_images(run),
-                weights=f"results/{run}/model.safetensors",
-                activations=f"results/{run}/activations.h5",
-            output:
-                temp(f"results/{run}/ablation/{number}/{{start}}-{{stop}}.h5"),
-            log:
-                f"logs/ablation/{run}/{number}_{{start}}-{{stop}}.log",
-            benchmark:
-                f"benchmarks/ablation/{run}/{number}_{{start}}-{{stop}}.tsv"
-            conda:
-                "../../environment.yaml"
-            threads: 4
-            resources:
-                mem_mb=grown(budget.mem_mb("ablation")),
-                runtime=grown(budget.minutes("ablation", run)),
-                gpu=gpus(),
-                attempt=attempts,
-            params:
-                layers=layers,
-                settings=ABLATION_SETTINGS,
-                device=settings["device"],
-                tf32=settings["tf32"],
-                version=versions.stage("ablation"),
-            script:
-                "../../scripts/ablation.py"
 
-        rule:
-            name:
-                f"ablation_gather_{run}_{number}"
-            input:
-                ranges=[
-                    f"results/{run}/ablation/{number}/{start}-{stop}.h5"
-                    for start, stop in ablation_ranges(run)
-                ],
-            output:
-                predictions=[f"results/{run}/ablation/{layer}.h5" for layer in layers],
-                tables=[f"results/{run}/ablation/{layer}.csv" for layer in layers],
-            log:
-                f"logs/ablation_gather/{run}/{number}.log",
-            benchmark:
-                f"benchmarks/ablation_gather/{run}/{number}.tsv"
-            group:
-                "gathers"
-            conda:
-                "../../environment.yaml"
-            threads: 1
-            resources:
-                mem_mb=grown(budget.mem_mb("ablation")),
-                runtime=grown(60),
-                gpu=0,
-            params:
-                layers=layers,
-                modes=ablation_modes(run),
-                classes=description(run)["n_classes"],
-                seed=settings["ablation"]["seed"],
-                version=versions.stage("ablation"),
-            script:
-                "../../scripts/ablation_gather.py"
+rule ablation_gather:
+    input:
+        lambda wildcards: [
+            f"results/{{run}}/ablation/{{layer}}/{start}-{stop}.h5"
+            for start, stop in ablation_ranges(wildcards.run)
+        ],
+    output:
+        predictions="results/{run}/ablation/{layer}.h5",
+        table="results/{run}/ablation/{layer}.csv",
+    log:
+        "logs/ablation_gather/{run}/{layer}.log",
+    benchmark:
+        "benchmarks/ablation_gather/{run}/{layer}.tsv"
+    group:
+        "gathers"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(stages.BY_NAME["ablation"].mem_mb),
+        runtime=grown(60),
+        gpu=0,
+        attempt=attempts,
+    params:
+        settings=lambda wildcards: {
+            "modes": ablation_modes(wildcards.run),
+            "classes": description(wildcards.run)["n_classes"],
+            "seed": settings["ablation"]["seed"],
+        },
+        version=versions.stage("ablation"),
+    script:
+        "../../scripts/ablation_gather.py"

@@ -1,53 +1,43 @@
 # Stage ablation_groups: what the network loses without groups of channels, and without more and
 # more of them.
-# Reads: results/<run>/channels.csv, results/images/<dataset>_<resize>_<crop>.h5,
-#        results/<run>/{model.safetensors,activations.h5} (means of the channels).
-# Writes: results/<run>/ablation_groups/<layer>.h5 and .csv;
-#         of these results/<run>/{ablation_groups,ablation_cumulative,inactive_first_layer}.csv.
+# In:  results/<run>/channels.csv, results/images/<dataset>_<resize>_<crop>.h5,
+#      results/<run>/{model.safetensors,activations.h5} (means of the channels)
+# Out: results/<run>/ablation_groups/<layer>.h5 and .csv; of these
+#      results/<run>/{ablation_groups,ablation_cumulative,inactive_first_layer}.csv
 
-ABLATION_GROUPS_SETTINGS = {
-    key: settings["ablation_groups"][key]
-    for key in ("controls", "cumulative", "groups", "modes", "norm_tolerance")
-}
 
-for run in ablation_runs():
-    for number, layers in enumerate(
-        layer_groups(run, "ablation_groups", ablation_group_layers(run))
-    ):
-
-        rule:
-            name:
-                f"ablation_groups_{run}_{number}"
-            input:
-                channels=f"results/{run}/channels.csv",
-                images=run_images(run),
-                weights=f"results/{run}/model.safetensors",
-                activations=f"results/{run}/activations.h5",
-            output:
-                predictions=[f"results/{run}/ablation_groups/{layer}.h5" for layer in layers],
-                tables=[f"results/{run}/ablation_groups/{layer}.csv" for layer in layers],
-            log:
-                f"logs/ablation_groups/{run}/{number}.log",
-            benchmark:
-                f"benchmarks/ablation_groups/{run}/{number}.tsv"
-            conda:
-                "../../environment.yaml"
-            threads: 4
-            resources:
-                mem_mb=grown(budget.mem_mb("ablation_groups")),
-                runtime=grown(budget.minutes("ablation_groups", run)),
-                gpu=gpus(),
-                attempt=attempts,
-            params:
-                layers=layers,
-                settings=ABLATION_GROUPS_SETTINGS,
-                images=settings["ablation"]["images"],
-                seed=settings["ablation"]["seed"],
-                device=settings["device"],
-                tf32=settings["tf32"],
-                version=versions.stage("ablation_groups"),
-            script:
-                "../../scripts/ablation_groups.py"
+rule ablation_groups:
+    input:
+        channels="results/{run}/channels.csv",
+        images=lambda wildcards: run_images(wildcards.run),
+        weights="results/{run}/model.safetensors",
+        activations="results/{run}/activations.h5",
+    output:
+        predictions="results/{run}/ablation_groups/{layer}.h5",
+        table="results/{run}/ablation_groups/{layer}.csv",
+    log:
+        "logs/ablation_groups/{run}/{layer}.log",
+    benchmark:
+        "benchmarks/ablation_groups/{run}/{layer}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: network_threads
+    resources:
+        mem_mb=grown(stages.BY_NAME["ablation_groups"].mem_mb),
+        runtime=grown(minutes("ablation_groups")),
+        gpu=gpus(),
+        attempt=attempts,
+    params:
+        settings={
+            key: value for key, value in settings["ablation_groups"].items() if key != "layers"
+        },
+        images=settings["ablation"]["images"],
+        seed=settings["ablation"]["seed"],
+        device=settings["device"],
+        tf32=settings["tf32"],
+        version=versions.stage("ablation_groups"),
+    script:
+        "../../scripts/ablation_groups.py"
 
 
 rule ablation_groups_tables:

@@ -94,11 +94,6 @@ def run_ranges(run):
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def layer_groups(run, stage, layers=None):
-    """The layers of a run (all, or these), one per job."""
-    return [[layer] for layer in (run_layers(run) if layers is None else layers)]
-
-
 def layer_channels(run, layers):
     """How many channels each of these layers of a run has."""
     known = {layer["name"]: layer["channels"] for layer in description(run)["layers"]}
@@ -295,9 +290,9 @@ def ablation_figures(run):
     return titles
 
 
-def stimulus_samples(run, layers):
-    """How many channels of each of these layers get a preferred stimulus; None for all."""
-    return [entries.stimulus_sample(settings, description(run), layer) for layer in layers]
+def stimulus_sample(run, layer):
+    """How many channels of a layer get a preferred stimulus; None for all."""
+    return entries.stimulus_sample(settings, description(run), layer)
 
 
 def figure_files():

@@ -1,37 +1,32 @@
 # Stage gabor: Gabors fitted to mean gradients, first-layer kernels and virtual filters.
-# Reads: results/<run>/receptive_fields/<layer>.h5, results/<run>/model.safetensors and, with the
-# stage virtual_filters, results/<run>/virtual_filters.h5.
-# Writes: results/<run>/gabor/<layer>.h5 and .csv.
+# In:  results/<run>/receptive_fields/<layer>.h5, results/<run>/model.safetensors and, with the
+#      stage virtual_filters, results/<run>/virtual_filters.h5
+# Out: results/<run>/gabor/<layer>.h5 and .csv
 
-for run in run_names():
-    for number, layers in enumerate(layer_groups(run, "gabor")):
 
-        rule:
-            name:
-                f"gabor_{run}_{number}"
-            input:
-                fields=[f"results/{run}/receptive_fields/{layer}.h5" for layer in layers],
-                weights=f"results/{run}/model.safetensors",
-                virtual=(
-                    f"results/{run}/virtual_filters.h5" if stage_on("virtual_filters", run) else []
-                ),
-            output:
-                fits=[f"results/{run}/gabor/{layer}.h5" for layer in layers],
-                tables=[f"results/{run}/gabor/{layer}.csv" for layer in layers],
-            log:
-                f"logs/gabor/{run}/{number}.log",
-            benchmark:
-                f"benchmarks/gabor/{run}/{number}.tsv"
-            conda:
-                "../../environment.yaml"
-            threads: 1
-            resources:
-                mem_mb=grown(budget.mem_mb("gabor")),
-                runtime=grown(budget.minutes("gabor", run)),
-                gpu=0,
-            params:
-                layers=layers,
-                channels=layer_channels(run, layers),
-                version=versions.stage("gabor"),
-            script:
-                "../../scripts/gabor.py"
+rule gabor:
+    input:
+        fields="results/{run}/receptive_fields/{layer}.h5",
+        weights="results/{run}/model.safetensors",
+        virtual=lambda wildcards: when(
+            stage_on("virtual_filters", wildcards.run), "results/{run}/virtual_filters.h5"
+        ),
+    output:
+        fits="results/{run}/gabor/{layer}.h5",
+        table="results/{run}/gabor/{layer}.csv",
+    log:
+        "logs/gabor/{run}/{layer}.log",
+    benchmark:
+        "benchmarks/gabor/{run}/{layer}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(stages.BY_NAME["gabor"].mem_mb),
+        runtime=grown(minutes("gabor")),
+        gpu=0,
+    params:
+        channels=lambda wildcards: layer_channels(wildcards.run, [wildcards.layer])[0],
+        version=versions.stage("gabor"),
+    script:
+        "../../scripts/gabor.py"

@@ -19,7 +19,8 @@ import pandas as pd
 from rfatlas import statistics
 from rfatlas.ablation import paired
 from rfatlas.errors import RfatlasError
-from rfatlas.files import jobs, store
+from rfatlas.files import store
+from rfatlas.files.task import Task
 
 if TYPE_CHECKING:
     from rfatlas.ablation import ablate
@@ -144,11 +145,9 @@ def sweep(
     stop: int,
     cached: Mapping[str, Any],
     settings: Mapping[str, Any],
-    output: Path,
-    attrs: Mapping[str, Any],
-    bar: Callable[..., Any] = jobs.progress,
+    task: Task,
 ) -> None:
-    """Write the predictions of the images at the places [start, stop) of the order to `output`.
+    """Write the predictions of the images at the places [start, stop) of the order.
 
     Parameters
     ----------
@@ -163,8 +162,8 @@ def sweep(
         those computed here; the features serve layers in closed form, where the job has no other.
     settings
         `modes`, `all_modes_layers`, `site`, `channels`, `precision`, `batch_size` of the config.
-    attrs
-        Provenance of the file. Killed, the work resumes from `<output>.partial`.
+    task
+        Killed, the work resumes from `<output>.partial`.
 
     Raises
     ------
@@ -172,8 +171,7 @@ def sweep(
         If the cached logits are not this network's.
     """
     start, stop = min(start, len(order)), min(stop, len(order))
-    fingerprint = {key: str(value) for key, value in attrs.items() if key != "device"}
-    partial = store.Partial(output, fingerprint)
+    partial = store.Partial(task.output, task.fingerprint(device=""))
     progress = _Progress(partial)
     channels = {
         layer: np.arange(ablator.channels(layer))[: settings["channels"]]
@@ -187,7 +185,7 @@ def sweep(
     }
     intact = Predictions.empty(stop - start)
     total = sum(len(channels[layer]) for layer, _ in found) * (stop - start)
-    with bar(total=total, unit="pair", desc="image x channel") as shown:
+    with task.bar(total=total, unit="pair", desc="image x channel") as shown:
         for first in range(start, stop, settings["batch_size"]):
             last = min(first + settings["batch_size"], stop)
             part = slice(first - start, last - start)
@@ -210,7 +208,8 @@ def sweep(
                 shown.update((len(channels[layer]) - len(active)) * (last - first))
     progress.save()
     rows = order[start:stop]
-    with store.create(output, {**attrs, "start": start, "stop": stop, "total": len(order)}) as file:
+    place = {"start": start, "stop": stop, "total": len(order)}
+    with store.create(task.output, {**task.attrs, **place}) as file:
         file["image"], file["label"] = rows.astype(np.int32), labels[rows]
         intact.write(file.create_group("intact"))
         for (layer, mode), results in found.items():
@@ -384,10 +383,9 @@ def gather(
     modes: Sequence[str],
     classes: int,
     seed: int,
-    output: Path,
-    attrs: Mapping[str, Any],
+    task: Task,
 ) -> None:
-    """Make `<layer>.h5` of design.md section 4 and its table, ready for `store.publish`.
+    """Write `<layer>.h5` (docs/files.md) and its table.
 
     Parameters
     ----------
@@ -407,12 +405,11 @@ def gather(
     RfatlasError
         If a range is missing, or comes from other images, weights or settings.
     """
-    partial = store.Partial(output, {key: str(value) for key, value in attrs.items()})
     whole = _joined(ranges, layer)
     columns: dict[str, Any] = {"layer": layer, "channel": whole.channel}
     # Written in the order of the data set, so that files of different layers compare by row.
     place = np.argsort(whole.image)
-    with store.create(partial.folder / store.FIELDS, attrs) as file:
+    with store.create(task.output, task.attrs) as file:
         file["channel"], file["image"] = whole.channel, whole.image[place]
         file["label"] = whole.label[place]
         whole.intact.take(place).write(file.create_group("intact"))
@@ -434,7 +431,7 @@ def gather(
                 results.prediction, whole.intact.prediction, whole.label, classes
             )
     table = pd.DataFrame(columns)
-    store.write_table(table, partial.folder / store.TABLE)
+    store.write_table(table, task.table)
     for line in _notable(table, layer, [mode for mode in modes if mode in whole.modes]):
         log.info("%s", line)
 

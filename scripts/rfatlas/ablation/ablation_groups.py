@@ -6,7 +6,6 @@ the loss that of the property or that of their number? Beside them cumulative cu
 out one after the other in the order of a property, from one channel to the whole layer.
 """
 
-import hashlib
 import itertools
 import logging
 import math
@@ -22,7 +21,8 @@ from scipy.optimize import linear_sum_assignment
 
 from rfatlas.ablation import paired
 from rfatlas.errors import RfatlasError
-from rfatlas.files import jobs, store
+from rfatlas.files import store
+from rfatlas.files.task import Task
 from rfatlas.statistics import benjamini_hochberg
 
 if TYPE_CHECKING:
@@ -365,14 +365,10 @@ def measure(
     images: Any,
     labels: np.ndarray,
     order: np.ndarray,
-    output: Path,
-    fingerprint: Mapping[str, Any],
-    attrs: Mapping[str, Any],
+    task: Task,
     predictions: int = PREDICTIONS["cpu"],
-    bar: Callable[..., Any] = jobs.progress,
 ) -> None:
-    """Make `<layer>.h5`, the predictions without each set, and its table, ready for
-    `store.publish`.
+    """Write `<layer>.h5`, the predictions without each set, and its table.
 
     Parameters
     ----------
@@ -384,30 +380,16 @@ def measure(
         uint8 (N, H, W, 3) and int (N,), -1 = unknown.
     order
         The images to look at, in the order of `ablate.sequence`.
-    output, fingerprint, attrs
-        Of the file; killed, the work resumes from `<output>.partial` where the fingerprint is the
-        same.
     predictions
-        Made between two saved states, about; at least those of one image.
-    bar
-        Makes the progress bar.
+        Made at a time, about; at least those of one image.
     """
     sets = [list(channels) for channels in plan.sets]
-    digest = hashlib.sha256(repr((plan.sets, plan.uses.to_csv())).encode()).hexdigest()
-    partial = store.Partial(output, {**fingerprint, "plan": digest, "predictions": predictions})
-    if (partial.folder / store.TABLE).exists():
-        return
     modes = {mode: plan.of(mode) for mode in plan.uses["mode"].unique()}
     pairs = sum(map(len, modes.values()))
     size = max(1, predictions // max(pairs, 1))
-    done = min(len(partial.names()) * size, len(order))
-    with bar(
-        total=len(order) * pairs,
-        initial=done * pairs,
-        desc=layer,
-        unit="prediction",
-    ) as shown:
-        for rows, seen in ablator.batches(images, order, done, len(order), size):
+    records = []
+    with task.bar(total=len(order) * pairs, desc=layer, unit="prediction") as shown:
+        for rows, seen in ablator.batches(images, order, 0, len(order), size):
             record = {}
             judged = {"intact": ablator.intact(seen, labels[rows])}
             for mode, numbers in modes.items():
@@ -416,10 +398,9 @@ def measure(
                 shown.update(len(rows) * len(numbers))
             for name, found in judged.items():
                 record |= {f"{name}/{field}": getattr(found, field) for field in _JUDGED}
-            partial.save(f"{done:09d}", record)
-            done += len(rows)
-    records = [partial.load(name) for name in partial.names()]
-    with store.create(partial.folder / store.FIELDS, attrs) as file:
+            records.append(record)
+    attrs = {**task.attrs, "filters": ablator.has_filters(layer)}
+    with store.create(task.output, attrs) as file:
         file["image"], file["label"] = order.astype(np.int32), labels[order].astype(np.int64)
         file["channel"] = np.array([channel for one in sets for channel in one], np.int32)
         file["offset"] = np.cumsum([0, *map(len, sets)])
@@ -429,7 +410,7 @@ def measure(
                 file[f"{name}/{field}"] = np.concatenate(parts, axis=-1)
         for mode, numbers in modes.items():
             file[f"{mode}/set"] = numbers.astype(np.int32)
-    store.write_table(plan.uses, partial.folder / store.TABLE)
+    store.write_table(plan.uses, task.table)
 
 
 # ---- the tables

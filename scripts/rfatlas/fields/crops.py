@@ -393,7 +393,7 @@ def run_blocks(
     top: Mapping[str, np.ndarray],
     partial: store.Partial,
     fields: store.Allocated,
-    advance: Callable[[int], Any],
+    bar: Callable[..., Any],
 ) -> dict[str, np.ndarray]:
     """Work through all channels of a layer in blocks that `make(size)` gives; return their rows.
 
@@ -401,25 +401,26 @@ def run_blocks(
     their `fields` and are not done again.
     """
     done = set(partial.names())
-    for first in range(0, len(channels), scheme.block):
-        name = f"block-{first:06d}"
-        slots = slice(first, min(first + scheme.block, len(channels)))
-        units = list_units(*(top[key][slots] for key in ("value", "image", "yx")))
-        if name in done:
-            advance(len(units))
-            continue
-        block = make(slots.stop - first)
-        block.run(
-            lambda units, rounds, slots=slots: look(channels[slots], units, rounds),
-            int(channels[first]),
-            units,
-            scheme.batch,
-            partial,
-            advance,
-        )
-        for key, rows in block.fields().items():
-            fields.write(key, first, rows)
-        partial.save(name, block.rows())
+    with bar(total=int((top["image"] >= 0).sum()), unit="unit") as progress:
+        for first in range(0, len(channels), scheme.block):
+            name = f"block-{first:06d}"
+            slots = slice(first, min(first + scheme.block, len(channels)))
+            units = list_units(*(top[key][slots] for key in ("value", "image", "yx")))
+            if name in done:
+                progress.update(len(units))
+                continue
+            block = make(slots.stop - first)
+            block.run(
+                lambda units, rounds, slots=slots: look(channels[slots], units, rounds),
+                int(channels[first]),
+                units,
+                scheme.batch,
+                partial,
+                progress.update,
+            )
+            for key, rows in block.fields().items():
+                fields.write(key, first, rows)
+            partial.save(name, block.rows())
     blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 

@@ -6,7 +6,6 @@ principal colour. `gabor_fit` says how.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import safe_open
 
 from rfatlas.fields.gabor_fit import PARAMETERS, Fits, fit
 from rfatlas.files import store
+from rfatlas.files.task import Task
 
 #: What is fitted: group in `<layer>.h5` -> prefix of the columns.
 SOURCES = {
@@ -185,18 +185,13 @@ def measure(
     fields: h5py.File,
     weights: str | Path,
     virtual: h5py.File | None,
-    output: Path,
-    fingerprint: Mapping[str, Any],
-    attrs: Mapping[str, Any],
+    task: Task,
 ) -> None:
-    """Make `<layer>.h5` and its table, ready for `store.publish`.
+    """Write `<layer>.h5` (docs/files.md) and its table.
 
     `channels` of the layer; `fields` its open receptive_fields/<layer>.h5; `weights` the run's
     model.safetensors; `virtual` the open virtual_filters.h5, None where that stage is off.
     """
-    partial = store.Partial(output, fingerprint)
-    if (partial.folder / store.TABLE).exists():
-        return
     found: dict[str, Source | None] = dict.fromkeys(SOURCES)
     found["gradient"], found["gradient_lum"] = fit_fields(
         fields["channel"][:], fields["mean_gradient"], True
@@ -209,7 +204,7 @@ def measure(
         filters = virtual[layer]["filter"]
         if filters.shape[2] == filters.shape[3]:
             found["virtual"], _ = fit_fields(every, filters, False)
-    with store.create(partial.folder / store.FIELDS, attrs) as file:
+    with store.create(task.output, task.attrs) as file:
         file.attrs["parameters"] = PARAMETERS
         for name, source in found.items():
             if source is not None:
@@ -218,7 +213,7 @@ def measure(
     for name, source in found.items():
         if name != "virtual" or virtual is not None:
             rows |= columns(SOURCES[name], source, channels)
-    store.write_table(pd.DataFrame(rows), partial.folder / store.TABLE)
+    store.write_table(pd.DataFrame(rows), task.table)
 
 
 def _write(group: h5py.Group, source: Source) -> None:

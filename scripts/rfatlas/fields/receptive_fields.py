@@ -12,7 +12,6 @@ Units that lie in the same crop (deep layers, whose crop is the whole image) sha
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from rfatlas import statistics
 from rfatlas.fields import crops
 from rfatlas.fields.crops import Plan, Units, Window, cut_windows, window
 from rfatlas.files import store
+from rfatlas.files.task import Task
 
 # Share of the centre above which a pixel belongs to the effective RF (Luo et al. 2016, where it is
 # 1 - 0.9545, the two-sigma level); of a Gaussian, all within 2.49 sigma.
@@ -149,8 +149,7 @@ class Sums:
         self.counts[1].index_add_(0, slot[even], inside[even].int())
 
     def means(self) -> dict[str, np.ndarray]:
-        """Return `count` and the mean fields of design.md section 4 (zero where no unit has the
-        pixel)."""
+        """Return `count` and the mean fields (zero where no unit has the pixel)."""
         odd, even, size, image, effective = self.fields.cpu().numpy()
         count = self.counts.sum(0).cpu().numpy()
         divisor = np.maximum(count, 1)[:, None]
@@ -258,19 +257,15 @@ def measure(
     images: Any,
     channels: np.ndarray,
     top: Mapping[str, np.ndarray],
-    output: Path,
     keep: int,
-    memory_mb: float,
-    fingerprint: Mapping[str, Any],
-    attrs: Mapping[str, Any],
-    advance: Any = lambda units: None,
+    task: Task,
 ) -> None:
-    """Make `<layer>.h5` of design.md section 4 and its table, ready for `store.publish`.
+    """Write `<layer>.h5` (docs/files.md) and its table.
 
     `images` uint8 (N, H, H, 3); `channels` (C,) the channels to analyse; `top` their `value` (C,
     K), `image` (C, K) and `yx` (C, K, 2); `keep` (P): patches and gradients kept per channel.
-    `advance` is called with the number of units finished. Killed, the work resumes from
-    `<output>.partial`. Raises RfatlasError if recomputed activations are not the cached ones.
+    Killed, the work resumes from `<output>.partial`. Raises RfatlasError if recomputed activations
+    are not the cached ones.
     """
     image_size = model.description["input"]["crop"]
     cut = window(model.graph.geometry(layer), image_size)
@@ -278,15 +273,10 @@ def measure(
     keep = min(keep, k)
     ratio = (cut.crop / image_size) ** 2
     kept_bytes = model.graph.kept_bytes(layer) * ratio
-    scheme = plan(cut, len(channels), k, keep, kept_bytes, memory_mb, model.device)
+    scheme = plan(cut, len(channels), k, keep, kept_bytes, task.memory_mb, model.device)
     partial = store.Partial(
-        output,
-        {
-            **fingerprint,
-            "block": scheme.block,
-            "batch": scheme.batch,
-            "channels": channels.tolist(),
-        },
+        task.output,
+        task.fingerprint(block=scheme.block, batch=scheme.batch, channels=channels.tolist()),
     )
     n, s = len(channels), cut.size
     field = ((n, 3, s, s), np.float64)
@@ -304,7 +294,7 @@ def measure(
             "energy_inside": ((n,), np.float32),
             "certificate": ((n, k), np.float32),
         },
-        {**attrs, **crops.attributes(cut), "whole_image": cut.geometry is None},
+        {**task.attrs, **crops.attributes(cut), "whole_image": cut.geometry is None},
     )
     fields.write("channel", 0, channels)
     prefix = model.graph.prefix(layer)
@@ -316,13 +306,14 @@ def measure(
         top,
         partial,
         fields,
-        advance,
+        task.bar,
     )
     crops.check_certificate(layer, channels, rows["certificate"], top["value"])
     for key in ("certificate", "energy_inside"):
         fields.write(key, 0, rows[key])
     fields.complete()
     store.write_table(_table(layer, channels, rows, top), partial.folder / store.TABLE)
+    store.publish(task.output)
 
 
 class _Block(crops.Block):

@@ -14,7 +14,6 @@ one is negative, the other above 1, where the larger part is partly cancelled by
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from rfatlas import statistics
 from rfatlas.fields import crops
 from rfatlas.fields.crops import Units, Window
 from rfatlas.files import store
+from rfatlas.files.task import Task
 from rfatlas.network.graph import NoPath
 
 COLUMNS = (
@@ -218,20 +218,16 @@ def measure(
     images: Any,
     channels: np.ndarray,
     top: Mapping[str, np.ndarray],
-    output: Path,
-    memory_mb: float,
-    fingerprint: Mapping[str, Any],
-    attrs: Mapping[str, Any],
-    advance: Any = lambda units: None,
+    task: Task,
 ) -> str:
-    """Make `<layer>.h5` and its table, ready for `store.publish`; return why there is nothing to
-    split, or "".
+    """Write `<layer>.h5` (docs/files.md) and its table; return why there is nothing to split, or
+    "".
 
     `images` uint8 (N, H, H, 3); `channels` (C,) the channels to analyse; `top` their `value` (C,
     K), `image` (C, K) and `yx` (C, K, 2). The file holds the mean parts `skip` and `residual` (C,
     3, S, S), divided by `count` (C, S, S) as the mean gradients of stage `receptive_fields` are.
-    `advance` is called with the number of units finished. Killed, the work resumes from
-    `<output>.partial`. Raises RfatlasError if recomputed activations are not the cached ones.
+    Killed, the work resumes from `<output>.partial`. Raises RfatlasError if recomputed activations
+    are not the cached ones.
     """
     try:
         split, reason = model.graph.split_block(layer), ""
@@ -244,15 +240,10 @@ def measure(
     kept = model.graph.kept_bytes(layer) * (cut.crop / image_size) ** 2
     # Held of a channel: sums of two parts and their means, counts.
     held = 2 * 2 * 3 * 8 + 2 * 4
-    scheme = crops.plan(cut, n, k, held, kept, memory_mb, model.device)
+    scheme = crops.plan(cut, n, k, held, kept, task.memory_mb, model.device)
     partial = store.Partial(
-        output,
-        {
-            **fingerprint,
-            "block": scheme.block,
-            "batch": scheme.batch,
-            "channels": channels.tolist(),
-        },
+        task.output,
+        task.fingerprint(block=scheme.block, batch=scheme.batch, channels=channels.tolist()),
     )
     datasets = {"channel": ((n,), np.int32)}
     if split is not None:
@@ -261,13 +252,11 @@ def measure(
     fields = store.Allocated(
         partial.folder / store.FIELDS,
         datasets,
-        {**attrs, **crops.attributes(cut), "reason": reason},
+        {**task.attrs, **crops.attributes(cut), "reason": reason},
     )
     fields.write("channel", 0, channels)
-    if split is None:
-        advance(int((top["image"] >= 0).sum()))
-        rows = None
-    else:
+    rows = None
+    if split is not None:
         rows = crops.run_blocks(
             lambda size: _Block(cut, size, k, model.device),
             lambda *work: look(model, split, cut, images, *work),
@@ -276,13 +265,14 @@ def measure(
             top,
             partial,
             fields,
-            advance,
+            task.bar,
         )
         crops.check_certificate(layer, channels, rows["certificate"], top["value"])
     fields.complete()
     used = (top["image"] >= 0).any(axis=1)
     rows = table(layer, channels, used, rows, reason, model.graph.shape(layer)[0])
     store.write_table(rows, partial.folder / store.TABLE)
+    store.publish(task.output)
     return reason
 
 

@@ -18,7 +18,6 @@ rule. docs/columns.md defines every number.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,11 @@ import torch
 
 from rfatlas.fields import crops
 from rfatlas.files import jobs, store
+from rfatlas.files.task import Task
 from rfatlas.network import graph
 from rfatlas.network.model import LoadedModel
 from rfatlas.physiology import colorspace, tuning
-from rfatlas.physiology.probe import GREY, Probe, Progress
+from rfatlas.physiology.probe import GREY, Probe, in_batches
 
 #: The axes of gratings: the opponent ones, then those of code values (Rafegas & Vanrell 2018).
 AXES = (*colorspace.AXES, "RGB", "R-G", "R+G-2B")
@@ -295,8 +295,8 @@ class Experiment:
     colour best, in all equiluminant directions.
     """
 
-    def __init__(self, probe: Probe, settings: Mapping[str, Any], progress: Progress):
-        self._probe, self._progress = probe, progress
+    def __init__(self, probe: Probe, settings: Mapping[str, Any], bar: Callable[..., Any]):
+        self._probe, self._bar = probe, bar
         self.orientation = tuning.orientations(settings["orientations"])
         self.frequency = tuning.frequencies(probe.size, settings["frequencies"], np.inf)
         self.phase = tuning.phases(settings["phases"])
@@ -315,7 +315,7 @@ class Experiment:
             "flash": colorspace.uniform(flashes.reshape(-1, 3)),
         }
         every = np.concatenate(list(colours.values()))
-        answer = self._progress.run(
+        answer = self._run(
             "fields", len(every), lambda part: self._both(self._probe.uniform(every[part]))
         )
         ends = np.cumsum([len(values) for values in colours.values()])[:-1]
@@ -352,7 +352,7 @@ class Experiment:
             )
             return self._both(colorspace.paint(carriers, changes[direction[part]]))
 
-        answer = self._progress.run("directions", len(at), show)
+        answer = self._run("directions", len(at), show)
         answer = answer.reshape(*shape, *answer.shape[1:])
         found = np.full((2, len(place), *shape[1:]), np.nan, np.float32)
         channel = np.flatnonzero(known)
@@ -366,9 +366,12 @@ class Experiment:
             carriers = self._probe.carriers(orientation[part], frequency[part], phase[part])
             return self._both(_draw(axis[part], carriers))
 
-        answer = self._progress.run(name, len(axis), show)
+        answer = self._run(name, len(axis), show)
         answer = answer.reshape(*map(len, axes), 2, -1)
         return np.ascontiguousarray(np.moveaxis(answer, (-2, -1), (0, 1)))
+
+    def _run(self, name: str, count: int, show: Callable[[slice], np.ndarray]) -> np.ndarray:
+        return in_batches(show, count, self._probe.batch, self._bar, name)
 
     def _both(self, stimuli: torch.Tensor) -> np.ndarray:
         return np.stack(self._probe.respond(stimuli), 1)
@@ -395,7 +398,7 @@ def color_selectivity(
     images: Any,
     top: Mapping[str, np.ndarray],
     batch: int,
-    progress: Progress,
+    bar: Callable[..., Any] = jobs.progress,
 ) -> np.ndarray:
     """Return 1 - sum a(grey version) / sum a(colour version) over the top units of each channel
     (C,), NaN for channels without any (Rafegas & Vanrell 2018, Vision Research 151:7).
@@ -433,7 +436,7 @@ def color_selectivity(
             answer[row, : len(own)] = maps[row][own.slot, *places]
         return answer
 
-    answer = progress.run("grey", len(first), show)
+    answer = in_batches(show, len(first), batch, bar, "grey")
     grey = np.zeros(len(units))
     grey[order] = answer[np.arange(width) < np.diff(bounds)[:, None]]
     total = np.zeros((2, len(top["image"])))
@@ -573,13 +576,9 @@ def measure(
     fields: Mapping[str, Any] | None,
     virtual: np.ndarray | None,
     settings: Mapping[str, Any],
-    output: Path,
-    memory_mb: float,
-    fingerprint: Mapping[str, Any],
-    attrs: Mapping[str, Any],
-    bar: Callable[..., Any] = jobs.progress,
+    task: Task,
 ) -> None:
-    """Make `<layer>.h5` and its table, ready for `store.publish`.
+    """Write `<layer>.h5` (docs/files.md) and its table.
 
     Parameters
     ----------
@@ -592,17 +591,9 @@ def measure(
     settings
         The counts `orientations`, `frequencies`, `phases`, `directions`, `hues`, and the thresholds
         `color_ratio`, `lowpass`, `energy_share`, `harris_tolerance`.
-    bar
-        Makes the progress bars.
-
-    Killed, the work resumes from `<output>.partial`.
     """
-    probe = Probe(network, layer, memory_mb)
-    partial = store.Partial(output, {**fingerprint, "batch": probe.batch})
-    if (partial.folder / store.TABLE).exists():
-        return
-    progress = Progress(partial, probe.batch, bar)
-    experiment = Experiment(probe, settings, progress)
+    probe = Probe(network, layer, task.memory_mb)
+    experiment = Experiment(probe, settings, task.bar)
     answers = experiment.fields()
     answers["flicker"], answers["grid"] = experiment.flicker(), experiment.grid()
     response, unrectified = answers["grid"]
@@ -620,12 +611,12 @@ def measure(
     axes = {key: getattr(experiment, key) for key in ("frequency", "direction", "hue")}
     columns = measured(answers, after, before, axes, settings)
     columns["color_selectivity"] = color_selectivity(
-        network, layer, images, top, probe.batch, progress
+        network, layer, images, top, probe.batch, task.bar
     )
     linear_columns = _linear_sources(network, layer, probe.channels, fields, virtual)
     rows = table(layer, columns, linear_columns, settings)
     datasets = _datasets(experiment, answers, after, place, rectified)
-    with store.create(partial.folder / store.FIELDS, attrs | _attrs(probe)) as file:
+    with store.create(task.output, {**task.attrs, **_attrs(probe)}) as file:
         for name, values in datasets.items():
             file[name] = values
         if fields is not None:
@@ -633,7 +624,7 @@ def measure(
             maps = file.create_dataset("field_dkl", fields["mean_gradient"].shape, np.float32)
             for part, piece in _pieces(fields["mean_gradient"]):
                 maps[part] = opponent_maps(piece)
-    store.write_table(rows, partial.folder / store.TABLE)
+    store.write_table(rows, task.table)
 
 
 def _linear_sources(

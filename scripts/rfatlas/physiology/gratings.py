@@ -15,7 +15,7 @@ import pandas as pd
 from rfatlas.files import store
 from rfatlas.files.task import Task
 from rfatlas.physiology import tuning
-from rfatlas.physiology.probe import GREY, Probe
+from rfatlas.physiology.probe import GREY, Probe, in_batches
 
 #: A channel is called orientation-selective, in the comparison of blanks, from this `osi` on.
 SELECTIVE_OSI = 0.5
@@ -147,8 +147,12 @@ class Experiment:
         last ReLU left out."""
         axes = (self.orientation, self.frequency, self.phase)
         o, f, p = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-        answer = self._probe.run(
-            lambda part: np.stack(self._show(o[part], f[part], p[part]), 1), len(o), "grid", bar
+        answer = in_batches(
+            lambda part: np.stack(self._show(o[part], f[part], p[part]), 1),
+            len(o),
+            self._probe.batch,
+            bar,
+            "grid",
         )
         answer = answer.reshape(*map(len, axes), 2, -1)
         return tuple(np.ascontiguousarray(np.moveaxis(answer, -1, 0)[..., i]) for i in (0, 1))
@@ -169,8 +173,12 @@ class Experiment:
         grating, phase = (axis.ravel() for axis in np.indices((len(shown), count)))
         o, f = self.orientation[shown[grating, 0]], self.frequency[shown[grating, 1]]
         p = self.f1_phase[phase]
-        answer = self._probe.run(
-            lambda part: self._show(o[part], f[part], p[part])[0], len(o), "best", bar
+        answer = in_batches(
+            lambda part: self._show(o[part], f[part], p[part])[0],
+            len(o),
+            self._probe.batch,
+            bar,
+            "best",
         )
         found = np.full((len(tuned), count), np.nan, np.float32)
         channel = np.flatnonzero(answers)

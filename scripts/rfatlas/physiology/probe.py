@@ -5,7 +5,6 @@ unit (see `crops`): for an early layer that is a few pixels, and the network sto
 stimulus is a picture of pixel code values in 0..1, before the network's own normalisation.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from rfatlas.fields import crops
-from rfatlas.files import jobs, store
+from rfatlas.files import jobs
 from rfatlas.network.model import LoadedModel
 
 #: Code value of the mid grey around which stimuli are modulated, and which surrounds them.
@@ -23,9 +22,6 @@ GREY = 0.5
 _BASE_MB = 700
 # Pixels of stimuli in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
 _BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**24}
-
-# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
-_SAVE_EVERY_S = 10.0
 
 
 class Probe:
@@ -132,23 +128,6 @@ class Probe:
         value, unrectified = (np.concatenate([empty, *answer]) for answer in answers)
         return value, unrectified
 
-    def run(
-        self,
-        show: Callable[[slice], np.ndarray],
-        count: int,
-        name: str = "",
-        bar: Callable[..., Any] = jobs.progress,
-    ) -> np.ndarray:
-        """Return the answers (count, ...) of `show`, which is called for slices of the stimuli."""
-        parts = []
-        with bar(total=count, unit="stimulus", desc=name) as progress:
-            # At least once, so that the shape of an answer is known.
-            for first in range(0, max(count, 1), self.batch):
-                part = slice(first, min(first + self.batch, count))
-                parts.append(show(part))
-                progress.update(part.stop - part.start)
-        return np.concatenate(parts)
-
     # ---- drawing
 
     def carriers(
@@ -211,30 +190,19 @@ class Probe:
         return torch.as_tensor(np.ascontiguousarray(part, np.float32)).permute(0, 3, 1, 2)
 
 
-class Progress:
-    """Answers to stimuli, saved now and then, so that a killed job goes on from there."""
-
-    def __init__(self, partial: store.Partial, batch: int, bar: Callable):
-        self._partial, self._batch, self._bar = partial, batch, bar
-
-    def run(self, name: str, count: int, show: Callable[[slice], np.ndarray]) -> np.ndarray:
-        """Return the answers (count, ...) of `show`, which is called for slices of the stimuli."""
-        records = [record for record in self._partial.names() if record.startswith(f"{name}-")]
-        parts = [self._partial.load(record)["answer"] for record in records]
-        first = saved = sum(map(len, parts))
-        unsaved, since, cost = [], time.monotonic(), 0.0
-        with self._bar(total=count, initial=first, unit="stimulus", desc=name) as bar:
-            # At least once, so that the shape of an answer is known.
-            while first < count or not parts:
-                stop = min(first + self._batch, count)
-                unsaved.append(show(slice(first, stop)))
-                parts.append(unsaved[-1])
-                bar.update(stop - first)
-                first = stop
-                due = time.monotonic() - since > max(_SAVE_EVERY_S, 20 * cost)
-                if due or first == count:
-                    begun = time.monotonic()
-                    self._partial.save(f"{name}-{saved:09d}", {"answer": np.concatenate(unsaved)})
-                    saved, unsaved, since = first, [], time.monotonic()
-                    cost = since - begun
-        return np.concatenate(parts)
+def in_batches(
+    show: Callable[[slice], np.ndarray],
+    count: int,
+    batch: int,
+    bar: Callable[..., Any] = jobs.progress,
+    name: str = "",
+) -> np.ndarray:
+    """Return the answers (count, ...) of `show`, which is called for slices of `batch` stimuli."""
+    parts = []
+    with bar(total=count, unit="stimulus", desc=name) as progress:
+        # At least once, so that the shape of an answer is known.
+        for first in range(0, max(count, 1), batch):
+            part = slice(first, min(first + batch, count))
+            parts.append(show(part))
+            progress.update(part.stop - part.start)
+    return np.concatenate(parts)

@@ -13,7 +13,6 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 
 from rfatlas import statistics
 from rfatlas.files import store
+from rfatlas.files.task import Task
 from rfatlas.network.model import LoadedModel
 from rfatlas.physiology.probe import GREY, Probe
 from rfatlas.stimuli import ascent
@@ -420,13 +420,9 @@ def measure(
     fields: Mapping[str, Any] | None,
     colours: np.ndarray,
     settings: Settings,
-    output: Path,
-    memory_mb: float,
-    fingerprint: Mapping[str, Any],
-    attrs: Mapping[str, Any],
-    advance: Callable[[int], None] = lambda steps: None,
+    task: Task,
 ) -> None:
-    """Make `<layer>.h5` and its table, ready for `store.publish`.
+    """Write `<layer>.h5` (docs/files.md) and its table.
 
     Parameters
     ----------
@@ -441,12 +437,10 @@ def measure(
         and to compare with; None for neither.
     colours
         (3, 3), see `decorrelated`.
-    advance
-        Called with the number of steps done, `settings.steps` for each channel.
 
     Killed, the work resumes from `<output>.partial`.
     """
-    probe = Probe(network, layer, memory_mb)
+    probe = Probe(network, layer, task.memory_mb)
     square = region(probe)
     kinds = [NOISE] * settings.noise_starts
     kinds += [GRADIENT] * (settings.gradient_start and fields is not None)
@@ -454,11 +448,11 @@ def measure(
     off_kinds = [kind for kind in kinds if kind != PATCH]
     per_channel = len(kinds) + len(off_kinds)
     state = _STATE_COPIES * 4.0 * 3 * square.size**2 * per_channel
-    room = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+    room = max(task.memory_mb - _BASE_MB, 200) * 1e6 / 2
     # Two batches fill a processor; more would only be lost with a killed job.
     block = min(_BLOCK, int(room // state), math.ceil(2 * probe.batch / per_channel), len(channels))
     block = max(1, block)
-    partial = store.Partial(output, {**fingerprint, "block": block, "channels": channels.tolist()})
+    partial = store.Partial(task.output, task.fingerprint(block=block, channels=channels.tolist()))
     n, s = len(channels), square.size
     stimuli = store.Allocated(
         partial.folder / store.FIELDS,
@@ -473,7 +467,7 @@ def measure(
             "off_start_value": ((n, len(off_kinds)), np.float32),
         },
         {
-            **attrs,
+            **task.attrs,
             "size": s,
             "top": probe.origin[0] + square.top,
             "left": probe.origin[1] + square.left,
@@ -488,11 +482,12 @@ def measure(
     positive = largest[largest > 0]
     usual = float(np.median(positive)) if len(positive) else 1.0
     done = set(partial.names())
+    progress = task.bar(total=n * settings.steps, unit="step", desc=layer)
     for first in range(0, n, block):
         name = f"block-{first:06d}"
         members = channels[first : first + block]
         if name in done:
-            advance(len(members) * settings.steps)
+            progress.update(len(members) * settings.steps)
             continue
         found = _block(
             probe,
@@ -504,11 +499,12 @@ def measure(
             None if fields is None else square.from_window(_gradients(fields, members)),
             colours,
             settings,
-            advance,
+            progress.update,
         )
         for key in ("image", "off_image"):
             stimuli.write(key, first, found.pop(key))
         partial.save(name, found)
+    progress.close()
     blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
     rows = {key: np.concatenate([part[key] for part in blocks]) for key in blocks[0]}
     table = _table(
@@ -526,6 +522,7 @@ def measure(
     stimuli.write("off_start_value", 0, rows["off_value"])
     stimuli.complete()
     store.write_table(table, partial.folder / store.TABLE)
+    store.publish(task.output)
 
 
 def _block(
