@@ -25,6 +25,7 @@ rule gabor:
         mem_mb=grown(stages.BY_NAME["gabor"].mem_mb),
         runtime=grown(minutes("gabor")),
         gpu=0,
+        attempt=attempts,
     params:
         channels=lambda wildcards: layer_channels(wildcards.run, [wildcards.layer])[0],
         version=versions.stage("gabor"),
