@@ -36,7 +36,8 @@ def check_resumes(script: str, folder: Path, stops: Callable[[int], tuple], head
     number of calls of an undisturbed job at which to kill; the first `head` calls are made at every
     start.
     """
-    code = _PREFACE.format(paths=[str(HERE), str(HERE.parent / "scripts")]) + script
+    folders = [HERE, *(path.parent for path in HERE.glob("*/test_*.py")), HERE.parent / "scripts"]
+    code = _PREFACE.format(paths=sorted({str(path) for path in folders})) + script
     code += "\nprint(seen[0])"
 
     def run(output: Path, stop: int) -> subprocess.CompletedProcess:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from tasks import task
 from test_ablate import stem
 from test_receptive_fields import loaded
 from torch import nn
@@ -81,16 +82,15 @@ class Study:
         order = ablate.sequence(self.labels, count, seed=1)
         settings = SETTINGS | settings
         ablation.sweep(
-            ablator, self.images, self.labels, order, start, stop, self.cached, settings, output,
-            ATTRS, quiet,
+            ablator, self.images, self.labels, order, start, stop, self.cached, settings,
+            task("ablation", output),
         )  # fmt: skip
         return output
 
     def gather(self, ranges, layer, folder: Path, modes=("zero", "mean", "shuffle")):
         output = folder / f"{layer}.h5"
         classes = self.cached["logits"].shape[1]
-        ablation.gather(ranges, layer, modes, classes, 1, output, ATTRS)
-        store.publish(output)
+        ablation.gather(ranges, layer, modes, classes, 1, task("ablation", output))
         return pd.read_csv(output.with_suffix(".csv"))
 
 

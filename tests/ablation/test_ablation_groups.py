@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from tasks import task
 from test_receptive_fields import loaded
 from torch import nn
 
@@ -284,15 +285,12 @@ class Case:
             return module.fc(module.conv2(value).mean((2, 3))).numpy()
 
 
-def measure(case: Case, settings=None, **extra) -> None:
+def measure(case: Case, settings=None) -> None:
     ablator = ablate.Ablator(case.network, [LAYER], {LAYER: case.mean})
     filters = ablator.has_filters(LAYER)
     plan = stage.plan(case.rows, LAYER, settings or SETTINGS, filters, 0)
-    attrs = store.provenance("ablation_groups", {}) | {"filters": filters}
-    images, labels, order = case.images, case.labels, case.order
-    stage.measure(
-        ablator, LAYER, plan, images, labels, order, case.path, {"question": 1}, attrs, **extra
-    )
+    work = task("ablation_groups", case.path)
+    stage.measure(ablator, LAYER, plan, case.images, case.labels, case.order, work)
 
 
 def planted(folder: Path, inactive: tuple[int, ...] = (1, 2)) -> Case:
@@ -324,7 +322,6 @@ def planted(folder: Path, inactive: tuple[int, ...] = (1, 2)) -> Case:
 def case(tmp_path_factory):
     made = planted(tmp_path_factory.mktemp("planted"))
     measure(made)
-    store.publish(made.path)
     return made
 
 
@@ -440,53 +437,6 @@ def test_curves_begin_with_a_single_channel_and_end_without_any(case, found):
     assert (curves["order"] == "random").sum() == 2 * 2 * 4
 
 
-class Killed(Exception):
-    pass
-
-
-def test_a_killed_job_goes_on_with_the_next_images(tmp_path):
-    case, whole = planted(tmp_path / "one"), planted(tmp_path / "other")
-    starts = []
-
-    class Bar:
-        def __init__(self, total, initial, **_):
-            self.done, self.total = initial, total
-            starts.append(initial)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            if not starts[1:]:
-                return
-            assert self.done == self.total
-
-        def update(self, count):
-            self.done += count
-            if len(starts) == 1 and self.done > 0.6 * self.total:
-                raise Killed
-
-    with pytest.raises(Killed):
-        measure(case, predictions=16 * 98, bar=Bar)
-    # Two of five batches were done.
-    measure(case, predictions=16 * 98, bar=Bar)
-    assert starts[1] == pytest.approx(32 / 66 * whole_pairs(case))
-    measure(whole)
-    for made in (case, whole):
-        store.publish(made.path)
-    with store.open(case.path) as one, store.open(whole.path) as other:
-        for mode in ("intact", *ablate.MODES):
-            for field in ("prediction", "in_top5", "loss"):
-                assert (one[mode][field][:] == other[mode][field][:]).all()
-    assert case.path.with_suffix(".csv").read_text() == whole.path.with_suffix(".csv").read_text()
-
-
-def whole_pairs(case: Case) -> int:
-    """Predictions of the whole plan."""
-    plan = stage.plan(case.rows, LAYER, SETTINGS, True, 0)
-    return len(case.order) * sum(len(plan.of(mode)) for mode in ablate.MODES)
-
-
 # ---- the inactive channels of the first layer
 
 
@@ -497,7 +447,6 @@ def whole_pairs(case: Case) -> int:
 def test_what_the_inactive_channels_carry(tmp_path, inactive, expected):
     case = planted(tmp_path, inactive)
     measure(case)
-    store.publish(case.path)
     table = case.rows.assign(
         zero_delta_top1=np.linspace(-0.4, -0.05, 8), zero_delta_loss=np.linspace(0.8, 0.1, 8)
     )
@@ -526,7 +475,6 @@ def test_what_the_inactive_channels_carry(tmp_path, inactive, expected):
 def test_a_first_layer_without_inactive_channels_says_so(tmp_path):
     case = planted(tmp_path, ())
     measure(case)
-    store.publish(case.path)
     _, _, found = stage.tables([case.path], case.rows, 0)
     assert len(found) == 1 and found["n_inactive"].item() == 0
     assert found["conclusion"].item() == "no channel is inactive"
@@ -537,7 +485,6 @@ def test_a_layer_without_groups_and_curves_has_no_rows(tmp_path):
     case = planted(tmp_path, ())
     nothing = SETTINGS | {"groups": {}, "cumulative": SETTINGS["cumulative"] | {"orders": []}}
     measure(case, settings=nothing)
-    store.publish(case.path)
     groups, curves, inactive = stage.tables([case.path], case.rows, 0)
     assert len(groups) == len(curves) == 0 and len(inactive) == 1
     for table, columns in (

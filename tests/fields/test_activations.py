@@ -467,7 +467,7 @@ def begin_position(output):
 
 CHILD = """
 import sys, time
-sys.path[:0] = [{tests!r}, {scripts!r}]
+sys.path[:0] = [{tests!r}, {tests!r} + "/fields", {scripts!r}]
 import test_activations as t
 output, log = t.Path(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 run = t.begin(output, 0, 50, save_every=0)

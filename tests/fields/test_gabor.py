@@ -2,14 +2,13 @@
 and mirrored fields, whole layers."""
 
 import json
-from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 from scipy import optimize
+from tasks import task
 from test_gratings import EXTENT, SETTINGS, apart, colour, network_of
 from test_gratings import measure as show_gratings
 from test_receptive_fields import STD as NETWORK_STD
@@ -372,7 +371,7 @@ def layer(tmp_path):
     return write
 
 
-def measured(given: dict, publish: bool = True) -> pd.DataFrame:
+def measured(given: dict) -> pd.DataFrame:
     with store.open(given["fields"]) as fields, store.open(given["virtual"]) as virtual:
         gabor.measure(
             given["layer"],
@@ -380,13 +379,8 @@ def measured(given: dict, publish: bool = True) -> pd.DataFrame:
             fields,
             given["weights"],
             virtual,
-            given["output"],
-            {"test": 1},
-            store.provenance("gabor", {}),
+            task("gabor", given["output"]),
         )
-    if not publish:
-        return pd.DataFrame()
-    store.publish(given["output"])
     return store.read_table(given["output"].with_suffix(".csv"))
 
 
@@ -479,16 +473,6 @@ def test_blocks_change_nothing(layer, monkeypatch):
     pd.testing.assert_frame_equal(whole, measured(given), rtol=1e-6, atol=1e-6)
 
 
-def test_a_finished_layer_waits_beside_its_output_and_is_not_fitted_again(layer, monkeypatch):
-    given = layer(five_kernels())
-    measured(given, publish=False)
-    assert not Path(given["output"]).exists()
-    monkeypatch.setattr(gabor, "fit_fields", lambda *args: pytest.fail("fitted again"))
-    measured(given)
-    with h5py.File(given["output"]) as file:
-        assert file.attrs["complete"]
-
-
 # ---- a network
 
 
@@ -529,10 +513,8 @@ def test_kernels_gradients_and_gratings_of_a_planted_network_agree(noise, tmp_pa
     save_file(weights, tmp_path / "model.safetensors", {"rfatlas": json.dumps(header)})
     output = tmp_path / "conv1.h5"
     with store.open(tmp_path / "fields.h5") as fields:
-        attrs = store.provenance("gabor", {})
         model = tmp_path / "model.safetensors"
-        gabor.measure("conv1", len(kernels), fields, model, None, output, {"test": 1}, attrs)
-    store.publish(output)
+        gabor.measure("conv1", len(kernels), fields, model, None, task("gabor", output))
     table = store.read_table(output.with_suffix(".csv"))
     share = 1 if noise == 0 else 0.95
     for prefix in ("gabor", "gabor_kernel"):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from kills import check_resumes
+from tasks import task
 from torch import nn
 
 from rfatlas.errors import RfatlasError
@@ -82,10 +83,8 @@ def top_tables(network: model.LoadedModel, layer: str, images: np.ndarray, k: in
 
 def measure(network, layer, images, top, output, channels=None, keep=3, memory_mb=3000.0):
     channels = np.arange(len(top["image"])) if channels is None else channels
-    receptive_fields.measure(
-        network, layer, images, channels, top, output, keep, memory_mb, {"test": 1}, ATTRS
-    )
-    store.publish(output)
+    work = task("receptive_fields", output, memory_mb)
+    receptive_fields.measure(network, layer, images, channels, top, keep, work)
     return pd.read_csv(output.with_suffix(".csv"))
 
 
@@ -341,27 +340,6 @@ receptive_fields.look = counted(receptive_fields.look)
 t.measure(network, "layer2.0", images, top, output)
 """
     check_resumes(script, tmp_path, lambda batches: (4, batches // 2))
-
-
-def test_a_finished_layer_waits_beside_its_output_and_is_not_measured_again(tmp_path, monkeypatch):
-    """A job of several layers, killed in a later one: Snakemake removes outputs, not progress."""
-    network, images = loaded(resnet18(4), 64), photographs(3, 64, 7)
-    top = top_tables(network, "layer1.0", images, 3, 4)
-    output, arguments = tmp_path / "x.h5", (3, 3000.0, {"test": 1}, ATTRS)
-    channels = np.arange(4)
-    receptive_fields.measure(network, "layer1.0", images, channels, top, output, *arguments)
-    assert not output.exists() and not output.with_suffix(".csv").exists()
-    monkeypatch.setattr(receptive_fields, "look", None)
-    seen = []
-    receptive_fields.measure(
-        network, "layer1.0", images, channels, top, output, *arguments, seen.append
-    )
-    assert sum(seen) == (top["image"] >= 0).sum()
-    store.publish(output)
-    with store.open(output, "receptive_fields") as file:
-        assert file["mean_gradient"][:].any()
-    assert len(pd.read_csv(output.with_suffix(".csv"))) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.csv", "x.h5"]
 
 
 def test_plan_keeps_within_memory():

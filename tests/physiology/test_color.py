@@ -1,12 +1,6 @@
 """Colour: planted kernels of known class, closed forms, the whole network by brute force, grey
 versions, killed jobs."""
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import h5py
@@ -14,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tasks import Bar, task
 from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18, top_tables
 from torch import nn
 
 from rfatlas.files import store
 from rfatlas.network import graph
 from rfatlas.physiology import color, colorspace, tuning
-from rfatlas.physiology.probe import Probe, Progress
 
 EXTENT = 64
 SIZE = 11
@@ -34,15 +28,6 @@ IMAGES = photographs(6, EXTENT)
 SPACE = colorspace.space()
 
 
-@contextlib.contextmanager
-def quiet(**words):
-    class Bar:
-        def update(self, count: int) -> None:
-            pass
-
-    yield Bar()
-
-
 def no_units(channels: int, k: int = 2) -> dict[str, np.ndarray]:
     return {
         "value": np.zeros((channels, k), np.float32),
@@ -53,11 +38,7 @@ def no_units(channels: int, k: int = 2) -> dict[str, np.ndarray]:
 
 def measure(network, layer, output: Path, settings=SETTINGS, top=None, fields=None, virtual=None):
     top = no_units(network.graph.shape(layer)[0]) if top is None else top
-    color.measure(
-        network, layer, IMAGES, top, fields, virtual, settings, output, 3000, {"test": 1}, ATTRS,
-        quiet,
-    )  # fmt: skip
-    store.publish(output)
+    color.measure(network, layer, IMAGES, top, fields, virtual, settings, task("color", output))
     return store.read_table(output.with_suffix(".csv"))
 
 
@@ -545,8 +526,7 @@ def test_colour_selectivity_is_that_of_whole_grey_images(layer, tmp_path):
     full["image"][8:] = -1
     full["image"][0, 4:] = -1
     full["image"][3] = -1
-    progress = Progress(store.Partial(tmp_path / "x", {}), 5, quiet)
-    found = color.color_selectivity(network, layer, IMAGES, full, 5, progress)
+    found = color.color_selectivity(network, layer, IMAGES, full, 5, Bar)
     grey = np.empty((*IMAGES.shape[:3], 1))
     for image, picture in zip(grey, IMAGES / 255, strict=True):
         image[..., 0] = colorspace.code(colorspace.light(picture) @ [0.2126, 0.7152, 0.0722])
@@ -588,73 +568,12 @@ def test_a_layer_that_nothing_drives(tmp_path):
     assert table[unknown].isna().all(axis=None)
 
 
-# ---- progress
-
-KILLED = textwrap.dedent(
-    """
-    import sys
-    sys.path[:0] = sys.argv[2:4]
-    import test_color as t
-
-    print("calls", t.counted(t.Path(sys.argv[1]), int(sys.argv[4])))
-    """
-)
+# ---- the file
 
 
-def counted(output: Path, stop: int = 0) -> int:
-    """Measure a layer in many batches, killed at call `stop`; return how often stimuli were
-    shown."""
-    network = loaded(resnet18(4), EXTENT)
-    top = top_tables(network, "layer1.1", IMAGES, 2, 64)
-    respond, calls = Probe.respond, [0]
-
-    def count(self, stimuli):
-        calls[0] += 1
-        if calls[0] == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return respond(self, stimuli)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rfatlas.physiology.probe._SAVE_EVERY_S", 0.0)
-        patch.setattr("rfatlas.physiology.probe._BATCH_PIXELS", {"cpu": 2**16})
-        patch.setattr(Probe, "respond", count)
-        measure(network, "layer1.1", output, SMALL, top)
-    return calls[0]
-
-
-def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
-    here = Path(__file__).resolve().parents[1]
-
-    def run(output: Path, stop: int) -> subprocess.CompletedProcess:
-        arguments = [str(output), str(here), str(here.parent / "scripts"), str(stop)]
-        return subprocess.run(
-            [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False
-        )
-
-    calls = counted(tmp_path / "whole.h5")
-    killed = run(tmp_path / "killed.h5", calls * 2 // 3)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "killed.h5").exists()
-    # What was shown before the last save is not shown again.
-    assert counted(tmp_path / "killed.h5") <= calls - 4
-    assert not os.path.exists(tmp_path / "killed.h5.partial")
-    with h5py.File(tmp_path / "whole.h5") as a, h5py.File(tmp_path / "killed.h5") as b:
-        assert set(a) == set(b)
-        for key in a:
-            np.testing.assert_allclose(a[key][:], b[key][:], rtol=1e-6, atol=1e-6, err_msg=key)
-
-
-def test_a_finished_layer_waits_beside_its_output_and_is_not_measured_again(tmp_path, monkeypatch):
-    network, output = loaded(resnet18(4), EXTENT), tmp_path / "x.h5"
-    arguments = (
-        network, "conv1", IMAGES, no_units(64), None, None, SMALL, output, 3000, {"test": 1}, ATTRS,
-        quiet,
-    )  # fmt: skip
-    color.measure(*arguments)
-    assert not output.exists()
-    monkeypatch.setattr(Probe, "respond", lambda *args: pytest.fail("shown again"))
-    color.measure(*arguments)
-    store.publish(output)
+def test_the_file_holds_the_responses_and_their_axes(tmp_path):
+    output = tmp_path / "x.h5"
+    measure(loaded(resnet18(4), EXTENT), "conv1", output, SMALL)
     with store.open(output, "color") as file:
         assert file["response"].shape == (64, 6, 3, 4, 4) and file["response"].dtype == np.float32
         np.testing.assert_allclose(file.attrs["cone_contrast"], SPACE.contrast)

@@ -167,7 +167,10 @@ def test_grey_versions_keep_the_luminance():
 
 
 def test_the_slow_import_waits_until_it_is_needed():
-    code = "import sys, rfatlas.colorspace as c; assert 'colour' not in sys.modules; c.space()"
+    code = (
+        "import sys, rfatlas.physiology.colorspace as c; "
+        "assert 'colour' not in sys.modules; c.space()"
+    )
     scripts = Path(__file__).resolve().parents[2] / "scripts"
     subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code], cwd=scripts, check=True

@@ -1,7 +1,6 @@
 """Gratings: planted kernels against their own Fourier transforms, the whole network by brute force,
 killed jobs, blanks that change a label."""
 
-import contextlib
 from pathlib import Path
 
 import h5py
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kills import check_resumes
+from tasks import task
 from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18
 from torch import nn
 
@@ -24,20 +23,10 @@ ATTRS = store.provenance("gratings", {})
 GREY_IMAGE = np.full((EXTENT, EXTENT, 3), 0.5)
 
 
-@contextlib.contextmanager
-def quiet(**words):
-    class Bar:
-        def update(self, count: int) -> None:
-            pass
-
-    yield Bar()
-
-
 def measure(network, layer, output: Path, settings=SETTINGS, mean_image=GREY_IMAGE, batch=None):
     probe = Probe(network, layer)
     probe.batch = batch or probe.batch
-    gratings.measure(probe, layer, mean_image, settings, output, {"test": 1}, ATTRS, quiet)
-    store.publish(output)
+    gratings.measure(probe, layer, mean_image, settings, task("gratings", output))
     return pd.read_csv(output.with_suffix(".csv"))
 
 
@@ -413,31 +402,12 @@ def test_a_layer_that_nothing_drives(tmp_path):
     assert list(table.columns) == list(gratings.COLUMNS)
 
 
-# ---- progress
+# ---- the file
 
 
-def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
-    """SIGKILL in the grid and among the best gratings; each start shows the three blanks first."""
-    script = """
-import test_gratings as t
-
-sys.modules["rfatlas.physiology.probe"]._SAVE_EVERY_S = 0.0
-network = t.loaded(t.resnet18(4), t.EXTENT)
-t.Probe.respond = counted(t.Probe.respond)
-t.measure(network, "layer1.1", output, t.SMALL, batch=40)
-"""
-    check_resumes(script, tmp_path, lambda calls: (4, calls // 2), head=3)
-
-
-def test_a_finished_layer_waits_beside_its_output_and_is_not_measured_again(tmp_path, monkeypatch):
-    network, output = loaded(resnet18(4), EXTENT), tmp_path / "x.h5"
-    probe = Probe(network, "conv1")
-    arguments = ("conv1", GREY_IMAGE, SMALL, output, {"test": 1}, ATTRS, quiet)
-    gratings.measure(probe, *arguments)
-    assert not output.exists()
-    monkeypatch.setattr(Probe, "respond", lambda *args: pytest.fail("shown again"))
-    gratings.measure(probe, *arguments)
-    store.publish(output)
+def test_the_file_holds_the_responses_and_their_axes(tmp_path):
+    output = tmp_path / "x.h5"
+    measure(loaded(resnet18(4), EXTENT), "conv1", output, SMALL)
     with store.open(output, "gratings") as file:
         assert file["response"].shape == (64, 8, 5, 4) and file["response"].dtype == np.float32
         assert file["frequency"][:] == pytest.approx(tuning.frequencies(7, 4))

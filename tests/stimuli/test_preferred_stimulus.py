@@ -9,6 +9,7 @@ import pytest
 import torch
 from kills import check_resumes
 from scipy import optimize
+from tasks import task
 from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18
 from torch import nn
 
@@ -49,10 +50,8 @@ def measure(network, layer, folder, settings, channels=None, largest=None, field
     stimuli.measure(
         network, layer, np.arange(count) if channels is None else np.asarray(channels),
         np.ones(count) if largest is None else np.asarray(largest, float), top, fields, GREYS,
-        settings, output, 2000, {}, ATTRS,
+        settings, task("preferred_stimulus", output, 2000),
     )  # fmt: skip
-    assert not output.exists()
-    store.publish(output)
     assert not Path(f"{output}.partial").exists()
     return Found(output)
 
