@@ -141,13 +141,9 @@ class Budget:
         return stages.BY_NAME[stage_of(script)].mem_mb or 1000
 
     def minutes(self, script: str, name: str, layer: str | None = None) -> int:
-        """Minutes to grant one job: four times the estimate, at least ten.
-
-        Four hours for what no run asks for; without a layer, what the longest one is granted.
-        """
+        """Minutes to grant one job: four times the estimate, at least ten; four hours for what no
+        run asks for."""
         try:
-            if layer is None and stages.BY_NAME[stage_of(script)].scope == "layer":
-                return max(self.minutes(script, name, each) for each in self.layers[name])
             return max(10, math.ceil(4 * self.cost(script, name, layer).seconds / 60))
         except KeyError:
             return 240
