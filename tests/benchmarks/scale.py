@@ -10,12 +10,12 @@ threads, --report none.
 
 Snakemake measures the processor seconds and the peak of memory of each job, so that other processes
 on the machine disturb little. Printed are, by stage: processor seconds (one thread; and seconds on
-the clock with each number of threads), the line a + b n through the sizes with its largest residual, the exponent
-of growth between the two largest sizes after the start of the process (parameter `a`), memory, and
-disk. The last line is one JSON object of ratios by stage: `time`, measured processor seconds over
-those predicted by rfatlas.plan.estimates with resources/rates.csv, `memory`, measured peak over the
-`mem_mb` that the stage's rule states, and `disk`, bytes found over bytes predicted. `memory` must
-not exceed 1; the others should lie between 0.4 and 2.5.
+the clock with each number of threads), the line a + b n through the sizes with its largest
+residual, the exponent of growth between the two largest sizes after the start of the process
+(parameter `a`), memory, and disk. The last line is one JSON object of ratios by stage: `time`,
+measured processor seconds over those predicted by rfatlas.plan.estimates with resources/rates.csv,
+`memory`, measured peak over the `mem_mb` that the stage's rule states, and `disk`, bytes found over
+bytes predicted. `memory` must not exceed 1; the others should lie between 0.4 and 2.5.
 """
 
 import argparse
