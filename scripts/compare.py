@@ -7,7 +7,7 @@ from pathlib import Path
 from rfatlas.files import jobs, store
 from rfatlas.tables import compare
 
-with jobs.job(snakemake) as log, contextlib.ExitStack() as stack:
+with jobs.job(snakemake), contextlib.ExitStack() as stack:
     given, params = snakemake.input, snakemake.params
     files = [stack.enter_context(store.open(path, "activations")) for path in given.activations]
     channels = [store.read_table(path) for path in given.channels]
@@ -20,6 +20,4 @@ with jobs.job(snakemake) as log, contextlib.ExitStack() as stack:
         params.variance,
         params.seed,
     )
-    for name, rows in found.items():
-        store.write_table(rows, getattr(snakemake.output, name))
-        log.info("%s: %d rows", name, len(rows))
+    store.write_tables(found, snakemake.output)

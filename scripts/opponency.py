@@ -3,9 +3,8 @@
 from rfatlas.files import jobs, store
 from rfatlas.tables import opponency
 
-with jobs.job(snakemake) as log:
+with jobs.job(snakemake):
     table = store.read_table(snakemake.input.channels)
-    twins = [store.read_table(path) for path in snakemake.input.twin]
     reference = store.read_table(snakemake.input.reference)
     found = opponency.tables(
         table,
@@ -13,9 +12,7 @@ with jobs.job(snakemake) as log:
         dict(snakemake.params.thresholds),
         dict(snakemake.params.rules),
         snakemake.params.orientation_osi,
-        twins[0] if twins else None,
+        store.read_table(snakemake.input.twin) if snakemake.input.twin else None,
         snakemake.params.twin,
     )
-    for name, rows in found.items():
-        store.write_table(rows, getattr(snakemake.output, name))
-        log.info("%s: %d rows", name, len(rows))
+    store.write_tables(found, snakemake.output)

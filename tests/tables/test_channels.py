@@ -260,10 +260,10 @@ def test_a_table_that_does_not_fit_is_refused_by_name(written, tmp_path, fault):
         build(run, folder, tables=tables)
 
 
-def test_a_column_that_stands_twice_is_refused(tmp_path):
+def test_a_repeated_column_is_refused(tmp_path):
     path = tmp_path / "conv1.csv"
     path.write_text("layer,channel,osi,osi\nconv1,0,1,2\n")
-    with pytest.raises(RfatlasError, match=r"conv1\.csv: column 'osi' stands twice"):
+    with pytest.raises(RfatlasError, match=r"conv1\.csv: column 'osi' appears twice"):
         channels.read_table(path)
 
 

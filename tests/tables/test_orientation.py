@@ -286,7 +286,7 @@ def test_the_script_writes_the_tables(tmp_path, with_twin):
     fake = SimpleNamespace(
         input=SimpleNamespace(
             channels=str(tmp_path / "channels.csv"),
-            twin=[str(tmp_path / "twin.csv")] if with_twin else [],
+            twin=str(tmp_path / "twin.csv") if with_twin else [],
             reference=ROOT / "resources" / "v1_reference.csv",
         ),
         output=SimpleNamespace(**{name: str(tmp_path / f"{name}.csv") for name in names}),

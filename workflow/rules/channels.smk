@@ -3,21 +3,8 @@
 #      and of each stage in CHANNEL_STAGES results/<run>/<stage>/<layer>.csv
 # Out: results/<run>/channels.csv; docs/columns.md explains its columns
 
-# The stages that bring columns, in the order of the table. A new stage is named here, nothing else.
-CHANNEL_STAGES = [
-    stage
-    for stage in [
-        "receptive_fields",
-        "virtual_filters",
-        "skip_residual",
-        "gabor",
-        "gratings",
-        "color",
-        "preferred_stimulus",
-        "ablation",
-    ]
-    if stage_on(stage)
-]
+# In the order of the table.
+CHANNEL_STAGES = [stage for stage in stages.with_columns() if stage_on(stage)]
 
 
 rule channels_join:

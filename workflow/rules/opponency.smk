@@ -7,9 +7,10 @@
 rule opponency_tables:
     input:
         channels="results/{run}/channels.csv",
-        twin=lambda wildcards: [
-            f"results/{run}/channels.csv" for run in [twin(wildcards.run, ["color"])] if run
-        ],
+        twin=lambda wildcards: when(
+            twin(wildcards.run, ["color"]),
+            f"results/{twin(wildcards.run, ['color'])}/channels.csv",
+        ),
         reference=in_place(ROOT / "resources" / "v1_color.csv"),
     output:
         confusion=report(

@@ -7,9 +7,9 @@
 rule orientation_tables:
     input:
         channels="results/{run}/channels.csv",
-        twin=lambda wildcards: [
-            f"results/{run}/channels.csv" for run in [twin(wildcards.run)] if run
-        ],
+        twin=lambda wildcards: when(
+            twin(wildcards.run), f"results/{twin(wildcards.run)}/channels.csv"
+        ),
         reference=in_place(ROOT / "resources" / "v1_reference.csv"),
     output:
         agreement=report(

@@ -375,6 +375,13 @@ def write_table(table: "pd.DataFrame", path: str | Path) -> None:
         table.to_csv(file, index=False, float_format="%.9g", lineterminator="\n")
 
 
+def write_tables(tables: Mapping[str, "pd.DataFrame"], paths: Any) -> None:
+    """Write each table to the path that is the attribute of its name (`snakemake.output`)."""
+    for name, table in tables.items():
+        write_table(table, getattr(paths, name))
+        log.info("%s: %d rows", name, len(table))
+
+
 def read_table(path: str | Path) -> "pd.DataFrame":
     """Read a table that `write_table` wrote; only an empty field is missing.
 

@@ -257,14 +257,12 @@ def read_table(path: str | Path, layer: str | None = None) -> pd.DataFrame:
     that is missing or not a table, lacks `layer` or `channel`, repeats a column or a row, or holds
     another layer.
     """
-    try:
-        header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"layer": str})
-    except (OSError, ValueError) as error:
-        raise RfatlasError(f"{path}: not a readable table ({error})") from error
+    table = store.read_table(path)
+    # pandas renames a column that is repeated.
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
     repeated = sorted({str(column) for column in header if header.count(column) > 1})
     if repeated:
-        raise RfatlasError(f"{path}: column {repeated[0]!r} stands twice")
+        raise RfatlasError(f"{path}: column {repeated[0]!r} appears twice")
     for column in KEY:
         if column not in table:
             raise RfatlasError(
@@ -275,7 +273,7 @@ def read_table(path: str | Path, layer: str | None = None) -> pd.DataFrame:
         raise RfatlasError(f"{path}: holds layer {wrong!r}, its name says {layer!r}")
     twice = table[table.duplicated(KEY)]
     if len(twice):
-        raise RfatlasError(f"{path}: {_key(twice.iloc[0])} stands twice")
+        raise RfatlasError(f"{path}: {_key(twice.iloc[0])} appears twice")
     return table
 
 

@@ -8,7 +8,7 @@ that only one network has stands alone, but for `similarity`, which takes every 
 other. Tables come from channels.csv, what is paired image by image from activations.h5.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import h5py
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from rfatlas.errors import RfatlasError
-from rfatlas.statistics import mcnemar, newcombe, paired_newcombe, wilson
+from rfatlas.statistics import by_layer, mcnemar, newcombe, paired_newcombe, wilson
 from rfatlas.tables import similarity as alike
 
 #: Indices and sizes of channels that are compared, as far as channels.csv has them.
@@ -159,12 +159,6 @@ PROPERTIES: dict[str, Callable[[pd.DataFrame], np.ndarray | None]] = {
     "harris_double": _column("harris_double"),
     "inactive": _column("inactive"),
 }
-
-
-def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
-    """Yield (name, depth, rows) of every layer of channels.csv, in network order."""
-    for depth, rows in table.groupby("depth", sort=True):
-        yield rows["layer"].iloc[0], int(depth), rows
 
 
 def check_images(files: Mapping[str, h5py.File]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rfatlas.statistics import newcombe, wilson
+from rfatlas.statistics import by_layer, newcombe, wilson
 
 #: What stands for a layer in rows that count over all layers.
 ALL = "all layers"
@@ -118,11 +118,10 @@ ORIENTATION = (
 )
 
 
-def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, object, pd.DataFrame]]:
+def layers_and_all(table: pd.DataFrame) -> Iterator[tuple[str, object, pd.DataFrame]]:
     """Yield (name, depth, rows) of every layer of channels.csv in network order, then of `ALL`
     together (without a depth)."""
-    for depth, rows in table.groupby("depth", sort=True):
-        yield rows["layer"].iloc[0], int(depth), rows
+    yield from by_layer(table)
     yield ALL, pd.NA, table
 
 
@@ -182,7 +181,7 @@ def confusion(table: pd.DataFrame) -> pd.DataFrame:
     for rule, (names, column) in RULES.items():
         if rule == "cone" or (column and column not in table):
             continue
-        for layer, depth, members in by_layer(table):
+        for layer, depth, members in layers_and_all(table):
             cone, other = classes(members, "cone"), classes(members, rule)
             both = (cone != UNRESPONSIVE) & (other != UNRESPONSIVE)
             meaning = np.array([EQUIVALENT.get(name, name) for name in other], object)
@@ -212,7 +211,7 @@ def counts(
     for rule, (names, column) in RULES.items():
         if column and column not in table:
             continue
-        for layer, depth, members in by_layer(table):
+        for layer, depth, members in layers_and_all(table):
             found = classes(members, rule)
             other = classes(others[layer], rule) if layer in others else None
             for name in names:
@@ -239,7 +238,7 @@ def stability(
     for varied, rule in VARIED.items():
         for threshold in sorted({*thresholds[varied], rules[varied]}):
             line = {**rules, varied: threshold}
-            for layer, depth, members in by_layer(table):
+            for layer, depth, members in layers_and_all(table):
                 found = _at(members, rule, line)
                 other = _at(others[layer], rule, line) if layer in others else None
                 for name in RULES[rule][0]:
@@ -265,7 +264,7 @@ def macaque(
     published = reference[reference["quantity"] == "color_ratio"].set_index("category")
     rows = []
     others = _layers(twin, table)
-    for layer, depth, members in by_layer(table):
+    for layer, depth, members in layers_and_all(table):
         found = kinds(members)
         other = kinds(others[layer]) if layer in others else None
         for kind, (low, high) in KINDS.items():
@@ -310,7 +309,7 @@ def orientation(
     published = reference[reference["quantity"] == "orientation_for_color"].set_index("category")
     rows = []
     others = _layers(twin, table)
-    for layer, depth, members in by_layer(table):
+    for layer, depth, members in layers_and_all(table):
         single = _oriented(members, "single_opponent", orientation_osi)
         for name in CONE:
             chosen = members[(classes(members, "cone") == name) & members["color_osi"].notna()]

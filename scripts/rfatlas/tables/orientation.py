@@ -7,12 +7,12 @@ the layers compare with the primary visual cortex of macaques (`histograms`, `me
 with its source and certainty in `resources/v1_reference.csv`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from rfatlas.statistics import circular_correlation, circular_difference, newcombe, wilson
+from rfatlas.statistics import by_layer, circular_correlation, circular_difference, newcombe, wilson
 
 #: Columns of channels.csv that hold a channel's orientation, by what it was estimated from.
 ORIENTATIONS = {
@@ -104,12 +104,6 @@ FREQUENCIES = (
     "macaque_median_cpd",
     "pixels_per_degree_of_macaque",
 )
-
-
-def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
-    """Yield (name, depth, rows) of every layer of channels.csv, in network order."""
-    for depth, rows in table.groupby("depth", sort=True):
-        yield rows["layer"].iloc[0], int(depth), rows
 
 
 def selects(table: pd.DataFrame, threshold: float) -> np.ndarray:
