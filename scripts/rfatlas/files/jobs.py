@@ -15,7 +15,7 @@ import psutil
 from tqdm import tqdm
 
 from rfatlas.errors import RfatlasError
-from rfatlas.files import checked
+from rfatlas.files import disk
 
 _log_stream: TextIO | None = None
 
@@ -50,10 +50,10 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         yield log
     except Exception as error:
         if not isinstance(error, RfatlasError):
-            if not checked.is_full(error):
+            if not disk.is_full(error):
                 log.exception("unexpected error")
                 raise
-            error = checked.no_room(getattr(error, "filename", None) or _first_output(snakemake))
+            error = disk.no_room(getattr(error, "filename", None) or _first_output(snakemake))
         log.error("%s", error)
         # Without a terminal handler, whoever started Snakemake would see nothing of it.
         if len(handlers) == 1:

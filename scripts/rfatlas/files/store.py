@@ -1,9 +1,9 @@
 """HDF5 files with provenance, written whole or not at all, and progress that survives SIGKILL.
 
-Every result file carries the attributes of design.md section 4; `complete` is written last.
+Every result file carries the attributes that docs/files.md lists; `complete` is written last.
 `identity` hashes these attributes: since each file names the identities of its inputs, the hash
-addresses the content through the whole chain. Finished files carry checksums of all their bytes
-(`rfatlas.files.checked`), which are compared as they are read.
+addresses the content through the whole chain. Arrays of numbers carry HDF5's own checksums
+(Fletcher-32), less those that are written in place and mapped to memory.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import numpy as np
 
 from rfatlas import __version__
 from rfatlas.errors import RfatlasError
-from rfatlas.files import checked, versions
+from rfatlas.files import disk, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,54 +71,102 @@ def create(path: str | Path, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
             file.attrs.update(attrs)
             yield file
             file.attrs["complete"] = True
-        checked.seal(temporary)
+        disk.sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+_CHUNK_BYTES = 1 << 16
+
+
+class _Group(h5py.Group):
+    """A group whose arrays of numbers get checksums of their chunks."""
+
+    def create_group(self, name: str, track_order: bool | None = None) -> h5py.Group:
+        return _Group(super().create_group(name, track_order).id)
+
+    def create_dataset(
+        self, name: str | None, shape: Any = None, dtype: Any = None, data: Any = None, **options
+    ) -> h5py.Dataset:
+        found = np.dtype(dtype) if dtype is not None else np.asarray(data).dtype
+        rows = np.shape(data) if shape is None else shape
+        if found.kind in "biufc" and rows and np.prod(rows):
+            # As many rows to a chunk as make 64 kB: they are read one by one.
+            length, *rest = (rows,) if isinstance(rows, int) else rows
+            fitting = _CHUNK_BYTES // (found.itemsize * int(np.prod(rest)))
+            options = {
+                "chunks": (min(length, max(1, fitting)), *rest),
+                "fletcher32": True,
+            } | options
+        return super().create_dataset(name, shape, dtype, data, **options)
+
+
+class _File(_Group, h5py.File):
+    """A result file: arrays get checksums as they are written, and damage is told with its name."""
+
+    def __exit__(self, *exception: Any) -> None:
+        error = exception[1]
+        # What h5py finds wrong, not the system.
+        damaged = isinstance(error, OSError) and error.errno is None and _is_damaged(self)
+        path = self.filename
+        super().__exit__(*exception)
+        if damaged:
+            raise _damaged(path, error) from error
+
+
+def _is_damaged(file: h5py.File) -> bool:
+    """Whether something in a file cannot be read."""
+
+    def read(_: str, node: h5py.HLObject) -> None:
+        if isinstance(node, h5py.Dataset):
+            for part in node.iter_chunks() if node.chunks else ():
+                node[part]
+
+    try:
+        file.visititems(read)
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return True
+    return False
+
+
+def _damaged(path: str | Path, error: Exception) -> RfatlasError:
+    return RfatlasError(
+        f"{path}: not a readable HDF5 file, probably truncated or damaged ({error}); "
+        "delete it and rerun"
+    )
+
+
 @contextlib.contextmanager
 def written(
     path: str | Path, new: bool, name: str | Path = "", libver: str | None = None
 ) -> Iterator[h5py.File]:
-    """Yield an HDF5 file to write (`new`) or to change; it is closed and unsealed afterwards.
+    """Yield an HDF5 file to write (`new`) or to change; it is closed afterwards.
 
     Raises RfatlasError, naming `name` (default: the file), if the disk is full.
     """
-    if not new:
-        checked.unseal(path)
-    try:
-        writer = checked.Writer(path, new)
-        file = h5py.File(writer, "w" if new else "r+", libver=libver)
+    with disk.Writer(path, "w+" if new else "r+") as writer:
         try:
-            yield file
+            with _File(writer, "w" if new else "r+", libver=libver) as file:
+                yield file
         finally:
-            writer.closing = True
-            file.close()
-        if writer.error is not None:
-            raise writer.error
-    except OSError as error:
-        if not checked.is_full(error):
-            raise
-        raise checked.no_room(name or path, writer.needed) from error
+            if writer.error is not None:
+                raise disk.failed(name or path, writer.error, writer.needed) from writer.error
 
 
 def open(path: str | Path, stage: str | None = None) -> h5py.File:
-    """Open a finished result file for reading.
+    """Open a finished result file for reading, in a `with` statement.
 
-    Raises RfatlasError, naming the file, if it is missing, truncated or not HDF5, damaged,
-    unfinished, or of another stage; any later reading does where it meets damaged bytes.
+    Raises RfatlasError, naming the file, if it is missing, truncated or not HDF5, unfinished, or of
+    another stage; the `with` statement does where an array is damaged.
     """
     if not Path(path).is_file():
         raise RfatlasError(f"{path}: no such file; run the stage {stage or 'that writes it'} first")
     try:
-        file = h5py.File(checked.Reader(path), "r")
+        file = _File(path, "r", locking=False)
     except OSError as error:
-        raise RfatlasError(
-            f"{path}: not a readable HDF5 file, probably truncated or damaged ({error}); "
-            "delete it and rerun"
-        ) from error
+        raise _damaged(path, error) from error
     found = file.attrs.get("stage")
     problem = None
     if not file.attrs.get("complete", False):
@@ -214,7 +262,7 @@ class Partial:
             try:
                 temporary.write_text(wanted)
             except OSError as error:
-                raise checked.failed(stamp, error, len(wanted)) from error
+                raise disk.failed(stamp, error, len(wanted)) from error
             os.replace(temporary, stamp)
         for leftover in self.folder.glob("*.npz.tmp"):
             leftover.unlink()
@@ -239,7 +287,7 @@ class Partial:
             # Room for whoever comes next: this record is done again.
             temporary.unlink(missing_ok=True)
             size = sum(np.asarray(array).nbytes for array in arrays.values())
-            raise checked.failed(path, error, size) from error
+            raise disk.failed(path, error, size) from error
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of one record; raises RfatlasError if the file is damaged."""
@@ -347,31 +395,31 @@ class Allocated:
                 count = os.pwrite(self._descriptor, remaining, at)
                 remaining, at = remaining[count:], at + count
         except OSError as error:
-            raise checked.failed(self._path, error, len(remaining)) from error
+            raise disk.failed(self._path, error, len(remaining)) from error
 
     def complete(self) -> None:
-        """Flush the rows, mark the file complete and seal it; nothing can be written afterwards."""
+        """Flush the rows, mark the file complete; nothing can be written afterwards."""
         os.close(self._descriptor)
         with written(self._path, new=False) as file:
             # Overwrites one value in place, so that even this leaves the file readable if killed.
             file.attrs.modify("complete", True)
-        checked.seal(self._path)
+        disk.sync(self._path)
 
 
 def array(dataset: h5py.Dataset) -> Any:
-    """Return a dataset for random reading: a checked, read-only memory map of its rows if it is
-    contiguous and of numbers, else the dataset itself."""
+    """Return a dataset for random reading: a read-only memory map of its rows if it is in one
+    piece, else the dataset itself."""
     offset = dataset.id.get_offset()
     if offset is None or dataset.dtype.hasobject:
         return dataset
-    return checked.Rows(dataset.file.filename, offset, dataset.dtype, dataset.shape)
+    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
 
 
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a table as CSV, whole or not at all; numbers with 9 significant digits, NaN as an empty
     field. Raises RfatlasError, naming the file, if the disk is full."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with checked.text(path) as file:
+    with disk.text(path) as file:
         table.to_csv(file, index=False, float_format="%.9g", lineterminator="\n")
 
 

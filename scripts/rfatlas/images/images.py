@@ -51,7 +51,7 @@ import numpy as np
 from PIL import Image
 
 from rfatlas.errors import RfatlasError, printable
-from rfatlas.files import checked, jobs, store, versions
+from rfatlas.files import disk, jobs, store, versions
 from rfatlas.images.sources import Listing
 
 log = logging.getLogger("rfatlas")
@@ -365,7 +365,7 @@ class _Rows:
             self._journal.flush()
             os.fsync(self._journal.fileno())
         except OSError as error:
-            raise checked.failed(self.folder / "journal.jsonl", error) from error
+            raise disk.failed(self.folder / "journal.jsonl", error) from error
 
     def close(self) -> None:
         """Put everything noted on record; the rows can then no longer be added to."""
@@ -482,7 +482,7 @@ def _one(
             written = os.pwrite(descriptor, row, offset)
             row, offset = row[written:], offset + written
     except OSError as error:
-        raise checked.failed(path, error, len(row)) from error
+        raise disk.failed(path, error, len(row)) from error
     return Done(index, digest, stamp, None, wide)
 
 
@@ -551,7 +551,7 @@ def _refuse_bad(listing: Listing, rows: _Rows, results: Sequence[Done]) -> None:
 
 def _write_bad(path: Path, entries: Iterator[tuple[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with checked.text(path) as file:
+    with disk.text(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "reason"])
         table.writerows(entries)
@@ -567,7 +567,7 @@ def _finish(rows: _Rows, listing: Listing, attrs: Mapping[str, Any]) -> Path:
         file.create_dataset("names", data=names, dtype=h5py.string_dtype())
         file.attrs.update(attrs)
         file.attrs["complete"] = True
-    checked.seal(path)
+    disk.sync(path)
     return path
 
 

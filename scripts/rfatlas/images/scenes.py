@@ -33,7 +33,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from rfatlas.errors import RfatlasError
-from rfatlas.files import checked, jobs, store, versions
+from rfatlas.files import disk, jobs, store, versions
 
 log = logging.getLogger("rfatlas")
 
@@ -180,7 +180,7 @@ def write(
         try:
             Image.fromarray(image).save(temporary)
         except OSError as error:
-            raise checked.failed(folder / names[index], error) from error
+            raise disk.failed(folder / names[index], error) from error
         os.replace(temporary, drawn / names[index])
     if folder.exists():
         shutil.rmtree(folder)
@@ -191,7 +191,7 @@ def write(
         "label": labels,
         "class_name": [CLASS_NAMES[number] for number in labels],
     }
-    with checked.text(table) as handle:
+    with disk.text(table) as handle:
         written = csv.writer(handle, lineterminator="\n")
         written.writerow(rows)
         written.writerows(zip(*rows.values(), strict=True))

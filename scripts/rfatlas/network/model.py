@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rfatlas.errors import RfatlasError, printable
-from rfatlas.files import checked, versions
+from rfatlas.files import disk, versions
 from rfatlas.network import graph
 
 log = logging.getLogger("rfatlas")
@@ -212,12 +212,12 @@ def _download(url: str, part: Path) -> None:
                 except urllib.error.HTTPError:
                     raise
                 except (OSError, http.client.HTTPException) as error:
-                    if checked.is_full(error) or attempt == _DOWNLOAD_ATTEMPTS - 1:
+                    if disk.is_full(error) or attempt == _DOWNLOAD_ATTEMPTS - 1:
                         raise
                     log.info("%s broke off after %d bytes (%s)", url, file.tell(), error)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        if checked.is_full(error):
-            raise checked.no_room(part) from error
+        if disk.is_full(error):
+            raise disk.no_room(part) from error
         raise RfatlasError(
             f"weights: {url} cannot be downloaded ({error}); fetch it by other means, then set "
             "weights to the file's path"
@@ -643,9 +643,9 @@ def save(
         save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        if checked.is_full(error):
+        if disk.is_full(error):
             size = sum(tensor.nbytes for tensor in tensors.values())
-            raise checked.no_room(path, size) from error
+            raise disk.no_room(path, size) from error
         raise
     os.replace(temporary, path)
 
