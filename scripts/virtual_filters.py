@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pandas as pd
+
 from rfatlas.fields import virtual_filters
 from rfatlas.files import jobs, store
 from rfatlas.network import graph, model
@@ -11,8 +13,9 @@ with jobs.job(snakemake) as log:
     fields = {Path(path).stem: path for path in snakemake.input.fields}
     created_from = {f"fields_{layer}": store.identity(path) for layer, path in fields.items()}
     attrs = store.provenance("virtual_filters", {}, network.weights_sha256, created_from)
+    tables = []
     with store.create(snakemake.output.filters, attrs) as file:
-        for layer, path in zip(snakemake.params.layers, snakemake.output.tables, strict=True):
+        for layer in snakemake.params.layers:
             found, compared, reason = None, {}, ""
             try:
                 found = virtual_filters.virtual(network, layer, jobs.memory_mb(snakemake))
@@ -28,5 +31,6 @@ with jobs.job(snakemake) as log:
                     )
             virtual_filters.write(file.create_group(layer), found, reason)
             channels = network.graph.shape(layer)[0]
-            store.write_table(virtual_filters.table(layer, channels, found, compared, reason), path)
+            tables.append(virtual_filters.table(layer, channels, found, compared, reason))
             log.info("%s: %s", layer, reason or f"{channels} filters, path: {found.path}")
+    store.write_table(pd.concat(tables), snakemake.output.table)

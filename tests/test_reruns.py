@@ -356,7 +356,7 @@ PACKED = "scenes_draw images_pack"
 MODEL = f"{PACKED} model_weights"
 UNITS = f"{MODEL} activations_range activations_merge"
 FIELDS = f"{UNITS} receptive_fields"
-VIRTUAL = f"{FIELDS} virtual_filters"
+VIRTUAL = f"{FIELDS} virtual_filters_compose"
 TABLE = (
     f"{VIRTUAL} skip_residual gabor gratings color preferred_stimulus ablation "
     "ablation_gather channels_join"

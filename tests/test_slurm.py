@@ -48,7 +48,9 @@ GROUPS = {
         *("scenes_draw", "images_pack", "model_weights", "activations_range", "activations_merge"),
         "gratings",
     ],
-    "layers": ["receptive_fields", "gabor", "color", "preferred_stimulus", "virtual_filters"],
+    "layers": [
+        *("receptive_fields", "virtual_filters_compose", "gabor", "color", "preferred_stimulus"),
+    ],
     "sweeps": ["ablation", "ablation_gather"],
 }
 

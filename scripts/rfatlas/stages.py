@@ -146,7 +146,7 @@ STAGES: tuple[Stage, ...] = (
         "composes first-layer kernels along the skip connections",
         "run",
         reads=("model", "receptive_fields"),
-        files=("results/{run}/virtual_filters.h5",),
+        files=("results/{run}/virtual_filters.h5", "results/{run}/virtual_filters.csv"),
         switch=True,
         off_when="no virtual filters are wanted",
         version=1,

@@ -1,10 +1,21 @@
 # Stage channels: one table per run, one row per channel.
 # In:  results/<run>/activations.h5, results/<run>/model.json, the run's packed images (class names),
-#      and of each stage in CHANNEL_STAGES results/<run>/<stage>/<layer>.csv
+#      and of each stage that brings columns results/<run>/<stage>/<layer>.csv or <stage>.csv
 # Out: results/<run>/channels.csv; docs/columns.md explains its columns
 
-# In the order of the table.
-CHANNEL_STAGES = [stage for stage in stages.with_columns() if stage_on(stage)]
+
+def channel_tables(run):
+    """The tables that are joined, in the order of the columns."""
+    names = [stage for stage in stages.with_columns() if stage_on(stage, run)]
+    return [
+        f"results/{run}/{place}.csv"
+        for name in names
+        for place in (
+            [name]
+            if stages.BY_NAME[name].scope == "run"
+            else [f"{name}/{layer}" for layer in stage_layers(run, name)]
+        )
+    ]
 
 
 rule channels_join:
@@ -12,12 +23,7 @@ rule channels_join:
         activations="results/{run}/activations.h5",
         description="results/{run}/model.json",
         images=lambda wildcards: run_images(wildcards.run),
-        tables=lambda wildcards: [
-            f"results/{wildcards.run}/{stage}/{layer}.csv"
-            for stage in CHANNEL_STAGES
-            if stage_on(stage, wildcards.run)
-            for layer in stage_layers(wildcards.run, stage)
-        ],
+        tables=lambda wildcards: channel_tables(wildcards.run),
     output:
         report(
             "results/{run}/channels.csv",
@@ -47,7 +53,7 @@ rule channels_join:
         # A stage that looks at the first channels of a layer only has no rows for the others.
         first={
             stage: settings[stage]["channels"]
-            for stage in CHANNEL_STAGES
+            for stage in stages.with_columns()
             if isinstance(settings.get(stage, {}).get("channels"), int)
         },
     script:

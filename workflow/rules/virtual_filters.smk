@@ -1,38 +1,37 @@
 # Stage virtual_filters: what each layer would see if its blocks did nothing, one job per run.
-# Reads: results/<run>/model.safetensors and, with the stage receptive_fields,
-# results/<run>/receptive_fields/<layer>.h5.
-# Writes: results/<run>/virtual_filters.h5, results/<run>/virtual_filters/<layer>.csv.
+# In:  results/<run>/model.safetensors and, with the stage receptive_fields,
+#      results/<run>/receptive_fields/<layer>.h5
+# Out: results/<run>/virtual_filters.h5 and .csv
 
-# The layers of a run are known only with its name, and an output cannot ask a function.
-for run in run_names():
 
-    rule:
-        name:
-            f"virtual_filters_{run}"
-        input:
-            weights=f"results/{run}/model.safetensors",
-            fields=[
-                f"results/{run}/receptive_fields/{layer}.h5"
-                for layer in run_layers(run)
-                if stage_on("receptive_fields", run)
-            ],
-        output:
-            filters=f"results/{run}/virtual_filters.h5",
-            tables=[f"results/{run}/virtual_filters/{layer}.csv" for layer in run_layers(run)],
-        log:
-            f"logs/virtual_filters/{run}.log",
-        benchmark:
-            f"benchmarks/virtual_filters/{run}.tsv"
-        conda:
-            "../../environment.yaml"
-        threads: 1
-        resources:
-            mem_mb=grown(budget.mem_mb("virtual_filters")),
-            runtime=grown(budget.minutes("virtual_filters", run)),
-            gpu=0,
-            attempt=attempts,
-        params:
-            layers=run_layers(run),
-            version=versions.stage("virtual_filters"),
-        script:
-            "../../scripts/virtual_filters.py"
+rule virtual_filters_compose:
+    input:
+        weights="results/{run}/model.safetensors",
+        fields=lambda wildcards: when(
+            stage_on("receptive_fields", wildcards.run),
+            expand(
+                "results/{run}/receptive_fields/{layer}.h5",
+                run=wildcards.run,
+                layer=run_layers(wildcards.run),
+            ),
+        ),
+    output:
+        filters="results/{run}/virtual_filters.h5",
+        table="results/{run}/virtual_filters.csv",
+    log:
+        "logs/virtual_filters/{run}.log",
+    benchmark:
+        "benchmarks/virtual_filters/{run}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(stages.BY_NAME["virtual_filters"].mem_mb),
+        runtime=grown(minutes("virtual_filters")),
+        gpu=0,
+        attempt=attempts,
+    params:
+        layers=lambda wildcards: run_layers(wildcards.run),
+        version=versions.stage("virtual_filters"),
+    script:
+        "../../scripts/virtual_filters.py"

@@ -15,12 +15,16 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from rfatlas import stages
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.statistics import circular_difference
 
 #: What identifies a row in every table of the workflow.
 KEY = ["layer", "channel"]
+
+#: Stages with columns whose jobs do all layers of a run: one table each.
+WHOLE_RUN = [name for name in stages.with_columns() if stages.BY_NAME[name].scope == "run"]
 
 #: `n_top_classes` looks at no more than this many top units of a channel, whatever K is.
 TOP_CLASSES = 100
@@ -280,7 +284,8 @@ def read_table(path: str | Path, layer: str | None = None) -> pd.DataFrame:
 def join(
     table: pd.DataFrame, stage: str, paths: Iterable[str | Path], first: int | None = None
 ) -> pd.DataFrame:
-    """Return `table` with the columns of a stage's per-layer tables `<stage>/<layer>.csv`.
+    """Return `table` with the columns of a stage's tables: `<stage>/<layer>.csv` of each layer, or
+    one `<stage>.csv` of all.
 
     With `first` the stage looked at channels below that number only, and its columns stay empty in
     the other rows, as in those of layers without a file.
@@ -294,7 +299,8 @@ def join(
     paths = [Path(path) for path in paths]
     if not paths:
         return table
-    parts = [read_table(path, path.stem) for path in paths]
+    whole = paths[0].stem == stage
+    parts = [read_table(path, None if whole else path.stem) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if list(part.columns) != list(parts[0].columns):
             differing = sorted(set(part.columns) ^ set(parts[0].columns)) or ["their order"]
@@ -309,7 +315,8 @@ def join(
                 f"{paths[0]}: column {column!r} is already in the table; stage {stage!r} "
                 "needs a name of its own"
             )
-    expected = table[table["layer"].isin([path.stem for path in paths])]
+    layers = table["layer"] if whole else [path.stem for path in paths]
+    expected = table[table["layer"].isin(layers)]
     expected = expected if first is None else expected[expected["channel"] < first]
     mine, theirs = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(added[KEY])
     for missing in mine.difference(theirs, sort=False)[:1]:
@@ -362,7 +369,8 @@ def build(
     layers
         Names of the layers that the run analyses.
     tables
-        Paths `.../<stage>/<layer>.csv`; the columns of the stages follow in the order of the paths.
+        Paths `.../<stage>/<layer>.csv`, or `.../<stage>.csv` of a stage whose jobs do whole runs;
+        the columns of the stages follow in the order of the paths.
     inactive_norm, inactive_variance
         See `inactive`.
     orientation_osi
@@ -394,10 +402,11 @@ def build(
             inactive_norm,
             inactive_variance,
         )
-    stages: dict[str, list[Path]] = {}
+    by_stage: dict[str, list[Path]] = {}
     for path in map(Path, tables):
-        stages.setdefault(path.parent.name, []).append(path)
-    for stage, paths in stages.items():
+        stage = path.stem if path.stem in WHOLE_RUN else path.parent.name
+        by_stage.setdefault(stage, []).append(path)
+    for stage, paths in by_stage.items():
         table = join(table, stage, paths, (first or {}).get(stage))
     return pd.concat([table, derived(table, orientation_osi)], axis=1)
 
