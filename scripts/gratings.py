@@ -15,6 +15,5 @@ with (
     layer = snakemake.wildcards.layer
     work = task(snakemake, "gratings", ("images",), network.weights_sha256, str(device))
     probe = Probe(network, layer, work.memory_mb)
-    mean_image = gratings.mean_image(store.array(packed["images"]))
-    gratings.measure(probe, layer, mean_image, dict(snakemake.params.settings), work)
+    gratings.measure(probe, layer, packed["mean"][:], dict(snakemake.params.settings), work)
     log.info("%s: %d channels, crop of %d pixels", layer, probe.channels, probe.crop)

@@ -99,7 +99,7 @@ STAGES: tuple[Stage, ...] = (
         "dataset",
         reads=("scenes",),
         files=("results/images/{dataset}_{resize}_{crop}.h5",),
-        version=1,
+        version=2,
         mem_mb=2000,
     ),
     Stage(

@@ -615,3 +615,10 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         peaks.append(int(done.stdout) * 1024)
     # The packed rows of the second run take 22 MB more.
     assert peaks[1] - peaks[0] < 6e6
+
+
+def test_the_mean_image_is_that_of_all_pictures(album, tmp_path):
+    images.pack(listed(album), tmp_path / "x.h5", 20, 16)
+    with store.open(tmp_path / "x.h5") as file:
+        np.testing.assert_allclose(file["mean"][:], file["images"][:].astype(float).mean(0) / 255)
+        np.testing.assert_array_equal(images.mean_image(file["images"], chunk=7), file["mean"][:])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from tasks import task
-from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18
+from test_receptive_fields import MEAN, STD, loaded, resnet18
 from torch import nn
 
 from rfatlas.files import store
@@ -374,12 +374,6 @@ def test_a_label_that_changes_with_the_blank_is_flagged(tmp_path):
         best = (kernels[0] * (image[top + 1 : top + 8, left + 1 : left + 8].transpose(2, 0, 1)
                 - np.array(MEAN)[:, None, None]) / np.array(STD)[:, None, None]).sum()  # fmt: skip
         assert file["blank_mean_image"][0] == pytest.approx(best, rel=1e-4)
-
-
-def test_mean_image_is_that_of_all_pictures():
-    images = photographs(11, 16)
-    found = gratings.mean_image(images, chunk=4)
-    np.testing.assert_allclose(found, images.astype(float).mean(0) / 255)
 
 
 def test_reasons():

@@ -557,11 +557,23 @@ def _write_bad(path: Path, entries: Iterator[tuple[str, str]]) -> None:
         table.writerows(entries)
 
 
+def mean_image(images: Any, chunk: int = 256) -> np.ndarray:
+    """Return the mean (H, W, 3), code values in 0..1, of images uint8 (N, H, W, 3), read in
+    pieces."""
+    total = np.zeros(images.shape[1:], np.int64)
+    for first in range(0, len(images), chunk):
+        total += images[first : first + chunk].sum(axis=0, dtype=np.int64)
+    return total / (255 * len(images))
+
+
 def _finish(rows: _Rows, listing: Listing, attrs: Mapping[str, Any]) -> Path:
-    """Add labels, names and attributes, leave skipped rows out, and return the file's path."""
+    """Add the mean image, labels, names and attributes, leave skipped rows out; return the file's
+    path."""
     good = np.flatnonzero(rows.good)
     path = rows.path if len(good) == len(listing) else _close_up(rows, good)
     with store.written(path, new=False, libver="v108") as file:
+        # Once, for all the jobs that show it.
+        file["mean"] = mean_image(file["images"])
         file["labels"] = listing.labels[good]
         names = [listing.names[i] for i in good]
         file.create_dataset("names", data=names, dtype=h5py.string_dtype())

@@ -33,15 +33,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def mean_image(images: Any, chunk: int = 256) -> np.ndarray:
-    """Return the mean (H, W, 3), code values in 0..1, of images uint8 (N, H, W, 3), read in
-    pieces."""
-    total = np.zeros(images.shape[1:], np.int64)
-    for first in range(0, len(images), chunk):
-        total += images[first : first + chunk].sum(axis=0, dtype=np.int64)
-    return total / (255 * len(images))
-
-
 # ---- from responses to the table
 
 
