@@ -19,6 +19,11 @@ def by_layer(table: "pd.DataFrame") -> Iterator[tuple[str, int, "pd.DataFrame"]]
         yield rows["layer"].iloc[0], int(depth), rows
 
 
+def rows_by_layer(table: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
+    """Return the rows of every layer of channels.csv, in network order."""
+    return {layer: rows for layer, _, rows in by_layer(table)}
+
+
 def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: float = 0.95):
     """Return the Wilson score interval (lo, hi) of a binomial proportion, elementwise.
 

@@ -5,7 +5,7 @@ ablation/<layer>.h5. A change is ablated minus intact: what is lost is negative 
 positive in loss.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from scipy import stats
 
 from rfatlas.figures import style
+from rfatlas.statistics import rows_by_layer
 
 #: What replaces a channel, in words.
 MODES = {
@@ -67,12 +68,6 @@ CHANGES = LinearSegmentedColormap.from_list(
 POINTS = FuncFormatter(lambda share, _: f"{100 * share:.3g}".replace("-", "−"))
 
 
-def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield (name, rows) of every layer, in network order."""
-    for _, rows in table.groupby("depth", sort=True):
-        yield rows["layer"].iloc[0], rows
-
-
 def swept(table: pd.DataFrame, mode: str) -> pd.DataFrame:
     """Return the rows of channels.csv that were ablated in a mode; none where it was off."""
     column = f"{mode}_delta_top1"
@@ -85,7 +80,7 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
 
     Bands are 95 % paired intervals; dots are channels whose effect is significant within the layer.
     """
-    layers = list(by_layer(swept(table, mode)))
+    layers = list(rows_by_layer(swept(table, mode)).items())
     title = f"{run} · accuracy without one channel"
     if not layers:
         return _empty(title, f"no channel was {MODES[mode]}")
@@ -148,7 +143,7 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
     first to the last.
     """
     rows = swept(table, mode)
-    every = list(by_layer(rows))
+    every = list(rows_by_layer(rows).items())
     title = f"{run} · which channels matter"
     if not every:
         return _empty(title, f"no channel was {MODES[mode]}")
@@ -218,7 +213,7 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
     if not len(rows):
         return _empty(title, "no layer has an order of its channels")
     intact = float((rows["top1"] - rows["delta_top1"]).iloc[0])
-    layers = list(by_layer(rows))
+    layers = list(rows_by_layer(rows).items())
     figure, panels = style.panel_grid(
         len(layers),
         title,
@@ -381,7 +376,7 @@ def chosen(table: pd.DataFrame, mode: str, count: int = CHANNELS) -> list[tuple[
     At most `count`, at least one per layer; in network order, within a layer the largest effect
     first.
     """
-    layers = list(by_layer(swept(table, mode)))
+    layers = list(rows_by_layer(swept(table, mode)).items())
     each = max(1, count // max(len(layers), 1))
     found = []
     for name, rows in layers:

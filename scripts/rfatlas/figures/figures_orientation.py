@@ -8,8 +8,6 @@ Orientations are directions of modulation, degrees counter-clockwise from the ri
 are vertical.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle, Wedge
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from rfatlas.figures import style
-from rfatlas.statistics import circular_difference
+from rfatlas.statistics import circular_difference, rows_by_layer
 
 #: Bins of the distributions of orientation: 15 degrees, centred on the cardinal directions.
 BINS = 12
@@ -48,12 +46,6 @@ PAIRS = (("kernel", "gradient"), ("kernel", "gratings"), ("gradient", "gratings"
 
 #: Estimates within this many degrees are drawn as agreeing.
 CLOSE = 10
-
-
-def by_layer(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield (name, rows) of every layer, in network order."""
-    for _, rows in table.groupby("depth", sort=True):
-        yield rows["layer"].iloc[0], rows
 
 
 def is_true(rows: pd.DataFrame, column: str) -> np.ndarray:
@@ -108,8 +100,8 @@ def roses(
     """
     gratings = "orientation_deg" in table
     whose = "orientation-selective channels" if gratings else f"Gabor fits with R² ≥ {gabor_r2:g}"
-    layers = list(by_layer(table))
-    others = dict(by_layer(twin)) if twin is not None else {}
+    layers = list(rows_by_layer(table).items())
+    others = rows_by_layer(twin) if twin is not None else {}
     figure, panels = style.panel_grid(
         len(layers),
         f"{run} · preferred orientation",
@@ -190,8 +182,8 @@ def frequency(
     One dot per channel with median and quartiles. Dashes mark the Nyquist frequency of a layer's
     stride; the macaque's quartiles stand where `pixels_per_degree` puts them.
     """
-    layers = list(by_layer(table))
-    others = dict(by_layer(twin)) if twin is not None else {}
+    layers = list(rows_by_layer(table).items())
+    others = rows_by_layer(twin) if twin is not None else {}
     figure, axes = style.depth_figure([name for name, _ in layers], 4.8, 1)
     published = reference[reference["quantity"] == "sf_cpd"].set_index("statistic")["value"]
     low, middle, high = (published[name] / pixels_per_degree for name in ("q25", "median", "q75"))
@@ -287,7 +279,7 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
     `counts` is selective.csv. Bands are 95 % Wilson intervals; the dotted line is the config's
     threshold.
     """
-    layers = list(by_layer(counts))
+    layers = list(rows_by_layer(counts).items())
     figure, panels = style.panel_grid(
         len(layers),
         f"{run} · orientation-selective channels by threshold",
@@ -342,7 +334,7 @@ def v1(
     all rows, dashed where the number is from memory.
     """
     quantities = [name for name in QUANTITIES if name in set(medians["quantity"])]
-    layers = [name for name, _ in by_layer(medians)]
+    layers = list(rows_by_layer(medians))
     width = -(-len(quantities) // (1 if len(quantities) < 4 else 2))
     height = 0.95 + (0.24 * (len(layers) + 1) + 0.85) * -(-len(quantities) // width) + 0.5
     figure = style.figure(max(7.2, 3.1 * width + 0.9), height)
@@ -483,7 +475,7 @@ def nx_ny(
     orientation-selective. Grey squares are the counts of Ringach 2002 (`joint`), the cross its
     medians.
     """
-    layers = list(by_layer(table))
+    layers = list(rows_by_layer(table).items())
     figure, panels = style.panel_grid(
         len(layers),
         f"{run} · size of the Gabors in cycles",
@@ -570,7 +562,7 @@ def agreement(table: pd.DataFrame, run: str, twin_name: str = "") -> Figure:
     best grating in every layer (without gratings: between kernel and mean gradient). Filled dots
     are orientation-selective channels, the band is 10 degrees wide to either side.
     """
-    layers = list(by_layer(table))
+    layers = list(rows_by_layer(table).items())
     pairs = [
         (pair, found)
         for pair in PAIRS

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rfatlas.figures import sheets, style
+from rfatlas.statistics import rows_by_layer
 
 #: About the side of a picture, in pixels: small filters are shown with their pixels as squares.
 SIDE = 84
@@ -156,10 +157,9 @@ def _facts(found: Filters) -> str:
 # ---- over all layers
 
 
-def by_layer(table: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
+def layers_with(table: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
     """Return the rows of the layers that have a value of `column`, in network order."""
-    layers = {rows["layer"].iloc[0]: rows for _, rows in table.groupby("depth", sort=True)}
-    return {name: rows for name, rows in layers.items() if rows[column].notna().any()}
+    return {name: rows for name, rows in rows_by_layer(table).items() if rows[column].notna().any()}
 
 
 @style.styled
@@ -172,8 +172,8 @@ def correlation(
     channel (the null); triangles: the twin's medians. Above the filters, below the linear
     responses of the same paths on their larger windows. `table` is channels.csv.
     """
-    layers = by_layer(table, "virtual_correlation")
-    others = {} if twin is None else by_layer(twin, "virtual_correlation")
+    layers = layers_with(table, "virtual_correlation")
+    others = {} if twin is None else layers_with(twin, "virtual_correlation")
     figure, panels = style.depth_figure(list(layers), 6, 2)
     names = (("virtual filter", "virtual"), ("linear response", "virtual_linear"))
     for axes, (label, stem) in zip(panels, names, strict=True):
@@ -211,8 +211,8 @@ def skip_share(
     One dot per channel with median and quartiles, shares beyond `SHARES` on the edge; triangles:
     the twin's medians. `table` is channels.csv.
     """
-    layers = by_layer(table, "skip_energy_share")
-    others = {} if twin is None else by_layer(twin, "skip_energy_share")
+    layers = layers_with(table, "skip_energy_share")
+    others = {} if twin is None else layers_with(twin, "skip_energy_share")
     figure, panels = style.depth_figure(list(layers), 6, 2)
     outside = 0
     for position, (name, rows) in enumerate(layers.items()):

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from rfatlas.errors import RfatlasError
-from rfatlas.statistics import by_layer, mcnemar, newcombe, paired_newcombe, wilson
+from rfatlas.statistics import by_layer, mcnemar, newcombe, paired_newcombe, rows_by_layer, wilson
 from rfatlas.tables import similarity as alike
 
 #: Indices and sizes of channels that are compared, as far as channels.csv has them.
@@ -425,7 +425,7 @@ def tables(
         As `check_images`.
     """
     check_images(files)
-    layers = {run: [layer for layer, _, _ in by_layer(channels[run])] for run in files}
+    layers = {run: list(rows_by_layer(channels[run])) for run in files}
     pairs, matching = matched(files, layers, seed)
     return {
         "runs": runs(files, descriptions),

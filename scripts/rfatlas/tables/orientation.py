@@ -12,7 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rfatlas.statistics import by_layer, circular_correlation, circular_difference, newcombe, wilson
+from rfatlas.statistics import (
+    by_layer,
+    circular_correlation,
+    circular_difference,
+    newcombe,
+    rows_by_layer,
+    wilson,
+)
 
 #: Columns of channels.csv that hold a channel's orientation, by what it was estimated from.
 ORIENTATIONS = {
@@ -207,7 +214,7 @@ def selective(
         return pd.DataFrame(rows, columns=list(SELECTIVE))
     twin_layers = {}
     if twin is not None and "osi" in twin:
-        twin_layers = {layer: members for layer, _, members in by_layer(twin)}
+        twin_layers = rows_by_layer(twin)
     for layer, depth, members in by_layer(table):
         responsive = int(members["osi"].notna().sum())
         other = twin_layers.get(layer)
@@ -277,7 +284,7 @@ def medians(
     """
     twin_layers = {}
     if twin is not None:
-        twin_layers = {layer: members for layer, _, members in by_layer(twin)}
+        twin_layers = rows_by_layer(twin)
     rows = []
     for quantity in EDGES:
         if not _measured(table, quantity):
