@@ -19,16 +19,14 @@ import logging
 import math
 import os
 import re
-import shutil
+import socket
 import sys
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +43,6 @@ log = logging.getLogger("rfatlas")
 _NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 8
-_DOWNLOAD_ATTEMPTS = 4
 _DOWNLOAD_TIMEOUT_S = 60
 # Weights hardly shrink in an archive; what swells so much was made to fill the memory.
 _SWELLING = 100
@@ -163,8 +160,8 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     """Return the local path of a `file:` or `https:` URL, downloaded into `folder` and checked.
 
     `sha256` holds at least 8 leading hex digits (torchvision's file names carry 8). A download
-    appears under its name only when complete and checked; one that broke off goes on from where it
-    was, if the server can. Raises RfatlasError on a wrong digest or a failed download.
+    appears under its name only when complete and checked. Raises RfatlasError on a wrong digest or
+    a failed download.
     """
     parts = urllib.parse.urlparse(url)
     if parts.scheme == "file":
@@ -174,23 +171,12 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
         _check_digest(path, url, sha256)
         return path
     path = folder / Path(parts.path).name
-    part = path.with_name(path.name + ".part")
     folder.mkdir(parents=True, exist_ok=True)
     # Two jobs that need the same weights: the second waits and finds them.
     with path.with_name(path.name + ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        while not (path.is_file() and _sha256(path).startswith(sha256.lower())):
-            resumed = part.exists()
-            _download(url, part)
-            try:
-                _check_digest(part, url, sha256)
-            except RfatlasError:
-                part.unlink()
-                # Half of it may have been of another file.
-                if not resumed:
-                    raise
-            else:
-                os.replace(part, path)
+        if not (path.is_file() and _sha256(path).startswith(sha256.lower())):
+            _download(url, path, sha256.lower())
     return path
 
 
@@ -200,61 +186,23 @@ def _check_digest(path: Path, url: str, sha256: str) -> None:
         raise RfatlasError(f"weights: {url} has sha256 {found}, expected {sha256}")
 
 
-def _download(url: str, part: Path) -> None:
-    """Fetch what lies on a URL, or what `part` lacks of it, into that file."""
+def _download(url: str, path: Path, sha256: str) -> None:
+    """Fetch what lies on a URL into a file that appears when its digest is right."""
     log.info("downloading %s", url)
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
     try:
-        with part.open("ab") as file:
-            for attempt in range(_DOWNLOAD_ATTEMPTS):
-                try:
-                    _continue(url, file)
-                    return
-                except urllib.error.HTTPError:
-                    raise
-                except (OSError, http.client.HTTPException) as error:
-                    if disk.is_full(error) or attempt == _DOWNLOAD_ATTEMPTS - 1:
-                        raise
-                    log.info("%s broke off after %d bytes (%s)", url, file.tell(), error)
+        torch.hub.download_url_to_file(url, str(path), sha256, progress=False)
+    except RuntimeError as error:
+        raise RfatlasError(
+            f"weights: {url}: expected sha256 {sha256}: {error}; it is another file, or broke off"
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         if disk.is_full(error):
-            raise disk.no_room(part) from error
+            raise disk.no_room(path) from error
         raise RfatlasError(
             f"weights: {url} cannot be downloaded ({error}); fetch it by other means, then set "
             "weights to the file's path"
         ) from error
-    finally:
-        if part.is_file() and not part.stat().st_size:
-            part.unlink()
-
-
-def _continue(url: str, file: IO[bytes]) -> None:
-    """Append what comes behind the bytes that an open file holds, or all anew."""
-    have = file.seek(0, os.SEEK_END)
-    # Compressed on the way, the parts of an answer would not fit together.
-    headers = {"Accept-Encoding": "identity", "User-Agent": "rfatlas"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        answer = urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if not have or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise
-        # All of it is here already, or another file lies there now: the digest tells.
-        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-            return
-        file.truncate(0)
-        return _continue(url, file)
-    with answer:
-        goes_on = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if answer.status != http.HTTPStatus.PARTIAL_CONTENT or not goes_on:
-            file.truncate(0)
-        start = file.seek(0, os.SEEK_END)
-        shutil.copyfileobj(answer, file, 1 << 20)
-        file.flush()
-        length = answer.headers.get("Content-Length")
-        if length is not None and file.tell() - start != int(length):
-            raise ConnectionError(f"{file.tell() - start} of {length} bytes came")
 
 
 def _sha256(path: Path) -> str:
