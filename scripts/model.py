@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from rfatlas.files import jobs, store
-from rfatlas.network import devices, model
+from rfatlas.network import devices, model, weight_files
 
 with jobs.job(snakemake) as log:
     config = snakemake.params.model
     input = model.resolve_input(config)
     network = model.make(config)
-    if model.random_seed(config["weights"]) is not None:
+    if weight_files.random_seed(config["weights"]) is not None:
         with (
             devices.acquire(snakemake.params.device) as device,
             store.open(snakemake.input.images, "images") as file,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rfatlas.files import store
-from rfatlas.network import model
+from rfatlas.network import model, weight_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,7 +78,9 @@ def test_resnet18_receptive_fields_are_exact_in_every_layer(resnet18, shared_dat
     measured = table[table["n_units"] > 0]
     assert set(measured["layer"]) == set(table["layer"])
     assert (measured["certificate_max"] < 1e-4).all()
-    kernel = model.read_tensors(shared_data / "resnet18" / "resnet18.safetensors")["conv1.weight"]
+    kernel = weight_files.read_tensors(shared_data / "resnet18" / "resnet18.safetensors")[
+        "conv1.weight"
+    ]
     expected = kernel[:4].numpy() / np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1)
     with store.open(resnet18 / "resnet18" / "receptive_fields" / "conv1.h5") as file:
         found = file["mean_gradient"][:]
@@ -92,7 +94,7 @@ def test_resnet18_best_units_are_those_of_a_plain_loop(resnet18, shared_data):
 
     network = torchvision().models.resnet18().eval()
     network.load_state_dict(
-        model.read_tensors(shared_data / "resnet18" / "resnet18.safetensors"), strict=False
+        weight_files.read_tensors(shared_data / "resnet18" / "resnet18.safetensors"), strict=False
     )
     kept = {"conv1": [], "layer3.1": []}
     for layer, maps in kept.items():

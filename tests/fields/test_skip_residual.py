@@ -19,7 +19,7 @@ from rfatlas.demo_net import resnet_demo
 from rfatlas.errors import RfatlasError
 from rfatlas.fields import crops, skip_residual
 from rfatlas.files import store
-from rfatlas.network import model
+from rfatlas.network import weight_files
 from rfatlas.network.torchvision_ops import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
@@ -55,7 +55,7 @@ def resnet50(seed: int = 0) -> nn.Module:
 def demo() -> nn.Module:
     network = resnet_demo()
     path = ROOT / "resources" / "demo" / "resnet_demo.safetensors"
-    model.load_tensors(network, model.read_tensors(path), str(path))
+    weight_files.load_tensors(network, weight_files.read_tensors(path), str(path))
     return network.eval()
 
 
@@ -127,7 +127,7 @@ def test_real_resnet18_adds_up_to_its_gradients(tmp_path, shared_data):
     """Published weights, real photographs: skip and residual part against one backward pass."""
     network = torchvision().models.resnet18()
     weights = shared_data / "resnet18" / "resnet18.safetensors"
-    model.load_tensors(network, model.read_tensors(weights), str(weights))
+    weight_files.load_tensors(network, weight_files.read_tensors(weights), str(weights))
     extent = 128
     network = loaded(network.eval(), extent)
     from PIL import Image

@@ -14,7 +14,7 @@ from torch import nn
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.images import images, sources
-from rfatlas.network import model
+from rfatlas.network import model, weight_files
 
 ATTRS = store.provenance("activations", {"ä": [1, 2]}, "w" * 64, {"list": "x"}, "cpu")
 FLIPS = 200
@@ -84,7 +84,7 @@ def read_hdf5(path, stage=None):
 
 def read_weights(path):
     network = model.load(path)
-    return network.description, network.weights_sha256, model.digest(network.module)
+    return network.description, network.weights_sha256, weight_files.digest(network.module)
 
 
 def read_record(path):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from rfatlas.network import model
+from rfatlas.network import weight_files
 
 MEGABYTE = 1 << 20
 
@@ -45,7 +45,7 @@ def loaded(path: Path, kind: str):
         net = network()
         for tensor in net.state_dict().values():
             tensor.zero_()
-        model.load_tensors(net, model.read_tensors(path), str(path))
+        weight_files.load_tensors(net, weight_files.read_tensors(path), str(path))
         for tensor in net.state_dict().values():
             assert torch.isfinite(tensor).all()
     if fate.refused:

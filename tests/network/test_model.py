@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rfatlas.errors import RfatlasError
-from rfatlas.network import model
+from rfatlas.network import model, weight_files
 from rfatlas.network.torchvision_ops import torchvision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def test_misfits_are_listed(network):
     tensors["bn1.bias"] = torch.full((64,), math.inf)
     del tensors["conv1.weight"]
     with pytest.raises(RfatlasError) as caught:
-        model.load_tensors(network, tensors, "my.pth")
+        weight_files.load_tensors(network, tensors, "my.pth")
     message = str(caught.value)
     assert "my.pth" in message
     assert "1 missing: conv1.weight" in message
@@ -154,7 +154,7 @@ def test_pickled_code_never_runs(name, tmp_path):
     else:
         torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}, "args": Bomb()}, path)
     with pytest.raises(RfatlasError, match="cannot be read as tensors.*pickled objects"):
-        model.read_tensors(path)
+        weight_files.read_tensors(path)
     assert not trace.exists()
 
 
@@ -170,21 +170,21 @@ def test_pickled_code_never_runs(name, tmp_path):
 def test_files_without_tensors_are_refused(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RfatlasError, match=message):
-        model.read_tensors(tmp_path / name)
+        weight_files.read_tensors(tmp_path / name)
 
 
 def test_checkpoint_without_tensors_and_missing_file(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(RfatlasError, match="holds no named tensors"):
-        model.read_tensors(tmp_path / "epoch.pth")
+        weight_files.read_tensors(tmp_path / "epoch.pth")
     with pytest.raises(RfatlasError, match="nowhere.pth: no such file"):
-        model.read_tensors(tmp_path / "nowhere.pth")
+        weight_files.read_tensors(tmp_path / "nowhere.pth")
 
 
 def test_object_arrays_in_npz_are_refused(tmp_path):
     np.savez(tmp_path / "o.npz", a=np.array([Bomb()], dtype=object))
     with pytest.raises(RfatlasError, match="cannot be read as tensors"):
-        model.read_tensors(tmp_path / "o.npz")
+        weight_files.read_tensors(tmp_path / "o.npz")
     assert not Path("/tmp/rfatlas-bomb-went-off").exists()
 
 
@@ -197,7 +197,7 @@ def test_wrong_digest_is_refused(network, tmp_path):
 
 def test_unreachable_url_says_what_to_do(tmp_path):
     with pytest.raises(RfatlasError, match="cannot be downloaded.*set weights to the file's path"):
-        model.fetch("https://127.0.0.1:9/w.pth", "0" * 64, tmp_path)
+        weight_files.fetch("https://127.0.0.1:9/w.pth", "0" * 64, tmp_path)
     assert not list(tmp_path.glob("w.pth*[!k]"))
 
 
@@ -251,12 +251,12 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 def test_downloads_are_checked_and_kept(server, tmp_path, kind):
     Server.asked.clear()
     url = f"{server}/{kind}/w.pth"
-    path = model.fetch(url, DIGEST[:8].upper(), tmp_path)
+    path = weight_files.fetch(url, DIGEST[:8].upper(), tmp_path)
     assert path.read_bytes() == CONTENT
-    model.fetch(url, DIGEST, tmp_path)
+    weight_files.fetch(url, DIGEST, tmp_path)
     assert asked(kind) == [None], "a file already there with the right digest is not fetched again"
     path.write_bytes(CONTENT[:-1])
-    assert model.fetch(url, DIGEST, tmp_path).read_bytes() == CONTENT
+    assert weight_files.fetch(url, DIGEST, tmp_path).read_bytes() == CONTENT
     assert asked(kind) == [None, None]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w.pth", "w.pth.lock"]
 
@@ -272,17 +272,17 @@ def test_downloads_are_checked_and_kept(server, tmp_path, kind):
 )
 def test_downloads_that_are_not_what_was_asked_for_are_refused(server, tmp_path, kind, message):
     with pytest.raises(RfatlasError, match=message):
-        model.fetch(f"{server}/{kind}/w.pth", DIGEST, tmp_path)
+        weight_files.fetch(f"{server}/{kind}/w.pth", DIGEST, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth.lock"], "nothing half-written is left"
 
 
 def test_named_weights_of_torchvision():
-    entry = model.torchvision_weights("torchvision.models.resnet34", "IMAGENET1K_V1")
+    entry = weight_files.torchvision_weights("torchvision.models.resnet34", "IMAGENET1K_V1")
     assert entry.url.endswith(".pth")
     with pytest.raises(RfatlasError, match="no weights 'IMAGENET1K_V7'; it has IMAGENET1K_V1"):
-        model.torchvision_weights("torchvision.models.resnet34", "IMAGENET1K_V7")
+        weight_files.torchvision_weights("torchvision.models.resnet34", "IMAGENET1K_V7")
     with pytest.raises(RfatlasError, match="no torchvision factory"):
-        model.torchvision_weights("my.net", "IMAGENET1K_V1")
+        weight_files.torchvision_weights("my.net", "IMAGENET1K_V1")
 
 
 # ---- preprocessing and description
@@ -356,7 +356,11 @@ def test_saved_models_come_back_whole(network, tmp_path):
     model.save(network, path, config("random:7"), INPUT)
     back = model.load(path)
     assert same(back.module, network)
-    assert back.weights_sha256 == model.digest(network) == model.read_header(path)["weights_sha256"]
+    assert (
+        back.weights_sha256
+        == weight_files.digest(network)
+        == model.read_header(path)["weights_sha256"]
+    )
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(back.module(images), network(images), rtol=1e-4, atol=1e-5)
