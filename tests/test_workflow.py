@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = [*sorted(ROOT.glob("config/*.yaml")), *sorted(ROOT.glob("tests/configs/*.yaml"))]
 # Stages of single layers, whose rules have their names; all of such a stage is `all_<stage>`.
 OF_LAYERS = (
-    "receptive_fields gabor gratings color preferred_stimulus ablation ablation_groups".split()
+    "receptive_fields skip_residual gabor gratings color preferred_stimulus ablation "
+    "ablation_groups".split()
 )
 TARGETS = [f"all_{stage}" for stage in OF_LAYERS] + (
     "all scenes train_demo images model activations virtual_filters channels orientation opponency "
