@@ -313,6 +313,34 @@ def plan(
     return Plan(block, max(1, batch))
 
 
+def forward(
+    module: torch.nn.Module,
+    pictures: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    rounds: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> Iterator[tuple[torch.Tensor, Any, tuple, bool]]:
+    """Yield, per round of a batch, what its gradients are taken of.
+
+    These are pixels (m, 3, h, w) of the first m crops; what `module` makes of them; the round's
+    places in it, (crop, channel, y, x), each int64 (n,); and whether later rounds need the same
+    graph. `pictures` float (B, 3, h, w) in 0..1, before normalisation with `mean` and `std` (3,).
+
+    A backward pass goes through all crops that went forward, and later rounds need few of them:
+    once half are idle, the others go forward again alone.
+    """
+    kept = 0
+    for number, (channel, y, x) in enumerate(rounds):
+        if 2 * len(channel) <= kept or number == 0:
+            kept = len(channel)
+            pixels = pictures[:kept].detach().requires_grad_()
+            normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+            output = module(normalised.contiguous(memory_format=torch.channels_last))
+        crop = torch.arange(len(channel), device=pixels.device)
+        following = len(rounds[number + 1][0]) if number + 1 < len(rounds) else 0
+        yield pixels, output, (crop, channel, y, x), 2 * following > kept
+
+
 # ---- channels
 
 

@@ -50,15 +50,10 @@ def unit_gradients(
     of units that lie in the first n crops: their sum is differentiated in one backward pass, and no
     crop sees another's unit.
     """
-    pixels = pictures.detach().requires_grad_()
-    normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-    output = prefix(normalised.contiguous(memory_format=torch.channels_last))
-    if output.ndim == 2:
-        output = output[:, :, None, None]
-    for number, (channel, y, x) in enumerate(rounds):
-        values = output[torch.arange(len(channel), device=output.device), channel, y, x]
-        last = number == len(rounds) - 1
-        (gradient,) = torch.autograd.grad(values.sum(), pixels, retain_graph=not last)
+    for pixels, output, at, keep in crops.forward(prefix, pictures, mean, std, rounds):
+        output = output[:, :, None, None] if output.ndim == 2 else output
+        values = output[at]
+        (gradient,) = torch.autograd.grad(values.sum(), pixels, retain_graph=keep)
         yield values.detach(), gradient[: len(values)]
 
 

@@ -81,19 +81,14 @@ def part_gradients(
     `split` as `graph.split_block` gives it; pictures, normalisation and rounds as those of
     `receptive_fields.unit_gradients`.
     """
-    pixels = pictures.detach().requires_grad_()
-    normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-    output = split(normalised.contiguous(memory_format=torch.channels_last))
-    value, total, skip, residual = output
-    for number, (channel, y, x) in enumerate(rounds):
-        at = torch.arange(len(channel), device=value.device), channel, y, x
-        last = number == len(rounds) - 1
+    for pixels, output, at, keep in crops.forward(split, pictures, mean, std, rounds):
+        value, total, skip, residual = output
         # The derivative of the activation with respect to the sum: the gate of the ReLU.
         (gate,) = torch.autograd.grad(value[at].sum(), total, retain_graph=True)
         (through_skip,) = torch.autograd.grad(skip, pixels, gate, retain_graph=True)
-        (through_residual,) = torch.autograd.grad(residual, pixels, gate, retain_graph=not last)
+        (through_residual,) = torch.autograd.grad(residual, pixels, gate, retain_graph=keep)
         values = torch.stack([value[at], skip[at], total[at]], 1).detach()
-        n = len(channel)
+        n = len(values)
         yield values, through_skip[:n], through_residual[:n]
 
 
