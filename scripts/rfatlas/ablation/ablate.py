@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from rfatlas.errors import RfatlasError
+from rfatlas.network.devices import room
 from rfatlas.network.graph import FEATURES, LOGITS
 from rfatlas.network.model import LoadedModel
 
@@ -382,12 +383,8 @@ class Ablator:
         else:
             last = self._network.graph.layers()[-1]
             carried = largest = self._network.graph.kept_bytes(last) / 4
-        if device.type == "cuda":
-            room = torch.cuda.mem_get_info(device)[0] / 2
-        else:
-            room = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
         # Live at once: what crosses, and inside a block its input, two values and a workspace.
-        by_memory = room / (4.0 * (carried + 4 * largest))
+        by_memory = room(memory_mb, device, _BASE_MB) / (4.0 * (carried + 4 * largest))
         return max(1, int(min(by_memory, _BATCH_ELEMENTS[device.type] / largest)))
 
     def _on_device(self, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:

@@ -17,7 +17,9 @@ import torch
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
+from rfatlas.network.devices import room
 from rfatlas.network.graph import Geometry
+from rfatlas.network.model import normalise
 
 _CPU = torch.device("cpu")
 
@@ -281,8 +283,6 @@ class Plan:
     batch: int
 
 
-# What the libraries and the network take before the first unit.
-_BASE_MB = 700
 # Pixels of crops in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
 _BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**23}
 
@@ -303,12 +303,11 @@ def plan(
     libraries, goes to the sums of a block. The other half goes to the batch, or on a GPU half of
     its free memory.
     """
-    budget = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+    budget = room(memory_mb)
     area = cut.size**2
     per_crop = crop_bytes + cut.crop**2 * 3 * 4 * 4 + area * 3 * 8 * 5
-    room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else budget
     pixels = _BATCH_PIXELS[device.type]
-    batch = int(min(room // per_crop, pixels // cut.crop**2, channels * units))
+    batch = int(min(room(memory_mb, device) // per_crop, pixels // cut.crop**2, channels * units))
     block = max(1, min(channels, int(budget // (area * sum_bytes))))
     return Plan(block, max(1, batch))
 
@@ -334,8 +333,7 @@ def forward(
         if 2 * len(channel) <= kept or number == 0:
             kept = len(channel)
             pixels = pictures[:kept].detach().requires_grad_()
-            normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-            output = module(normalised.contiguous(memory_format=torch.channels_last))
+            output = module(normalise(pixels, mean, std))
         crop = torch.arange(len(channel), device=pixels.device)
         following = len(rounds[number + 1][0]) if number + 1 < len(rounds) else 0
         yield pixels, output, (crop, channel, y, x), 2 * following > kept

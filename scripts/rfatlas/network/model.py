@@ -153,9 +153,15 @@ def preprocess(
     """Return images uint8 (N, H, W, 3) as the network's input, float32 (N, 3, H, W), in channels-
     last memory."""
     batch = torch.as_tensor(images).to(device).permute(0, 3, 1, 2)
-    mean = torch.tensor(list(mean), device=device).view(1, 3, 1, 1)
-    std = torch.tensor(list(std), device=device).view(1, 3, 1, 1)
-    return (batch.float() / 255 - mean) / std
+    mean, std = (torch.tensor(list(values), device=device) for values in (mean, std))
+    return normalise(batch.float() / 255, mean, std)
+
+
+def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Return pixels (N, 3, H, W) in 0..1 as the network's input, by `mean` and `std` (3,), in
+    channels-last memory."""
+    normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    return normalised.contiguous(memory_format=torch.channels_last)
 
 
 # ---- description

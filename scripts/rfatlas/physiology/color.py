@@ -28,7 +28,7 @@ from rfatlas.fields import crops
 from rfatlas.files import jobs, store
 from rfatlas.files.task import Task
 from rfatlas.network import graph
-from rfatlas.network.model import LoadedModel
+from rfatlas.network.model import LoadedModel, normalise
 from rfatlas.physiology import colorspace, tuning
 from rfatlas.physiology.probe import GREY, Probe, in_batches
 
@@ -417,8 +417,7 @@ def color_selectivity(
     width = int(np.diff(bounds).max(initial=1))
     prefix = network.graph.prefix(layer)
     mean, std = (
-        torch.tensor(network.description["input"][key], device=device).view(1, 3, 1, 1)
-        for key in ("mean", "std")
+        torch.tensor(network.description["input"][key], device=device) for key in ("mean", "std")
     )
 
     @torch.no_grad()
@@ -427,8 +426,8 @@ def color_selectivity(
         if not answer.size:
             return answer
         pictures = crops.gather(images, cut, units.take(first[part]), device)
-        pixels = (colorspace.grey_version(pictures) - mean) / std
-        maps = prefix(pixels.contiguous(memory_format=torch.channels_last)).cpu().numpy()
+        pixels = normalise(colorspace.grey_version(pictures), mean, std)
+        maps = prefix(pixels).cpu().numpy()
         maps = maps.reshape(*maps.shape[:2], *maps.shape[2:] or (1, 1))
         for row, number in enumerate(range(part.start, part.stop)):
             own = units.take(order[bounds[number] : bounds[number + 1]])
@@ -597,8 +596,7 @@ def measure(
     answers = experiment.fields()
     answers["flicker"], answers["grid"] = experiment.flicker(), experiment.grid()
     response, unrectified = answers["grid"]
-    rounding = tuning.ROUNDING * np.abs(unrectified).max()
-    rectified = bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
+    rectified = tuning.is_rectified(response, unrectified)
     smooth = int(rectified)
     blank, raw_blank = answers["blank"]
     after = read(answers["grid"][smooth], answers["flicker"][smooth], blank, rectified)

@@ -191,8 +191,7 @@ def measure(
     """
     experiment = Experiment(probe, settings, mean_image)
     response, unrectified = experiment.grid(task.bar)
-    rounding = tuning.ROUNDING * np.abs(unrectified).max()
-    rectified = bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
+    rectified = tuning.is_rectified(response, unrectified)
     smooth = unrectified if rectified else response
     tuned = tuning.mean_above(smooth, experiment.blanks["blank"], rectified)
     best, best_response = experiment.best(tuned, task.bar)

@@ -13,13 +13,12 @@ import torch
 
 from rfatlas.fields import crops
 from rfatlas.files import jobs
-from rfatlas.network.model import LoadedModel
+from rfatlas.network.devices import room
+from rfatlas.network.model import LoadedModel, normalise
 
 #: Code value of the mid grey around which stimuli are modulated, and which surrounds them.
 GREY = 0.5
 
-# What the libraries and the network take before the first stimulus.
-_BASE_MB = 700
 # Pixels of stimuli in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
 _BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**24}
 
@@ -81,24 +80,19 @@ class Probe:
         self._prefix = network.graph.prefix_and_unrectified(layer)
         input = network.description["input"]
         self._mean, self._std = (
-            torch.tensor(input[key], device=self.device).view(1, 3, 1, 1) for key in ("mean", "std")
+            torch.tensor(input[key], device=self.device) for key in ("mean", "std")
         )
         kept = network.graph.kept_bytes(layer) * (cut.crop / image_size) ** 2
         self.batch = self._batch(kept + 5 * 12.0 * cut.crop**2, memory_mb)
 
     def _batch(self, stimulus_bytes: float, memory_mb: float) -> int:
-        if self.device.type == "cuda":
-            room = torch.cuda.mem_get_info(self.device)[0] / 2
-        else:
-            room = max(memory_mb - _BASE_MB, 200) * 1e6 / 2
         pixels = _BATCH_PIXELS[self.device.type] // self.crop**2
-        return max(1, int(min(room // stimulus_bytes, pixels)))
+        return max(1, int(min(room(memory_mb, self.device) // stimulus_bytes, pixels)))
 
     def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `respond` does for one batch of stimuli, float32 on the probe's device, as
         tensors (n, C) that can be differentiated."""
-        normalised = (pixels - self._mean) / self._std
-        outputs = self._prefix(normalised.contiguous(memory_format=torch.channels_last))
+        outputs = self._prefix(normalise(pixels, self._mean, self._std))
         return tuple(
             output[:, :, self._unit[0], self._unit[1]] if output.ndim == 4 else output
             for output in outputs

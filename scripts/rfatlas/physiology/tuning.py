@@ -57,6 +57,12 @@ def frequencies(size: float, count: int, widest_oct: float = WIDEST_STEP_OCT) ->
 # ---- phase
 
 
+def is_rectified(response: np.ndarray, unrectified: np.ndarray) -> bool:
+    """Whether responses are max(unrectified, 0), to rounding; both of one shape."""
+    rounding = ROUNDING * np.abs(unrectified).max()
+    return bool((np.abs(response - unrectified.clip(0)) <= rounding).all())
+
+
 def rectify(response: np.ndarray, blank: np.ndarray) -> np.ndarray:
     """Return max(a - a_blank, 0) of responses (C, ...) to stimuli and (C,) to the blank."""
     blank = np.asarray(blank, float).reshape(-1, *[1] * (response.ndim - 1))

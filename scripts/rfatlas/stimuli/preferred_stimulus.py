@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from rfatlas import statistics
 from rfatlas.files import store
 from rfatlas.files.task import Task
+from rfatlas.network.devices import room
 from rfatlas.network.model import LoadedModel
 from rfatlas.physiology.probe import GREY, Probe
 from rfatlas.stimuli import ascent
@@ -46,8 +47,6 @@ _JITTER_SHARE = 1 / 8
 # at nothing.
 _CONSTANT = 1e-6
 
-# What the libraries and the network take before the first stimulus.
-_BASE_MB = 700
 # An ascent's point, gradient, direction and curvature pairs, and passing copies of them.
 _STATE_COPIES = 24
 # At most so many channels climb together, and are saved together.
@@ -448,9 +447,13 @@ def measure(
     off_kinds = [kind for kind in kinds if kind != PATCH]
     per_channel = len(kinds) + len(off_kinds)
     state = _STATE_COPIES * 4.0 * 3 * square.size**2 * per_channel
-    room = max(task.memory_mb - _BASE_MB, 200) * 1e6 / 2
     # Two batches fill a processor; more would only be lost with a killed job.
-    block = min(_BLOCK, int(room // state), math.ceil(2 * probe.batch / per_channel), len(channels))
+    block = min(
+        _BLOCK,
+        int(room(task.memory_mb) // state),
+        math.ceil(2 * probe.batch / per_channel),
+        len(channels),
+    )
     block = max(1, block)
     partial = store.Partial(task.output, task.fingerprint(block=block, channels=channels.tolist()))
     n, s = len(channels), square.size
