@@ -1,7 +1,7 @@
 """A run that is killed again and again must end as one that was not.
 
     python tests/chaos.py --kills 40 --seed 0
-    python tests/chaos.py --kills 3 --seed 0 --until receptive_fields     (a part of the stages)
+    python tests/chaos.py --kills 3 --seed 0 --until all_receptive_fields     (a part of the stages)
 
 Runs a config (default: tests/configs/reduced.yaml) and sends SIGKILL at seeded times to Snakemake
 itself, to a job, or to a worker process of a job: first once to every script of the workflow as it
