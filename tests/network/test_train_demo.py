@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +71,13 @@ def test_skip_adds_the_input():
             torch.testing.assert_close(block(x), expected)
 
 
-def test_two_epochs_lower_the_loss(tmp_path):
-    partial = store.Partial(tmp_path / "a", train_demo.fingerprint("resnet_demo", TINY))
-    result = train_demo.train("resnet_demo", TINY, partial)
-    assert len(result.losses) == 2
-    assert result.losses[1] < result.losses[0]
+def test_epochs_lower_the_loss(tmp_path):
+    # By more than rounding, which differs with the number of threads.
+    settings = replace(TINY, epochs=6)
+    partial = store.Partial(tmp_path / "a", train_demo.fingerprint("resnet_demo", settings))
+    result = train_demo.train("resnet_demo", settings, partial)
+    assert len(result.losses) == 6
+    assert result.losses[-1] < 0.9 * result.losses[0]
     assert 0 <= result.accuracy_held_out <= 1
     assert not result.module.training
 

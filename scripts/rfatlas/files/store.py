@@ -164,7 +164,7 @@ def open(path: str | Path, stage: str | None = None) -> h5py.File:
     if not Path(path).is_file():
         raise RfatlasError(f"{path}: no such file; run the stage {stage or 'that writes it'} first")
     try:
-        file = _File(path, "r", locking=False)
+        file = _File(path, "r")
     except OSError as error:
         raise _damaged(path, error) from error
     found = file.attrs.get("stage")
