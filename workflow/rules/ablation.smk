@@ -5,15 +5,6 @@
 #      gathered), results/<run>/ablation/<layer>.h5 and .csv
 
 
-def ablation_ranges(run):
-    """Ranges [(start, stop), ...] of places in the order of the images; one where channels may
-    stop early, since that depends on all images before."""
-    count = min(plan.images[run_dataset(run)].count, settings["ablation"]["images"] or 10**12)
-    one = settings["ablation"]["precision"] is not None
-    size = count if one else settings["ablation"]["range_size"]
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-
 rule ablation:
     input:
         images=lambda wildcards: run_images(wildcards.run),

@@ -4,20 +4,6 @@
 # Out: results/<run>/channels.csv; docs/columns.md explains its columns
 
 
-def channel_tables(run):
-    """The tables that are joined, in the order of the columns."""
-    names = [stage for stage in stages.with_columns() if stage_on(stage, run)]
-    return [
-        f"results/{run}/{place}.csv"
-        for name in names
-        for place in (
-            [name]
-            if stages.BY_NAME[name].scope == "run"
-            else [f"{name}/{layer}" for layer in stage_layers(run, name)]
-        )
-    ]
-
-
 rule channels_join:
     input:
         activations="results/{run}/activations.h5",

@@ -249,6 +249,29 @@ def stage_layers(run, stage):
     return ablation_layers(run) if stage == "ablation" else run_layers(run)
 
 
+def channel_tables(run):
+    """The tables that are joined, in the order of the columns."""
+    names = [stage for stage in stages.with_columns() if stage_on(stage, run)]
+    return [
+        f"results/{run}/{place}.csv"
+        for name in names
+        for place in (
+            [name]
+            if stages.BY_NAME[name].scope == "run"
+            else [f"{name}/{layer}" for layer in stage_layers(run, name)]
+        )
+    ]
+
+
+def ablation_ranges(run):
+    """Ranges [(start, stop), ...] of places in the order of the images; one where channels may
+    stop early, since that depends on all images before."""
+    count = min(plan.images[run_dataset(run)].count, settings["ablation"]["images"] or 10**12)
+    one = settings["ablation"]["precision"] is not None
+    size = count if one else settings["ablation"]["range_size"]
+    return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def opponency_lines():
     """The thresholds by which the stage color classifies, under the names of section opponency."""
     return {name: settings["color"][name] for name in settings["opponency"]}
