@@ -1,4 +1,4 @@
-# Decodes the photographs of a data set and packs them into one file (design.md, section 4).
+# Decodes the photographs of a data set and packs them into one file (docs/files.md).
 # Needs: what `datasets.<dataset>` names (list, archive, ground truth, class map); for scenes the
 #   list that the rule scenes writes. Photographs in folders are not inputs one by one: a change in
 #   their names or number reruns the rule through `listing`.

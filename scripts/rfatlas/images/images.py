@@ -168,7 +168,7 @@ def pack(
     config: Mapping[str, Any] | None = None,
     created_from: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
-    """Decode the images of a listing and write them to `output` (design.md, section 4).
+    """Decode the images of a listing and write them to `output` (docs/files.md).
 
     `workers` processes decode. `on_bad_image` is `stop` (the first file that cannot be decoded
     raises RfatlasError) or `skip` (it is left out and listed in `bad_table`, a CSV with columns

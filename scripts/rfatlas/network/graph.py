@@ -504,8 +504,7 @@ class Graph:
         feeds the channel.
 
         L2 norm of the incoming filter with batch norm folded in: a block's is that of its residual
-        branch's last convolution, a pooling's that of the convolution before it (design.md
-        section 1).
+        branch's last convolution, a pooling's that of the convolution before it.
         """
         norms = self._filter_norms(self.node(layer))
         return norms if norms is not None and len(norms) == self.shape(layer)[0] else None
