@@ -128,7 +128,7 @@ def test_crop_gives_what_the_whole_image_gives(layer, tmp_path):
             value, whole = whole_image(network, layer, images[n], channels[c], y, x)
             assert value == pytest.approx(top["value"][c, k], abs=1e-5 * float(top["value"].max()))
             assert certificate[c, k] < 1e-4 * value
-            # As docs/files.md says: S x S around the centre of the unit's box, zero outside the image.
+            # docs/files.md: S x S around the centre of the unit's box, zero outside the image.
             t, u = (int(np.floor(start + p * stride - s / 2)) for p in (y, x))
             padded = np.pad(whole, ((0, 0), (s, s), (s, s)))[
                 :, s + t : 2 * s + t, s + u : 2 * s + u
