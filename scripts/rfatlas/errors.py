@@ -11,7 +11,7 @@ class RfatlasError(Exception):
 
 def printable(text: str, most: int = 2000) -> str:
     """The text on one line of at most `most` characters: what a terminal would obey or cannot show
-    stands as an escape."""
+    is escaped."""
     if not text.isprintable():
         text = "".join(
             char if char.isprintable() else char.encode("unicode_escape").decode() for char in text

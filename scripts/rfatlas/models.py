@@ -1,9 +1,9 @@
 """Plain networks: torchvision's ResNets of two-convolution blocks without their skip connections.
 
 The twins that Kobayashi & Shouno 2020 and He et al. 2015 (arXiv 1512.03385, section 3.3) compare
-residual networks with. Modules have torchvision's names, so that a plain block `layer2.0` stands
-beside the residual block of that name: its output is what follows the last ReLU. Importing this
-module imports torchvision.
+residual networks with. Modules have torchvision's names, so that a plain block `layer2.0`
+corresponds to the residual block of that name: its output is what follows the last ReLU. Importing
+this module imports torchvision.
 """
 
 import torch

@@ -98,7 +98,8 @@ class Run(Mapping):
         self.path = Path(path)
         if not (self.path / "model.json").is_file():
             raise RfatlasError(
-                f"{self.path}: no model.json, so no run of rfatlas; expected results/<run>"
+                f"{self.path}: no model.json, so this is not a run of rfatlas; "
+                "expected results/<run>"
             )
 
     def __getitem__(self, name: str) -> Fields:

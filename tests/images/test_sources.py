@@ -131,9 +131,9 @@ def test_folders_refused(tmp_path):
     dataset = {"source": "folders", "path": str(tmp_path / "x")}
     refused(r"d\.path: .*x: no such folder", dataset, key="d")
     put(tmp_path / "x", "a/1.txt")
-    refused("holds no image.*jpeg", dataset)
+    refused("contains no images.*jpeg", dataset)
     put(tmp_path / "x", "b/1.jpg")
-    refused("class folder 'a' holds no image", dataset)
+    refused("class folder 'a' contains no images", dataset)
     put(tmp_path / "x", "1.jpg")
     refused("both images .1.jpg. and class folders .b/1.jpg.", dataset)
     refused("labels.*does not use it", dataset | {"labels": "x.txt"})
@@ -297,11 +297,11 @@ def test_tar_refused(tmp_path):
 
     path.write_bytes(gzip.compress(whole))
     refused("compressed with gzip", dataset)
-    refused("holds no image", make_tar(path, {"a/x.txt": b"x"}))
+    refused("contains no images", make_tar(path, {"a/x.txt": b"x"}))
     with tarfile.open(path, "w") as archive:
         for name in ("a/1.jpg", "./a/1.jpg"):
             archive.addfile(tarfile.TarInfo(name))
-    refused("holds 'a/1.jpg' twice", dataset)
+    refused("duplicate entry 'a/1.jpg'", dataset)
     listing = sources.list_images(make_tar(path, {"a/1.jpg": bytes(30000)}))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(RfatlasError, match="cut short"):

@@ -342,4 +342,4 @@ def test_bombs_fill_no_memory(walled, bombs, name):
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert net is None and grown < 100 * 1024, f"{grown} kB more"
     if name in ("zeros.npz", "records.pth"):
-        assert "would swell to" in fate.message
+        assert "would expand to" in fate.message

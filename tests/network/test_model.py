@@ -281,7 +281,7 @@ def test_named_weights_of_torchvision():
     assert entry.url.endswith(".pth")
     with pytest.raises(RfatlasError, match="no weights 'IMAGENET1K_V7'; it has IMAGENET1K_V1"):
         weight_files.torchvision_weights("torchvision.models.resnet34", "IMAGENET1K_V7")
-    with pytest.raises(RfatlasError, match="no torchvision factory"):
+    with pytest.raises(RfatlasError, match="not a torchvision factory"):
         weight_files.torchvision_weights("my.net", "IMAGENET1K_V1")
 
 

@@ -148,7 +148,9 @@ def test_maps_of_a_layer_that_is_not_analysed_are_refused(raw, known):
 def test_groups_of_layers_and_channels_that_there_are_not_are_refused(raw, known):
     raw["ablation_groups"] = {"layers": ["0", "1"], "groups": {"mine": {"2": [0, 99]}}}
     message = refused(raw, known)
-    assert "ablation_groups.layers[1]: '1' is analysed in no run; the layers are 0, 2" in message
+    assert (
+        "ablation_groups.layers[1]: '1' is not analysed in any run; the layers are 0, 2" in message
+    )
     assert "ablation_groups.groups.mine.2: no channel 99; the layer has" in message
 
 
@@ -187,8 +189,8 @@ def test_a_run_without_a_classifier_or_labels_is_left_out_of_ablation(raw, known
 def test_ablation_of_what_is_not_there_is_refused(raw, known):
     raw["ablation"] = {"layers": ["0", "conv1"], "all_modes_layers": ["3"]}
     message = refused(raw, known)
-    assert "ablation.layers[1]: 'conv1' is analysed in no run" in message
-    assert "ablation.all_modes_layers[0]: '3' is analysed in no run" in message
+    assert "ablation.layers[1]: 'conv1' is not analysed in any run" in message
+    assert "ablation.all_modes_layers[0]: '3' is not analysed in any run" in message
 
 
 def test_problems_of_models_and_images_come_together(raw):

@@ -198,7 +198,7 @@ def orientation_figures(run):
         "frequency": ("preferred frequency", gabor or gratings),
         "selective": ("selective channels", gratings),
         "stability": ("selective channels by threshold", gratings),
-        "v1": ("beside macaque V1", gabor or gratings),
+        "v1": ("compared with macaque V1", gabor or gratings),
         "nx_ny": ("size of the Gabors", gabor),
         "agreement": ("agreement of the estimates", gabor),
     }

@@ -1,5 +1,5 @@
-# Stage opponency: what the rules of colour opponency say of whole layers, where they differ, beside
-# the random twin and beside macaques.
+# Stage opponency: what the rules of colour opponency say of whole layers, where they differ,
+# compared with the random twin and with macaques.
 # In:  results/<run>/channels.csv, that of the run's twin, resources/v1_color.csv
 # Out: results/<run>/opponency/{confusion,stability,counts,macaque,orientation}.csv
 
@@ -33,7 +33,7 @@ rule opponency_tables:
             caption="../report/opponency_macaque.rst",
             category="Colour",
             subcategory="{run}",
-            labels={"run": "{run}", "layer": "all", "shows": "shares beside macaque V1 (table)"},
+            labels={"run": "{run}", "layer": "all", "shows": "shares compared with macaque V1 (table)"},
         ),
         orientation=report(
             "results/{run}/opponency/orientation.csv",

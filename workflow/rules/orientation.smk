@@ -1,5 +1,5 @@
-# Stage orientation: what the estimates of orientation and frequency say of whole layers, beside the
-# random twin and beside macaques.
+# Stage orientation: what the estimates of orientation and frequency say of whole layers, compared
+# with the random twin and with macaques.
 # In:  results/<run>/channels.csv, that of the run's twin, resources/v1_reference.csv
 # Out: results/<run>/orientation/{agreement,selective,v1,v1_medians,frequency}.csv
 
@@ -32,7 +32,7 @@ rule orientation_tables:
             caption="../report/orientation_v1_table.rst",
             category="Orientation and frequency",
             subcategory="{run}",
-            labels={"run": "{run}", "shows": "medians beside macaque V1 (table)"},
+            labels={"run": "{run}", "shows": "medians compared with macaque V1 (table)"},
         ),
         frequency=report(
             "results/{run}/orientation/frequency.csv",

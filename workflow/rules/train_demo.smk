@@ -1,5 +1,5 @@
 # Stage train_demo: the demo's networks trained from nothing, on scenes of their own.
-# Reads: nothing; the settings stand in scripts/rfatlas/network/train_demo.py.
+# Reads: nothing; the settings are in scripts/rfatlas/network/train_demo.py.
 # Writes: results/train_demo/<network>.safetensors, results/train_demo/<network>.json (provenance).
 # Runs only when asked for (`snakemake train_demo`): the copies in resources/demo are what runs use.
 

@@ -300,7 +300,7 @@ class Ablator:
             )
 
     def _replacement(self, layer: str, value: torch.Tensor, mode: str) -> torch.Tensor:
-        """Return what stands in the place of `value` (n + 1, C, ...): (1 or n, C, ...)."""
+        """Return the replacement of `value` (n + 1, C, ...): (1 or n, C, ...)."""
         shape = (1, -1, *(1,) * (value.ndim - 2))
         if mode == "zero":
             return torch.zeros(value.shape[1], device=value.device).view(shape)

@@ -1,9 +1,9 @@
 """Stage `ablation_groups`: what the network loses without a group of channels.
 
 Channels with a property in common (inactive, orientation-selective, double-opponent, or named in
-the config) are taken out of a layer together, and so are as many others, drawn again and again: is
-the loss that of the property or that of their number? Beside them cumulative curves: channels taken
-out one after the other in the order of a property, from one channel to the whole layer.
+the config) are taken out of a layer together, and so are control sets of the same size: is the loss
+due to the property or to their number? Also cumulative curves: channels taken out one after the
+other in the order of a property, from one channel to the whole layer.
 """
 
 import itertools
@@ -51,7 +51,7 @@ DIRECTIONS = ("descending", "ascending")
 #: The classes of colour as an order: how far a channel tells colours apart in space.
 COLOR_CLASSES = ("unresponsive", "non_opponent", "single_opponent", "double_opponent")
 
-#: Columns of the table beside the predictions of a layer: what each set of channels is for.
+#: Columns of a layer's table: what each set of channels is for.
 USES = (
     "layer", "mode", "kind", "name", "direction", "number", "control", "control_reason",
     "norm_difference", "set",
@@ -262,8 +262,8 @@ def orders(
     Returns
     -------
     (order, direction, number) -> (C,) channels, the first taken out first. Direction is one of
-    `DIRECTIONS`, "" for a random one; number counts the random ones. Channels without a value stand
-    at the end in both directions. An order whose column is missing or empty is left out.
+    `DIRECTIONS`, "" for a random one; number counts the random ones. Channels without a value
+    come last in both directions. An order whose column is missing or empty is left out.
     """
     found = {}
     shuffled = np.random.default_rng([*seed, 0]).permutation(len(rows))

@@ -57,7 +57,7 @@ TEMPLATE, START = "index.html.j2", "start.html.j2"
 
 @dataclass(frozen=True)
 class Column:
-    """A row of docs/columns.md; `section` is the heading it stands under, `stages` those named
+    """A row of docs/columns.md; `section` is its heading, `stages` those named
     there. `pattern` matches the names it explains (`<mode>` in a documented name is any word)."""
 
     pattern: str
@@ -100,7 +100,7 @@ def read_columns(text: str) -> list[Column]:
 
 
 def _rows(body: str) -> Iterable[list[str]]:
-    """Yield the five cells of each table row that names columns, the first one as it stands."""
+    """Yield the five cells of each table row that names columns, the first one unchanged."""
     for line in body.splitlines():
         if re.match(r"\| `[\w<>]+`", line):
             names, *cells = re.split(r"(?<!\\)\|", line)[1:-1]

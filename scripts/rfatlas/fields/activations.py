@@ -66,7 +66,7 @@ class TopList:
     """The K largest values of each channel with their places, sorted from the largest down.
 
     `value` f32 (C, K) is -inf in empty slots, `image` i32 (C, K) and `position` i32 (C, K), the
-    flat index y * W + x, are -1 there. Equal values stand in ascending order of (image, position).
+    flat index y * W + x, are -1 there. Equal values are in ascending order of (image, position).
     Values not above `floor` never enter. Candidates wait until they are many or `settle` is called:
     the arrays do not know of them before.
     """
@@ -780,7 +780,7 @@ def compute(
     unknown = sorted(set(keep_maps) - set(layers))
     if unknown:
         raise RfatlasError(
-            f"activations.keep_maps: {', '.join(unknown)}: not among the layers that are analysed, "
+            f"activations.keep_maps: {', '.join(unknown)}: not among the analysed layers, "
             f"which are {', '.join(layers)}"
         )
     keep_freed_memory()

@@ -94,7 +94,7 @@ def fit_fields(
     """Fit fields (n, 3, S, S), an array or an open dataset, of the channels `channel` (n,).
 
     Each along its principal colour, and its luminance image if that is asked for. A field that is
-    weak beside the layer's strongest, or not finite, has no fit.
+    weak compared with the layer's strongest, or not finite, has no fit.
     """
     rows = max(1, _BLOCK // (fields.shape[2] * fields.shape[3]))
     along, light, colours, shares, strength = [], [], [], [], []

@@ -302,7 +302,7 @@ def _gram(moments: _Moments, q: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, 
 
 @dataclass
 class _State:
-    """Where fits stand: shapes (n, 6), z (n,), residual sums of squares (n,); of half of that sum,
+    """The state of fits: shapes (n, 6), z (n,), residual sums of squares (n,); of half of that sum,
     the linear parameters always at their best, the downhill gradient (n, 6) and the Hessian
     (n, 6, 6); and the lengths (n, 6) of the derivatives, less what the linear parameters take up.
     """
@@ -713,7 +713,7 @@ def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits, field: int) -> None:
     parameters[:, 6], parameters[:, 7] = np.degrees(np.angle(z)), np.abs(z)
     parameters[:, 8] = mean - (z * moments.plain[:, 0, 0]).real / size**2
     found.parameters[rows] = canonical(parameters)
-    # What lies around a window is not part of the fit, nor is the ground on which the Gabor stands.
+    # What lies around a window is not part of the fit, nor is the offset.
     alone = found.parameters[rows]
     if size < field:
         alone[:, 8] = 0

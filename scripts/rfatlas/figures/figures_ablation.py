@@ -280,12 +280,12 @@ def _ticks(channels: int) -> list[int]:
 
 @style.styled
 def groups(table: pd.DataFrame, run: str) -> Figure:
-    """Draw the change of top-1 accuracy without each group beside that without its controls.
+    """Draw the change of top-1 accuracy without each group and without its controls.
 
     `table` is ablation_groups.csv. A line per layer and group, a column per mode; dots are the
     controls, a bar their median, the diamond the group with its 95 % paired interval.
     """
-    title = f"{run} · groups of channels beside other sets of the same size"
+    title = f"{run} · groups of channels and control sets of the same size"
     if not len(table):
         return _empty(title, "no layer has a channel of any group")
     modes = [mode for mode in MODES if mode in set(table["mode"])]

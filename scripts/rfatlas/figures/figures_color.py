@@ -96,8 +96,8 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
     """Draw the share of each class against depth, with the twin's and the macaque's.
 
     Above, single- and double-opponent channels by the cone rule with 95 % Wilson intervals; below,
-    the kinds by `color_ratio` beside those of macaque V1. `counts` and `macaque` are the tables of
-    these names; all layers together stand at the right.
+    the kinds by `color_ratio` compared with macaque V1. `counts` and `macaque` are the tables of
+    these names; all layers together are at the right.
     """
     names, twin = layers_of(counts), twin_of(counts)
     rows = [*names, ALL]
@@ -640,7 +640,7 @@ def _cell_curves(found: Channels, row: int) -> list[np.ndarray]:
 
 
 def _apart(x: np.ndarray) -> float:
-    """How far zero frequency stands from the lowest of the others, on their axis (octaves)."""
+    """How far zero frequency is from the lowest of the others, on their axis (octaves)."""
     return max(1.0, 0.25 * (x[-1] - x[0]))
 
 

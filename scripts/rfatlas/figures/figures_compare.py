@@ -1,7 +1,7 @@
 """Stage `figures`, topic compare: the networks of a group of runs side by side.
 
-Drawn from the tables of the stage `compare`. The first run is the reference. Layers stand along
-depth in the order of the networks; one that only some networks have has marks of these alone.
+Drawn from the tables of the stage `compare`. The first run is the reference. Layers are in
+the order of the networks; one that only some networks have has marks of these alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,7 +46,7 @@ QUANTITIES = {
 }
 LOGARITHMIC = ("erf_sigma", "sf_cpp")
 
-#: How the name of a run stands beside the matrices.
+#: How the name of a run is written beside the matrices.
 RUN_LABEL = {"va": "center", "fontsize": 9.5, "fontweight": "bold"}
 
 #: Up to this many layers, the cells of a matrix hold their numbers.
@@ -72,7 +72,7 @@ def layer_order(table: pd.DataFrame, runs: Sequence[str]) -> list[str]:
 def accuracy(table: pd.DataFrame, group: str) -> Figure:
     """Draw top-1 and top-5 accuracy of the networks with 95 % Wilson intervals.
 
-    `table` is runs.csv. Beside each network but the reference stands the difference of its top-1
+    `table` is runs.csv. Beside each network but the reference is the difference of its top-1
     accuracy in percentage points, with the interval for paired images.
     """
     figure = style.figure(7.2, 1.8 + 0.62 * len(table))
@@ -223,7 +223,7 @@ def matched(
 def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: str) -> Figure:
     """Draw `measure` (`cka` or `svcca`) of every layer with every other, a matrix per two runs.
 
-    `table` is similarity.csv. Matrices of a run with itself stand on the diagonal, those of two
+    `table` is similarity.csv. Matrices of a run with itself are on the diagonal, those of two
     runs below; the colour runs from 0 to 1.
     """
     count = len(runs)

@@ -89,7 +89,8 @@ def curve(response: np.ndarray) -> np.ndarray:
     """Return the outline (2 * POINTS, 2), x to the right and y upwards, of a polar tuning curve.
 
     `response` (O,) at orientations evenly spaced over 180 degrees from 0. An orientation has two
-    directions, so the curve comes twice. Interpolated as the indices are; the largest radius is 1.
+    directions, so the curve is drawn twice. Interpolated as the indices are; the largest radius is
+    1.
     """
     fine = np.tile(resample(response, POINTS).clip(0), 2)
     angle = np.pi * np.arange(2 * POINTS) / POINTS
@@ -105,7 +106,7 @@ def map_pixels(response: np.ndarray) -> np.ndarray:
 
 
 def place(frequency: np.ndarray, value: float) -> float:
-    """Return how far right in a map, in pixels, a frequency stands: the middle of a grid point's
+    """Return how far right in a map, in pixels, a frequency is: the middle of a grid point's
     column for its own."""
     step = np.log(frequency[1] / frequency[0])
     return (np.log(value / frequency[0]) / step + 0.5) * SIDE / len(frequency)

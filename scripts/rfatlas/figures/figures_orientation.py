@@ -2,7 +2,7 @@
 
 Drawn from channels.csv (the run's and its random twin's) and the tables of the stage `orientation`:
 distributions against depth, how many channels are selective and how much that depends on the
-threshold, whether the estimates agree, and the layers beside macaque V1.
+threshold, whether the estimates agree, and the layers compared with macaque V1.
 
 Orientations are directions of modulation, degrees counter-clockwise from the right: at 0 the bars
 are vertical.
@@ -25,7 +25,7 @@ BINS = 12
 #: Name of what is published in the column `layer`.
 MACAQUE = "macaque V1"
 
-#: Quantities that are shown beside macaque V1, with label and ticks of their axis.
+#: Quantities that are compared with macaque V1, with label and ticks of their axis.
 QUANTITIES = {
     "circular_variance": ("circular variance", (0, 0.25, 0.5, 0.75, 1)),
     "bandwidth_deg": ("orientation half-bandwidth (°)", (0, 15, 30, 45, 60, 75, 90)),
@@ -93,10 +93,10 @@ def frequencies(rows: pd.DataFrame, gabor_r2: float) -> np.ndarray:
 def roses(
     table: pd.DataFrame, run: str, gabor_r2: float, twin: pd.DataFrame | None, twin_name: str
 ) -> Figure:
-    """Draw the distribution of preferred orientations in every layer, beside the twin's.
+    """Draw the distribution of preferred orientations in every layer, and the twin's.
 
     Half a rose per layer, each on its own scale; the area of a wedge is its share. Strokes on the
-    rim show how the bars of a grating of that direction of modulation stand.
+    rim show the bars of a grating of that direction of modulation.
     """
     gratings = "orientation_deg" in table
     whose = "orientation-selective channels" if gratings else f"Gabor fits with R² ≥ {gabor_r2:g}"
@@ -105,7 +105,7 @@ def roses(
     figure, panels = style.panel_grid(
         len(layers),
         f"{run} · preferred orientation",
-        f"{whose}; area is the share of channels; strokes on the rim: how the bars stand",
+        f"{whose}; area is the share of channels; strokes on the rim: the bars of the grating",
         (1.75, 1.4),
     )
     for axes, (name, rows) in zip(panels, layers, strict=True):
@@ -159,7 +159,7 @@ def _outline(radius: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bar(axes: Axes, direction: float) -> None:
-    """Draw a stroke on the rim as the bars of a grating modulated along `direction` stand."""
+    """Draw a stroke on the rim along the bars of a grating modulated along `direction`."""
     angle = np.radians(direction)
     centre, along = 1.14 * np.array([np.cos(angle), np.sin(angle)]), np.radians(direction + 90)
     half = 0.09 * np.array([np.cos(along), np.sin(along)])
@@ -177,10 +177,10 @@ def frequency(
     twin: pd.DataFrame | None,
     twin_name: str,
 ) -> Figure:
-    """Draw the preferred spatial frequency against depth, beside the twin's and the macaque's.
+    """Draw the preferred spatial frequency against depth, with the twin's and the macaque's.
 
     One dot per channel with median and quartiles. Dashes mark the Nyquist frequency of a layer's
-    stride; the macaque's quartiles stand where `pixels_per_degree` puts them.
+    stride; the macaque's quartiles are where `pixels_per_degree` puts them.
     """
     layers = list(rows_by_layer(table).items())
     others = rows_by_layer(twin) if twin is not None else {}
@@ -229,7 +229,7 @@ def frequency(
 
 @style.styled
 def selective(counts: pd.DataFrame, run: str) -> Figure:
-    """Draw the fraction of orientation-selective channels against depth, beside the twin's.
+    """Draw the fraction of orientation-selective channels against depth, with the twin's.
 
     `counts` is selective.csv; the threshold is that of the config. 95 % Wilson intervals.
     """
@@ -327,7 +327,7 @@ def v1(
     run: str,
     gabor_r2: float,
 ) -> Figure:
-    """Draw histograms of the tuning of every layer beside the published ones of macaque V1.
+    """Draw histograms of the tuning of every layer and the published ones of macaque V1.
 
     One panel per quantity, one row per layer, each to its own height; `histograms` is v1.csv,
     `medians` v1_medians.csv, `reference` the published numbers. Published medians are lines through
@@ -352,7 +352,7 @@ def v1(
     figure.text(
         0.012,
         1 - 0.1 / height,
-        f"{run} · beside macaque V1",
+        f"{run} · compared with macaque V1",
         fontsize=12,
         fontweight="bold",
         va="top",
@@ -469,7 +469,7 @@ def nx_ny(
     run: str,
     gabor_r2: float,
 ) -> Figure:
-    """Draw the (nx, ny) plane of every layer: the size of Gabors in cycles, beside macaque V1.
+    """Draw the (nx, ny) plane of every layer: the size of Gabors in cycles, and macaque V1's.
 
     A dot per channel whose fit explains at least the share `gabor_r2`; filled where the channel is
     orientation-selective. Grey squares are the counts of Ringach 2002 (`joint`), the cross its

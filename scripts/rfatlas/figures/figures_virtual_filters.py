@@ -1,6 +1,6 @@
 """Stage `figures`, topic virtual filters: what the skip connections alone hand on.
 
-A sheet per layer with the virtual filters beside the mean gradients; over all layers how well the
+A sheet per layer with the virtual filters and the mean gradients; over all layers how well the
 two agree, and what share of the gradients comes through the skip connection of the last block.
 Drawn from the files of the stages `virtual_filters` and `receptive_fields`, and from channels.csv.
 """
@@ -168,7 +168,7 @@ def correlation(
 ) -> Figure:
     """Draw how well virtual filters agree with mean gradients, against depth.
 
-    One dot per channel with median and quartiles, beside the same with the mean gradient of another
+    One dot per channel with median and quartiles, and the same with the mean gradient of another
     channel (the null); triangles: the twin's medians. Above the filters, below the linear
     responses of the same paths on their larger windows. `table` is channels.csv.
     """

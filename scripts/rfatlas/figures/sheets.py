@@ -1,6 +1,6 @@
 """Sheets: figures of one layer with a row of pictures per channel.
 
-Rows stand in blocks side by side. Pictures are pixels of the page, put there without a second
+Rows are in blocks side by side. Pictures are pixels of the page, put there without a second
 resampling; labels and curves are drawn over them in the same coordinates, pixels from the top left
 corner, y downwards.
 """

@@ -156,7 +156,7 @@ def strip(axes: Axes, position: float, values: np.ndarray, color: str, width: fl
 
 
 def strip_handle(color: str, label: str) -> Line2D:
-    """Return what stands for a `strip` in a legend."""
+    """Return the legend entry of a `strip`."""
     return Line2D([], [], color=color, marker="o", markersize=4, linewidth=2.4, label=label)
 
 
@@ -188,7 +188,7 @@ def panel_grid(
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of `panels` panels of `side` (width, height) inches each, and their axes.
 
-    Title and subtitle stand above all panels; `footer` inches below them are left for a legend
+    Title and subtitle are above all panels; `footer` inches below them are left for a legend
     (`figure.legend(loc="lower center")`). At most six panels in a row.
     """
     rows = -(-panels // 6)
@@ -252,7 +252,7 @@ def outside(yx: np.ndarray, start: float, stride: int, window: int, image: int) 
 
 
 def hatch(side: int) -> np.ndarray:
-    """Return the pattern, uint8 (side, side, 3), that stands for "outside the image"."""
+    """Return the pattern, uint8 (side, side, 3), that means "outside the image"."""
     y, x = np.indices((side, side))
     stripes = np.where((x + y) % 8 < 2, NEUTRAL - 20, NEUTRAL + 10).astype(np.uint8)
     return np.repeat(stripes[..., None], 3, axis=-1)

@@ -219,7 +219,7 @@ def _lock(folder: Path, wait_s: float) -> None:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            log.warning("%s: this file system has no locks; start no two runs here", folder)
+            log.warning("%s: this file system has no locks; do not start two runs here", folder)
             break
         if time.monotonic() > deadline:
             raise RfatlasError(
@@ -241,7 +241,7 @@ def _unlock(folder: Path) -> None:
 
 
 class Partial:
-    """Progress of one output, kept beside it in the undeclared folder `<output>.partial`.
+    """Progress of one output, kept next to it in the undeclared folder `<output>.partial`.
 
     Snakemake does not know the folder, so it survives a killed or failed job. Records are written
     atomically. A folder with another fingerprint (params, stage version, weights, image list) is

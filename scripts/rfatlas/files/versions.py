@@ -98,7 +98,7 @@ def digest(name: str) -> str:
 
 
 def current() -> dict[str, dict]:
-    """Version and digest of each expensive stage, as the code stands."""
+    """Version and digest of each expensive stage, of the present code."""
     return {
         stage.name: {"version": stage.version, "digest": digest(stage.name)}
         for stage in stages.STAGES

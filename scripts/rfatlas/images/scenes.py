@@ -4,7 +4,7 @@ A scene is a dead-leaves picture (Matheron 1968; Lee, Mumford & Huang 2001): lea
 follow a power law with exponent -3 occlude one another, which gives images the power-law spectrum
 of photographs. Each leaf has its own reflectance, shading and texture. One foreground object,
 partly occluded, carries the label: its shape (`SHAPES`) and the hue of its reflectance (`HUES`).
-Everything stands under one random illuminant.
+Everything is lit by one random illuminant.
 
 Reflectances are drawn in the logarithm of linear RGB on three axes (grey, yellow-blue, red-green)
 whose standard deviations fall in that order, as Ruderman, Cronin & Chiao 1998 measured in natural
@@ -315,7 +315,7 @@ class _Canvas:
         u, v = self._local(rows, columns, centre, rng.uniform(0, 2 * np.pi))
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         distance = shape_distance(shape, u * stretch, v / stretch, radius)
-        # A step in lightness draws the outline, so that the shape does not hang on hue alone.
+        # A step in lightness draws the outline, so that the shape does not depend on hue alone.
         ground = np.log(self.light[rows, columns][distance < 0]).mean()
         step = rng.uniform(*_FOREGROUND_CONTRAST) * rng.choice([-1, 1])
         reflectance = ground + step + tint

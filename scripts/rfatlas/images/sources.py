@@ -391,7 +391,7 @@ def _is_image(name: str) -> bool:
 
 def _no_image(path: Path, key: str) -> RfatlasError:
     return RfatlasError(
-        f"{key}.path: {path}: holds no image; files with these endings count: "
+        f"{key}.path: {path}: contains no images; recognised extensions: "
         + ", ".join(IMAGE_SUFFIXES)
     )
 
@@ -431,8 +431,8 @@ def _by_class(
         raise _no_image(path, key)
     if flat and nested:
         raise RfatlasError(
-            f"{key}.path: {path}: holds both images ({flat[0]}) and class folders ({nested[0]}); "
-            "move the images into class folders, or give a list file"
+            f"{key}.path: {path}: contains both images ({flat[0]}) and class folders "
+            f"({nested[0]}); move the images into class folders, or give a list file"
         )
     if flat:
         return flat, np.full(len(flat), -1, dtype=np.int64), []
@@ -440,7 +440,7 @@ def _by_class(
     empty = sorted(set(folders) - set(found))
     if empty:
         raise RfatlasError(
-            f"{key}.path: {path}: the class folder {empty[0]!r} holds no image"
+            f"{key}.path: {path}: the class folder {empty[0]!r} contains no images"
             f" ({len(empty)} such); remove it, or fill it: labels follow the sorted folder names"
         )
     if class_map is None:
@@ -451,7 +451,7 @@ def _by_class(
         unknown = [name for name in found if name not in rank]
         if unknown:
             raise RfatlasError(
-                f"{key}.class_map: {class_map}: does not hold the class folder {unknown[0]!r}"
+                f"{key}.class_map: {class_map}: does not contain the class folder {unknown[0]!r}"
                 f" ({len(unknown)} such); folder names must be WordNet ids such as n01440764"
             )
     labels = np.array([rank[name.split("/")[0]] for name in names], dtype=np.int64)
@@ -543,7 +543,7 @@ def _index_tar(path: Path, key: str) -> tuple[dict[str, tuple[int, int]], list[s
                     folders.append(name)
                     continue
                 if name in places:
-                    raise RfatlasError(f"{key}.path: {path}: holds {name!r} twice")
+                    raise RfatlasError(f"{key}.path: {path}: duplicate entry {name!r}")
                 if member.size < 0 or member.offset_data + member.size > total:
                     raise tarfile.ReadError(f"{name} reaches past the end of the archive")
                 places[name] = (member.offset_data, member.size)
@@ -592,7 +592,9 @@ def _class_map(path: Path, key: str) -> tuple[dict[str, int], list[str], dict[in
     ids, words = {}, {}
     for number, wnid, name in rows:
         if wnid in words or number in ids:
-            raise RfatlasError(f"{key}: {path}: holds {wnid if wnid in words else number} twice")
+            raise RfatlasError(
+                f"{key}: {path}: duplicate entry {wnid if wnid in words else number}"
+            )
         words[wnid] = name.split(",")[0].strip().strip('"') or wnid
         if number is not None:
             ids[number] = wnid
@@ -722,14 +724,14 @@ def _kaggle_labels(
                 "`ImageId,wnid x1 y1 x2 y2 ...`"
             )
         if row[0] in wnids:
-            raise RfatlasError(f"{key}.labels: {truth}: line {number}: {row[0]} appears twice")
+            raise RfatlasError(f"{key}.labels: {truth}: line {number}: duplicate entry {row[0]}")
         wnids[row[0]] = words[0]
     if class_map is not None:
         rank, class_names, _ = _class_map(class_map, key)
         strange = sorted(set(wnids.values()) - set(rank))
         if strange:
             raise RfatlasError(
-                f"{key}.class_map: {class_map}: does not hold {strange[0]} of {truth.name}"
+                f"{key}.class_map: {class_map}: does not contain {strange[0]} from {truth.name}"
             )
     else:
         class_names = sorted(set(wnids.values()))

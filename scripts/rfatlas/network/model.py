@@ -406,7 +406,7 @@ def _describe_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise
     except Exception as error:
         raise RfatlasError(
-            f"factory: {config['factory']} makes a network that cannot look at an image of 3 x "
+            f"factory: {config['factory']} builds a network that fails on an input of 3 x "
             f"{input['crop']} x {input['crop']}: {_reason(error)}"
         ) from error
 

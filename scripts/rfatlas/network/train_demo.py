@@ -34,7 +34,7 @@ from rfatlas.images import scenes
 
 log = logging.getLogger("rfatlas")
 
-#: What can be trained, by name; the factories stand in `rfatlas.demo_net`.
+#: What can be trained, by name; the factories are in `rfatlas.demo_net`.
 NETWORKS = {"resnet_demo": demo_net.resnet_demo, "plainnet_demo": demo_net.plainnet_demo}
 
 

@@ -50,8 +50,8 @@ def torchvision_weights(factory: str, name: str) -> Any:
     """
     if not factory.startswith("torchvision.models."):
         raise RfatlasError(
-            f"weights: {name!r} is no path, URL or random:<seed>, and {factory} is no torchvision "
-            "factory with named weights"
+            f"weights: {name!r} is not a path, URL or random:<seed>, and {factory} is not a "
+            "torchvision factory with named weights"
         )
     from rfatlas.network.torchvision_ops import torchvision
 
@@ -179,7 +179,7 @@ def _refuse_bomb(path: Path) -> None:
     packed = path.stat().st_size
     if size > max(_SWELLING * packed, _SMALL_BYTES):
         raise RfatlasError(
-            f"weights: {path} has {packed} bytes and would swell to {size}; no weights do"
+            f"weights: {path} has {packed} bytes but would expand to {size}; refused"
         )
 
 

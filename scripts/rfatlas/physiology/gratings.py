@@ -2,7 +2,7 @@
 
 Achromatic drifting gratings are shown to the centre unit of a layer (see `probe`): every
 orientation at every frequency at several phases, all channels at once, then each channel's best
-grating at more phases for F1/F0. Beside them the blank, mid grey, and for comparison a black field
+grating at more phases for F1/F0. Also the blank, mid grey, and for comparison a black field
 and the mean of the data set's images.
 """
 

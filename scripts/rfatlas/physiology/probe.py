@@ -131,7 +131,7 @@ class Probe:
 
         cos(2 pi f (x cos theta + y sin theta) + phase), x to the right and y upwards from the
         receptive field's centre: theta is the direction of modulation, degrees counter-clockwise
-        from +x, and the bars stand at theta + 90. The aperture is `size` wide; outside it the
+        from +x, and the bars lie at theta + 90. The aperture is `size` wide; outside it the
         carrier is 0.
 
         Parameters

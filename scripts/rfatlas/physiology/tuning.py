@@ -1,7 +1,7 @@
 """Indices of tuning, over arrays of responses: orientation, spatial frequency, phase.
 
 Every function works on all channels at once; nothing here knows of networks. The formulas and
-their sources stand in docs/columns.md.
+their sources are in docs/columns.md.
 """
 
 import math

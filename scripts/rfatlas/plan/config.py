@@ -77,7 +77,7 @@ def check(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
 
 
 def check_file(path: Path | str) -> None:
-    """Refuse a config file in which a key is there twice (YAML would silently keep the last one).
+    """Refuse a config file with duplicate keys (YAML would silently keep the last one).
 
     Raises
     ------

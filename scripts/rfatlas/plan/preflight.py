@@ -225,7 +225,7 @@ def _unfitting(
         known = {layer["name"] for one in descriptions.values() for layer in one["layers"]}
         if last and last not in known:
             problems.append(
-                f"preferred_stimulus.channels.all_up_to: {last!r} is a layer of no model"
+                f"preferred_stimulus.channels.all_up_to: {last!r} is not a layer of any model"
                 f"{schema.closest(last, known)}; analysed are {', '.join(sorted(analysed))}"
             )
     return problems
@@ -246,8 +246,8 @@ def _nowhere(config: dict[str, Any], analysed: set[str]) -> list[str]:
     for name, layers in config["ablation_groups"]["groups"].items():
         named |= {f"ablation_groups.groups.{name}.{layer}": layer for layer in layers}
     return [
-        f"{key}: {layer!r} is analysed in no run{schema.closest(layer, analysed)}; the layers are "
-        f"{', '.join(sorted(analysed))}"
+        f"{key}: {layer!r} is not analysed in any run{schema.closest(layer, analysed)}; "
+        f"the layers are {', '.join(sorted(analysed))}"
         for key, layer in named.items()
         if layer not in analysed
     ]

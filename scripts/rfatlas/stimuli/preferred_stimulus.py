@@ -373,7 +373,7 @@ class Photographs:
         """Return what these units of channels (m,) see, moved to where the centre unit looks:
         float32 (m, 3, S, S); mid grey for a channel without.
 
-        Outside the image stands what the first layer's padding amounts to: the mean that is
+        Outside the image is what the first layer's padding amounts to: the mean that is
         subtracted from the input.
         """
         geometry = probe.geometry

@@ -52,7 +52,7 @@ COLUMNS = (
     "n_top_classes",
 )
 
-#: Columns that compare what several stages found; they stand last, those that have their parts.
+#: Columns that compare what several stages found; they come last, where their parts exist.
 DERIVED = (
     "orientation_selective",
     "orientation_kernel_gradient_deg",
@@ -60,7 +60,7 @@ DERIVED = (
     "orientation_gradient_gratings_deg",
 )
 
-#: Where each estimate of a channel's orientation stands.
+#: The column of each estimate of a channel's orientation.
 ORIENTATIONS = {
     "kernel": "gabor_kernel_theta_deg",
     "gradient": "gabor_theta_deg",
@@ -266,7 +266,7 @@ def read_table(path: str | Path, layer: str | None = None) -> pd.DataFrame:
     header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
     repeated = sorted({str(column) for column in header if header.count(column) > 1})
     if repeated:
-        raise RfatlasError(f"{path}: column {repeated[0]!r} appears twice")
+        raise RfatlasError(f"{path}: duplicate column {repeated[0]!r}")
     for column in KEY:
         if column not in table:
             raise RfatlasError(
@@ -275,9 +275,9 @@ def read_table(path: str | Path, layer: str | None = None) -> pd.DataFrame:
     if layer is not None and (table["layer"] != layer).any():
         wrong = table.loc[table["layer"] != layer, "layer"].iloc[0]
         raise RfatlasError(f"{path}: holds layer {wrong!r}, its name says {layer!r}")
-    twice = table[table.duplicated(KEY)]
-    if len(twice):
-        raise RfatlasError(f"{path}: {_key(twice.iloc[0])} appears twice")
+    repeated = table[table.duplicated(KEY)]
+    if len(repeated):
+        raise RfatlasError(f"{path}: duplicate row, {_key(repeated.iloc[0])}")
     return table
 
 

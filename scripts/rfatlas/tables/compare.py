@@ -4,8 +4,8 @@ The first run of a group is the reference. How accurate is each network (`runs`)
 channels of each layer is selective, opponent, inactive (`fractions`), and how do sizes and indices
 differ (`quantities`)? Which channel of the reference is which of another network (`matched`, by
 layer `matching`), and how alike are whole layers (`similarity`)? Layers are paired by name; a layer
-that only one network has stands alone, but for `similarity`, which takes every layer with every
-other. Tables come from channels.csv, what is paired image by image from activations.h5.
+that only one network has is listed alone, except in `similarity`, which compares every layer with
+every other. Tables come from channels.csv, what is paired image by image from activations.h5.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -378,7 +378,7 @@ def similarity(
 
     `feature` is the dataset of a layer that holds one number per image and channel, `image_mean` or
     `image_max`; `variance` the share that SVCCA keeps. `..._chance` is what the measure gives for
-    layers that saw different images. One row (`SIMILARITY`) per pair; each pair stands once, the
+    layers that saw different images. One row (`SIMILARITY`) per pair; each pair appears once, the
     one that comes first in the group first.
     """
     known = [(run, layer, depth) for run in files for depth, layer in enumerate(layers[run])]

@@ -2,7 +2,7 @@
 
 Kobayashi & Shouno 2020 found orientation-selective neurons, double-opponent neurons, and inactive
 first-layer neurons that matter for classification. Each claim is answered from the rows of tables
-that other stages wrote, with intervals and the random twin beside it, and in one sentence; each row
+that other stages wrote, with intervals and the random twin, and in one sentence; each row
 says which line of its table it is.
 """
 

@@ -2,9 +2,9 @@
 
 Do the cone rule, Harris' rule and the rule on the linear field put a channel into the same class
 (`confusion`)? How many channels of each class are there, and how many in the random twin
-(`counts`)? How much does that hang on where the lines are drawn (`stability`)? How do the layers
+(`counts`)? How much does that depend on the thresholds (`stability`)? How do the layers
 compare with the primary visual cortex of macaques (`macaque`, `orientation`)? Everything is counted
-from channels.csv; what is published about macaques stands with its source and certainty in
+from channels.csv; published values for macaques, with source and certainty, are in
 `resources/v1_color.csv`.
 """
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from rfatlas.statistics import by_layer, newcombe, wilson
 
-#: What stands for a layer in rows that count over all layers.
+#: The layer in rows that count over all layers.
 ALL = "all layers"
 
 UNRESPONSIVE = "unresponsive"

@@ -3,8 +3,8 @@
 Do kernel, mean gradient and gratings agree on a channel's orientation (`agreement`)? How many
 channels are tuned, by several thresholds, and how many are in the random twin (`selective`)? How do
 the layers compare with the primary visual cortex of macaques (`histograms`, `medians`,
-`frequencies`)? Everything is counted from channels.csv; what is published about macaques stands
-with its source and certainty in `resources/v1_reference.csv`.
+`frequencies`)? Everything is counted from channels.csv; published values for macaques, with
+source and certainty, are in `resources/v1_reference.csv`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ PAIRS = (("kernel", "gradient"), ("kernel", "gratings"), ("gradient", "gratings"
 #: Two orientations agree if they are at most this many degrees apart; by chance 11 % do.
 CLOSE = 10
 
-#: What stands for a layer in rows that are about macaques.
+#: The layer in rows about macaques.
 MACAQUE = "macaque V1"
 
 #: Edges of the histograms, those of the published ones as far as these reach.

@@ -139,13 +139,13 @@ class Moments:
         return product, shuffled
 
     def _columns(self, layer: int, group: range) -> slice:
-        """Where the channels of a layer stand among those of its group."""
+        """The place of a layer's channels among those of its group."""
         begin = sum(len(self._mean[other]) for other in range(group.start, layer))
         return slice(begin, begin + len(self._mean[layer]))
 
 
 def _groups(widths: Sequence[int], tile: int) -> list[range]:
-    """Consecutive layers of together at most `tile` channels; a wider layer stands alone."""
+    """Consecutive layers of together at most `tile` channels; a wider layer has its own group."""
     groups, start = [], 0
     for stop in range(1, len(widths) + 1):
         if stop == len(widths) or sum(widths[start : stop + 1]) > tile:
