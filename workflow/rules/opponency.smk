@@ -33,7 +33,11 @@ rule opponency_tables:
             caption="../report/opponency_macaque.rst",
             category="Colour",
             subcategory="{run}",
-            labels={"run": "{run}", "layer": "all", "shows": "shares compared with macaque V1 (table)"},
+            labels={
+                "run": "{run}",
+                "layer": "all",
+                "shows": "shares compared with macaque V1 (table)",
+            },
         ),
         orientation=report(
             "results/{run}/opponency/orientation.csv",
