@@ -44,6 +44,9 @@ class Stage:
         which is run again whenever its code changes (see `rfatlas.files.versions`).
     mem_mb
         Megabytes that one of its jobs needs at most; 0 where it depends on the network.
+    per_channel
+        Seconds of one of its jobs and bytes of its files, per channel (measured with `make demo` or
+        a ResNet-18 at 224 px); nothing where `rfatlas.plan.estimates` has a formula.
     columns
         Whether it brings columns to channels.csv.
     reason
@@ -65,6 +68,7 @@ class Stage:
     part_of: str = ""
     version: int | None = None
     mem_mb: int = 1000
+    per_channel: tuple[float, float] = (0.0, 0.0)
     columns: bool = False
     reason: str = ""
     pictures: tuple[tuple[str, str], ...] = ()
@@ -151,6 +155,7 @@ STAGES: tuple[Stage, ...] = (
         off_when="no virtual filters are wanted",
         version=1,
         mem_mb=3000,
+        per_channel=(0.005, 2300),
         columns=True,
         reason="virtual_reason",
         pictures=(("virtual_filter", "virtual filter"), ("virtual_linear", "its linear response")),
@@ -183,6 +188,7 @@ STAGES: tuple[Stage, ...] = (
         like="receptive_fields",
         version=1,
         mem_mb=1500,
+        per_channel=(0.014, 750),
         columns=True,
         reason="gabor_reason",
         pictures=(("gabor", "its Gabor"),),
@@ -254,6 +260,7 @@ STAGES: tuple[Stage, ...] = (
         "run",
         reads=("images", "model", "activations"),
         files=("results/{run}/channels.csv",),
+        per_channel=(0.0005, 600),
     ),
     Stage(
         "orientation",
@@ -333,6 +340,7 @@ STAGES: tuple[Stage, ...] = (
         switch=True,
         off_when="only tables and figures are wanted; thousands of channels take a few minutes",
         mem_mb=1500,
+        per_channel=(0.02, 30e3),
     ),
 )
 

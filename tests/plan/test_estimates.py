@@ -13,38 +13,20 @@ from rfatlas.tables import similarity
 RATES = {
     "start_plain": 0.0,
     "start_torch": 0.0,
-    "model": 0.0,
     "scenes": 1.0,
     "decode_file": 0.001,
     "decode_bytes": 10.0,
     "forward_cpu": 10.0,
-    "summary_cpu": 1e12,
     "fields_cpu": 5.0,
-    "fields_unit": 0.0,
+    "fields_look": 0.0,
     "merge": 1e12,
-    "virtual_filters": 1e12,
-    "gabor_field": 0.01,
-    "gabor_pixels": 0.5,
-    "gratings_index": 0.0,
     "stimuli_cpu": 5.0,
-    "stimuli_image": 0.0,
+    "stimuli_look": 0.0,
     "ablation_cpu": 5.0,
-    "ablation_pair": 0.0,
-    "channels": 0.0,
-    "orientation": 0.0,
-    "opponency": 0.0,
-    "figures": 0.0,
-    "figures_orientation": 0.0,
-    "figures_color": 0.0,
-    "figures_gabor": 0.0,
-    "figures_gratings": 0.0,
-    "figures_preferred_stimulus": 0.0,
-    "figures_virtual_filters": 0.0,
+    "ablation_look": 0.0,
     "compare": 100.0,
     "compare_pair": 1e12,
-    "figures_compare": 0.0,
-    "atlas": 0.5,
-    "figures_ablation": 0.0,
+    "figures": 2.0,
     "forward_gpu": 1000.0,
     "ablation_gpu": 300.0,
     "fields_gpu": 500.0,
@@ -189,16 +171,15 @@ def test_receptive_fields_on_disk_are_what_the_file_holds():
         assert found[layer].disk == patches + gradients + means + counts
 
 
-def test_gabors_cost_their_fields_and_the_pixels_of_the_gradients():
-    fields = (8 + 16) * 3 * 0.01
-    pixels = 2 * (8 * 9**2 + 16 * 100**2) / 0.5e6
-    assert work(budget(), "gabor") == pytest.approx(fields + pixels)
-    alone = budget(stages={"virtual_filters": False})
-    assert work(alone, "gabor") == pytest.approx(fields * 2 / 3 + pixels)
-    # Two channels of each layer have a gradient, all a virtual filter.
-    few = budget(receptive_fields={"channels": 2})
-    pixels = 2 * 2 * (9**2 + 100**2) / 0.5e6
-    assert work(few, "gabor") == pytest.approx((8 + 16 + 2 * 2 * 2) * 0.01 + pixels)
+def test_what_runs_no_network_costs_what_the_register_says_of_each_channel():
+    found = budget()
+    for name, channels in (("gabor", 16), ("channels", 24), ("atlas", 24)):
+        seconds, size = stages.BY_NAME[name].per_channel
+        layer = "far" if name == "gabor" else None
+        cost = found.cost(name, "a", layer)
+        assert seconds and (cost.seconds, cost.disk) == (channels * seconds, channels * size)
+    assert found.cost("figures_gabor", "a").seconds == 2 * RATES["figures"]
+    assert found.cost("orientation", "a").seconds == found.cost("atlas_start", "a").seconds == 0
 
 
 def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():
@@ -212,8 +193,8 @@ def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():
     near, far = shown + 8 * 12 + 8 * 50, shown + 16 * 12 + min(16 * 50, images)
     seconds = (near * (10 / 100) ** 2 * 1.0 + far * 2.0) / (10 * 4)
     assert work(found, "color") == pytest.approx(seconds)
-    # Each answer with and without the last ReLU, the mean responses, the maps.
-    answers = 6 * 30 * 4 + 6 * 30 + 2 * (2 * 10 + 7 + 6 * 4)
+    # Answers to gratings with and without the last ReLU, the mean responses, the maps.
+    answers = 6 * 30 * 4 + 6 * 30
     assert costs(found, "color")["near"].disk == 4 * 8 * answers + 4 * 4 * 3 * 9**2
     answers += 6 * 30 * 4
     assert costs(found, "color")["far"].disk == 4 * 16 * answers + 4 * 4 * 3 * 100**2
@@ -254,7 +235,7 @@ def test_groups_of_runs_cost_the_products_of_all_their_channels():
     seconds = 2 * 2e-9 * 1000 * channels**2 / 100
     for group in ("both", "again"):
         assert found.cost("compare", group).seconds == pytest.approx(seconds)
-        assert found.cost("figures_compare", group).disk == 4 * 40e3, "layers of both runs"
+        assert found.cost("figures_compare", group).seconds == 4 * 2.0, "layers of both runs"
     assert estimates._TILE == similarity.TILE
 
 
@@ -279,11 +260,11 @@ def test_ablation_costs_what_lies_behind_a_layer_for_every_channel_and_mode():
     found = budget(count=1000)
     gflop = (2 + 8 * 3 * (2 - 1) + 2) * 1000
     assert work(found, "ablation") == pytest.approx(gflop / (5 * 4), rel=0.01)
-    sizes = {layer: cost.disk for layer, cost in costs(found, "ablation_gather").items()}
+    sizes = {layer: cost.disk for layer, cost in costs(found, "ablation").items()}
     assert sizes == {"near": 8 * 3 * (7 * 1000 + 4 * 10), "far": 16 * 3 * (7 * 1000 + 4 * 10)}
     settings = {"channels": 2, "images": 500, "modes": ["zero"], "range_size": 200}
     few = budget(count=1000, ablation=settings)
-    assert costs(few, "ablation_gather")["near"].disk == 2 * (7 * 500 + 4 * 10)
+    assert costs(few, "ablation")["near"].disk == 2 * (7 * 200 + 4 * 10)
     near = few.cost("ablation", "a", "near").seconds
     assert near == pytest.approx((2 + 2) * 200 / (5 * 4), rel=0.01)
     # Every mode for some layers; one range where channels may stop early.
@@ -303,11 +284,11 @@ def test_groups_cost_what_lies_behind_the_layer_for_every_set_and_image():
     # Five sets of each group in two modes (the three of the table and the own one), both ways by
     # osi and two random orders at three counts.
     near, far = 2 * 4 * 5 + 4 * 3, 2 * 3 * 5 + 4 * 3
-    # Behind the last layer there is next to nothing.
-    seconds = 100 * near * (2.0 - 1.0) / (5 * 4)
+    # Behind the last layer there is next to nothing; each layer's job looks at all images.
+    seconds = 100 * (2.0 + near * (2.0 - 1.0) + 2.0) / (5 * 4)
     assert work(found, "ablation_groups") == pytest.approx(seconds, rel=0.01)
     sizes = {layer: cost.disk for layer, cost in costs(found, "ablation_groups").items()}
-    assert sizes == {"near": 7 * near * 100, "far": 7 * far * 100}
+    assert sizes == {"near": near * (7 * 100 + 4 * 10), "far": far * (7 * 100 + 4 * 10)}
 
 
 def test_memory_of_the_pass_grows_with_the_batch_alone():
@@ -375,13 +356,6 @@ def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(tmp_path, monke
     # What is written again takes the place of what is there.
     packed.write_bytes(bytes(200_000))
     estimates.check_disk(found.rows([images]), tmp_path)
-
-
-def test_an_atlas_grows_with_the_channels():
-    atlas = budget().cost("atlas", "a")
-    channels = sum(layer["channels"] for layer in LAYERS)
-    assert atlas.seconds == pytest.approx(channels * RATES["atlas"])
-    assert atlas.disk == pytest.approx(5e6 + 25e3 * channels)
 
 
 def test_every_shipped_rate_has_a_value_a_unit_and_a_source():

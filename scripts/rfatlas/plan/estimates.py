@@ -30,21 +30,8 @@ THREADS = 4
 #: GFLOP per image below which more threads of a job only wait for each other.
 ONE_THREAD_GFLOP = 0.2
 
-#: Jobs that read tables and draw: a start, the rate of this name per layer, and bytes per layer.
-#: The disk of a topic of figures is in that of all figures.
-PER_LAYER = {
-    "orientation": 30e3,
-    "opponency": 60e3,
-    "figures": 3.5e6,
-    "figures_orientation": 0.0,
-    "figures_color": 0.0,
-    "figures_gabor": 0.0,
-    "figures_ablation": 0.0,
-    "figures_gratings": 0.0,
-    "figures_preferred_stimulus": 0.0,
-    "figures_virtual_filters": 0.0,
-    "figures_compare": 40e3,
-}
+# Bytes of a topic of figures per layer.
+_FIGURES = 5e5
 
 # Axes of the stage color's gratings.
 _AXES = 6
@@ -108,21 +95,18 @@ class Budget:
         gpus: int = 0,
         rates: Mapping[str, float] | None = None,
     ):
-        self.plan = plan
-        self.config = plan.config
-        self.cores = cores
-        self.gpus = gpus
+        self.plan, self.config, self.cores, self.gpus = plan, plan.config, cores, gpus
         self.rates = dict(read_rates() if rates is None else rates)
         self.layers = {}
         for run, names in layers.items():
-            known = {layer["name"]: layer for layer in self._description(run)["layers"]}
+            known = {layer["name"]: layer for layer in self._network(run)["layers"]}
             self.layers[run] = {name: known[name] for name in names}
 
     # ---- what a job asks for
 
     def threads(self, run: str) -> int:
         """Threads of a job that runs the network of a run."""
-        return 1 if self._description(run)["gflops"] < ONE_THREAD_GFLOP else THREADS
+        return 1 if self._network(run)["gflops"] < ONE_THREAD_GFLOP else THREADS
 
     def mem_mb(self, script: str, name: str = "") -> int:
         """Megabytes that one job needs at most."""
@@ -143,25 +127,23 @@ class Budget:
     def minutes(self, script: str, name: str, layer: str | None = None) -> int:
         """Minutes to grant one job: four times the estimate, at least ten; four hours for what no
         run asks for."""
-        try:
-            return max(10, math.ceil(4 * self.cost(script, name, layer).seconds / 60))
-        except KeyError:
-            return 240
+        cost = self.cost(script, name, layer)
+        return max(10, math.ceil(4 * cost.seconds / 60)) if cost else 240
 
-    def cost(self, script: str, name: str, layer: str | None = None) -> Cost:
-        """What one job costs; KeyError for what no run asks for."""
-        if script in PER_LAYER:
-            runs = self.config["compare"]["groups"].get(name, [name])
-            layers = sum(len(self.layers[run]) for run in runs)
-            seconds = self.rates["start_plain"] + layers * self.rates[script]
-            return Cost(seconds, layers * PER_LAYER[script])
-        formula = getattr(self, f"_{script}", None)
-        if formula is None:
-            # Reading a few tables is next to nothing compared with the start of the job.
-            return Cost(self.rates["start_plain"])
-        if stages.BY_NAME[stage_of(script)].scope == "layer":
-            return formula(name, self.layers[name][layer])
-        return formula(name)
+    def cost(self, script: str, name: str, layer: str | None = None) -> Cost | None:
+        """What one job costs; None for what no run asks for."""
+        stage = stage_of(script)
+        try:
+            if stage == "figures":
+                found = self._figures(name)
+            elif formula := getattr(self, f"_{script}", None):
+                by_layer = stages.BY_NAME[stage].scope == "layer"
+                found = formula(name, *([self.layers[name][layer]] if by_layer else []))
+            else:
+                found = self._each_channel(script, name, layer)
+        except KeyError:
+            return None
+        return Cost(self.rates["start_plain"] + found.seconds, found.disk)
 
     # ---- what the user sees
 
@@ -172,11 +154,7 @@ class Budget:
             script = Path(job.rule.script or "").stem
             if stage_of(script) is None:
                 continue
-            name, layer = self._work(job.output)
-            try:
-                cost = self.cost(script, name, layer)
-            except KeyError:
-                cost = Cost(self.rates["start_plain"])
+            cost = self.cost(script, *self._work(job.output)) or Cost(self.rates["start_plain"])
             row = found.setdefault(script, Row())
             row.jobs += 1
             slots = self.gpus if job.resources.get("gpu") else self.cores // job.threads
@@ -201,28 +179,25 @@ class Budget:
             max((row.mem_mb for row in rows.values()), default=0),
             sum(row.disk for row in rows.values()),
         )
-        body = [("stage", "jobs", "time", "memory/job", "disk")]
-        for name, row in [*rows.items(), ("total", total)]:
-            cells = (_time(row.seconds), _size(row.mem_mb * _MB), _size(row.disk))
-            body.append((name, str(row.jobs), *cells))
-        widths = [max(map(len, column)) for column in zip(*body, strict=True)]
         where = f"{self.gpus} GPUs" if self.gpus else "the CPU"
+        width = max(map(len, rows), default=5)
         lines = [
             f"rfatlas: estimates for the jobs that will run, networks on {where}, cores: "
-            f"{self.cores} (resources/rates.csv)"
+            f"{self.cores} (resources/rates.csv)",
+            f"  {'stage':{width}}  jobs      time  memory/job      disk",
         ]
-        for stage, *cells in body:
-            right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            lines.append("  " + "  ".join([stage.ljust(widths[0]), *right]))
+        for name, row in [*rows.items(), ("total", total)]:
+            time, memory, disk = _time(row.seconds), _size(row.mem_mb * _MB), _size(row.disk)
+            lines.append(f"  {name:{width}}  {row.jobs:4}  {time:>8}  {memory:>10}  {disk:>8}")
         return "\n".join(lines)
 
     # ---- the stages
 
-    def _description(self, run: str) -> dict[str, Any]:
+    def _network(self, run: str) -> dict[str, Any]:
         return self.plan.descriptions[self.config["runs"][run]["model"]]
 
     def _crop(self, run: str) -> int:
-        return self._description(run)["input"]["crop"]
+        return self._network(run)["input"]["crop"]
 
     def _side(self, run: str, layer: Mapping[str, Any]) -> int:
         """Pixels of the side of what a unit of a layer sees of the image."""
@@ -231,108 +206,106 @@ class Budget:
     def _count(self, run: str) -> int:
         return self.plan.images[self.config["runs"][run]["dataset"]].count
 
-    def _widths(self, group: str) -> list[int]:
-        runs = self.config["compare"]["groups"][group]
+    def _widths(self, name: str) -> list[int]:
+        """Channels of each layer of a run, or of all runs of a group."""
+        runs = self.config["compare"]["groups"].get(name, [name])
         return [layer["channels"] for run in runs for layer in self.layers[run].values()]
 
     def _measured(self, layer: Mapping[str, Any]) -> int:
         """Channels of a layer whose receptive fields are measured."""
         return min(layer["channels"], self.config["receptive_fields"]["channels"] or math.inf)
 
-    def _network_s(self, run: str, gflop: float, rate: str) -> float:
-        """Seconds that a job of a run needs for so many GFLOP of network, and its start."""
+    def _top_k(self, section: str) -> int:
+        """Top units of a channel that a stage works on."""
+        asked = (self.config[name]["top_k"] for name in (section, "receptive_fields"))
+        return next(filter(None, asked), self.config["activations"]["top_k"])
+
+    def _cost(
+        self, run: str, gflop: float, rate: str, looks: float = 0.0, disk: float = 0.0
+    ) -> Cost:
+        """What a job of a run costs that starts a network and runs so many GFLOP of it, in `looks`
+        of which each takes its time whatever its size."""
         speed = self.rates[f"{rate}_cpu"] * min(self.threads(run), self.cores)
-        return self.rates["start_torch"] + gflop / (
-            self.rates[f"{rate}_gpu"] if self.gpus else speed
-        )
+        speed = self.rates[f"{rate}_gpu"] if self.gpus else speed
+        each = self.rates.get(f"{rate}_look", 0.0)
+        return Cost(self.rates["start_torch"] + gflop / speed + looks * each, disk)
+
+    def _looks(
+        self, run: str, layer: Mapping[str, Any], looks: float, rate: str, disk: float
+    ) -> Cost:
+        """What it costs to look so often at a unit of a layer, forwards and backwards."""
+        work = looks * gflop_per_unit(layer, self._crop(run))
+        return self._cost(run, work, rate, looks, disk)
+
+    def _each_channel(self, script: str, name: str, layer: str | None) -> Cost:
+        """What the register says of each channel; reading a few tables is next to nothing compared
+        with the start of the job."""
+        stage = stages.BY_NAME.get(script)
+        seconds, size = stage.per_channel if stage else (0.0, 0.0)
+        layers = self.layers[name] if layer is None else [layer]
+        count = sum(self.layers[name][each]["channels"] for each in layers)
+        return Cost(count * seconds, count * size)
+
+    def _figures(self, name: str) -> Cost:
+        """Those of one topic."""
+        layers = len(self._widths(name))
+        return Cost(layers * self.rates["figures"], layers * _FIGURES)
 
     def _scenes(self, name: str) -> Cost:
         dataset = self.config["datasets"][name]
         pixels = dataset["count"] * dataset["size"] ** 2
-        seconds = pixels / 1e6 / self.rates["scenes"] / min(THREADS, self.cores)
-        return Cost(self.rates["start_plain"] + seconds, 2.5 * pixels)
+        return Cost(pixels / 1e6 / self.rates["scenes"] / min(THREADS, self.cores), 2.5 * pixels)
 
     def _images(self, name: str) -> Cost:
         dataset, _, crop = name.rsplit("_", 2)
         images = self.plan.images[dataset]
         each = self.rates["decode_file"] + images.mean_bytes / _MB / self.rates["decode_bytes"]
-        seconds = self.rates["start_plain"] + images.count * each / min(THREADS, self.cores)
-        return Cost(seconds, images.count * (3.0 * int(crop) ** 2 + 100))
+        size = images.count * (3.0 * int(crop) ** 2 + 100)
+        return Cost(images.count * each / min(THREADS, self.cores), size)
 
     def _model(self, run: str) -> Cost:
-        description = self._description(run)
+        description = self._network(run)
         weights = self.config["models"][self.config["runs"][run]["model"]]["weights"]
         # Of random weights, batch norm is estimated anew on at most so many images.
         images = min(self._count(run), 1024) if weights.startswith("random:") else 0
-        seconds = self._network_s(run, images * description["gflops"], "forward")
-        return Cost(seconds + self.rates["model"], 4.0 * description["parameters"])
+        size = 4.0 * description["parameters"]
+        return self._cost(run, images * description["gflops"], "forward", disk=size)
 
     def _activations(self, run: str) -> Cost:
         """A range of images."""
         images = min(self._count(run), self.config["activations"]["range_size"])
-        units = images * sum(map(_units, self.layers[run].values())) / 1e6
-        seconds = self._network_s(run, images * self._description(run)["gflops"], "forward")
-        seconds += units / (self.rates["summary_cpu"] * min(self.threads(run), self.cores))
-        return Cost(seconds, self._activation_bytes(run, images))
+        size = self._activation_bytes(run, images)
+        return self._cost(run, images * self._network(run)["gflops"], "forward", disk=size)
 
     def _activations_merge(self, run: str) -> Cost:
         size = self._activation_bytes(run, self._count(run))
-        return Cost(self.rates["start_plain"] + size / _MB / self.rates["merge"], size)
+        return Cost(size / _MB / self.rates["merge"], size)
 
     def _activation_bytes(self, run: str, images: int) -> float:
         """Bytes of the activations of so many images."""
-        settings, layers = self.config["activations"], self.layers[run].values()
-        lists = sum(
-            layer["channels"] * (2 if layer["rectified"] else 4) * 10.0 * settings["top_k"]
-            for layer in layers
-        )
-        classes = self._description(run)["n_classes"] or 0
+        settings, layers = self.config["activations"], list(self.layers[run].values())
+        lists = sum(x["channels"] * (2 if x["rectified"] else 4) for x in layers)
+        maps = sum(2.0 * _units(x) for x in layers if x["name"] in settings["keep_maps"])
+        classes = self._network(run)["n_classes"] or 0
         channels = sum(layer["channels"] for layer in layers)
-        kept = sum(2.0 * _units(x) for x in layers if x["name"] in settings["keep_maps"])
         # Maxima and means of every image and channel, logits and features in 32 bits; class means
         # in 64.
-        features = [layer["channels"] for layer in layers][-1]
-        per_image = 8.0 * channels + 4.0 * classes + 4.0 * features + kept
-        return lists + images * per_image + 8.0 * classes * channels
+        per_image = 8.0 * channels + 4.0 * classes + 4.0 * layers[-1]["channels"] + maps
+        return 10.0 * settings["top_k"] * lists + images * per_image + 8.0 * classes * channels
 
     def _receptive_fields(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        settings, channels = self.config["receptive_fields"], self._measured(layer)
-        units = channels * (settings["top_k"] or self.config["activations"]["top_k"])
+        channels = self._measured(layer)
         pixels = channels * self._side(run, layer) ** 2
-        kept = pixels * settings["keep"] * 15.0
-        return Cost(self._fields_s(run, layer, units, 1), kept + pixels * (4 * 3 * 8.0 + 4))
+        size = pixels * (15.0 * self.config["receptive_fields"]["keep"] + 4 * 3 * 8 + 4)
+        return self._looks(run, layer, channels * self._top_k("receptive_fields"), "fields", size)
 
     def _skip_residual(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        fields, channels = self.config["receptive_fields"], self._measured(layer)
-        top_k = self.config["skip_residual"]["top_k"] or fields["top_k"]
-        units = channels * (top_k or self.config["activations"]["top_k"])
-        pixels = channels * self._side(run, layer) ** 2
+        channels = self._measured(layer)
+        size = channels * self._side(run, layer) ** 2 * (2 * 3 * 4.0 + 4)
         # A second backward pass after the forward and the backward one.
-        return Cost(self._fields_s(run, layer, units, 1.5), pixels * (2 * 3 * 4.0 + 4))
-
-    def _fields_s(self, run: str, layer: Mapping[str, Any], units: int, passes: float) -> float:
-        work = passes * units * gflop_per_unit(layer, self._crop(run))
-        each = 0.0 if self.gpus else self.rates["fields_unit"]
-        return self._network_s(run, work, "fields") + units * each
-
-    def _virtual_filters(self, run: str) -> Cost:
-        read = written = 0.0
-        for layer in self.layers[run].values():
-            read += self._measured(layer) * 3 * 8.0 * self._side(run, layer) ** 2
-            # Kernels of 7 pixels and a window of 11 after pooling; weights of 64 kernels.
-            written += 4.0 * layer["channels"] * (3 * 7**2 + 3 * 11**2 + 64)
-        seconds = self.rates["start_torch"] + read / _MB / self.rates["virtual_filters"]
-        return Cost(seconds, written)
-
-    def _gabor(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        # The mean gradient and its luminance of each channel that has one; perhaps virtual filters
-        # of all; the kernels are few.
-        gradients = 2 * self._measured(layer)
-        virtual = entries.stage_on(self.config, "virtual_filters", run)
-        fields = gradients + virtual * layer["channels"]
-        pixels = gradients * self._side(run, layer) ** 2 / 1e6 / self.rates["gabor_pixels"]
-        seconds = self.rates["start_plain"] + fields * self.rates["gabor_field"] + pixels
-        return Cost(seconds, 250.0 * fields)
+        return self._looks(
+            run, layer, 1.5 * channels * self._top_k("skip_residual"), "fields", size
+        )
 
     def _gratings(self, run: str, layer: Mapping[str, Any]) -> Cost:
         settings, channels = self.config["gratings"], layer["channels"]
@@ -340,101 +313,67 @@ class Budget:
         # another grating best.
         grid = settings["orientations"] * settings["frequencies"]
         stimuli = grid * settings["phases"] + min(channels, grid) * settings["f1_phases"]
-        seconds = self._shown_s(run, layer, stimuli, channels * grid)
-        # Before and behind the layer's last ReLU.
-        return Cost(seconds, 4.0 * channels * grid * settings["phases"] * (1 + layer["rectified"]))
+        size = 4.0 * channels * grid * settings["phases"] * _sides(layer)
+        return self._looks(run, layer, stimuli / 2, "forward", size)
 
     def _color(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        settings, fields = self.config["color"], self.config["receptive_fields"]
-        units = settings["top_k"] or fields["top_k"] or self.config["activations"]["top_k"]
+        settings, channels = self.config["color"], layer["channels"]
         grid, phases = settings["orientations"] * settings["frequencies"], settings["phases"]
-        gratings, uniform = _AXES * (grid + 1) * phases, 2 * settings["hues"] + 7
-        channels, side = layer["channels"], self._side(run, layer)
         # At worst every channel likes another grating best; top units share whole images.
-        best = min(channels, grid) * settings["directions"] * phases
-        whole = side == self._crop(run)
-        grey = min(channels * units, self._count(run)) if whole else channels * units
-        sides = 1 + layer["rectified"]
-        stimuli, indices = gratings + uniform + best + grey, channels * _AXES * grid * sides
-        # Before and behind the layer's last ReLU; the mean responses; maps along three axes.
-        kept = sides * _AXES * grid * phases + _AXES * grid + 2 * (uniform + _AXES * phases)
-        maps = entries.stage_on(self.config, "receptive_fields", run)
-        size = 4.0 * channels * kept + 4.0 * maps * self._measured(layer) * 3 * side**2
-        # Its library of colour conversions takes as long to import as torch.
-        return Cost(self.rates["start_torch"] + self._shown_s(run, layer, stimuli, indices), size)
-
-    def _shown_s(self, run: str, layer: Mapping[str, Any], stimuli: int, indices: int) -> float:
-        """Seconds to show stimuli to the units of a layer, and to describe so many responses."""
-        work = stimuli * gflop_per_unit(layer, self._crop(run)) / 2
-        return self._network_s(run, work, "forward") + indices * self.rates["gratings_index"]
+        stimuli = _AXES * (grid + 1) * phases + 2 * settings["hues"] + 7
+        stimuli += min(channels, grid) * settings["directions"] * phases
+        units = channels * self._top_k("color")
+        whole = self._side(run, layer) == self._crop(run)
+        stimuli += min(units, self._count(run)) if whole else units
+        # Answers to uniform fields are few.
+        maps = entries.stage_on(self.config, "receptive_fields", run) * self._measured(layer)
+        size = 4.0 * channels * _AXES * grid * (_sides(layer) * phases + 1)
+        size += 4.0 * maps * 3 * self._side(run, layer) ** 2
+        return self._looks(run, layer, stimuli / 2, "forward", size)
 
     def _preferred_stimulus(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        settings, description = self.config["preferred_stimulus"], self._description(run)
+        settings = self.config["preferred_stimulus"]
         # Those towards the least preferred stimulus have no photograph to start from.
-        ascents = 2 * settings["noise_starts"] + settings["patch_start"]
         gradients = entries.stage_on(self.config, "receptive_fields", run)
+        ascents = 2 * settings["noise_starts"] + settings["patch_start"]
         ascents += 2 * (settings["gradient_start"] and gradients)
-        sample = entries.stimulus_sample(self.config, description, layer["name"])
+        sample = entries.stimulus_sample(self.config, self._network(run), layer["name"])
         channels = min(layer["channels"], sample or layer["channels"])
-        images = channels * ascents * settings["steps"]
-        work = images * gflop_per_unit(layer, self._crop(run))
-        each = 0.0 if self.gpus else self.rates["stimuli_image"]
-        seconds = self._network_s(run, work, "stimuli") + images * each
-        return Cost(seconds, 2 * 3 * 4.0 * channels * self._side(run, layer) ** 2)
+        size = 2 * 3 * 4.0 * channels * self._side(run, layer) ** 2
+        return self._looks(run, layer, channels * ascents * settings["steps"], "stimuli", size)
+
+    def _ablation(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        """A range of images."""
+        settings, images = self.config["ablation"], self._ablated(run)
+        if settings["precision"] is None:
+            images = min(images, settings["range_size"])
+        channels = min(layer["channels"], settings["channels"] or layer["channels"])
+        every = layer["name"] in settings["all_modes_layers"]
+        return self._behind(run, layer, images, channels * (3 if every else len(settings["modes"])))
+
+    def _ablation_groups(self, run: str, layer: Mapping[str, Any]) -> Cost:
+        settings = self.config["ablation_groups"]
+        curves = settings["cumulative"]
+        orders = 2 * len(set(curves["orders"]) - {"random"})
+        orders += curves["random"] * ("random" in curves["orders"])
+        own = sum(layer["name"] in members for members in settings["groups"].values())
+        groups = own + len(entries.PROPERTY_GROUPS)
+        sets = len(settings["modes"]) * groups * (1 + settings["controls"])
+        sets += len(curves["modes"]) * orders * min(curves["steps"], layer["channels"])
+        return self._behind(run, layer, self._ablated(run), sets)
 
     def _ablated(self, run: str) -> int:
         """Images that channels are taken out on."""
         return min(self._count(run), self.config["ablation"]["images"] or self._count(run))
 
-    def _ablation(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        """A range of images."""
-        settings, description = self.config["ablation"], self._description(run)
-        images = self._ablated(run)
-        if settings["precision"] is None:
-            images = min(images, settings["range_size"])
-        # One look at each image, and what lies behind the layer once per channel and mode.
-        pairs = self._pairs(layer)
-        gflop = description["gflops"] + pairs * (description["gflops"] - layer["gflops"])
-        seconds = self._network_s(run, images * gflop, "ablation")
-        seconds += images * pairs * self.rates["ablation_pair"]
-        return Cost(seconds, self._ablation_bytes(run, layer, images))
-
-    def _ablation_gather(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        size = self._ablation_bytes(run, layer, self._ablated(run))
-        return Cost(self.rates["start_plain"], size)
-
-    def _pairs(self, layer: Mapping[str, Any]) -> int:
-        """Channels of a layer that are taken out, times the modes."""
-        settings = self.config["ablation"]
-        every = layer["name"] in settings["all_modes_layers"]
-        channels = min(layer["channels"], settings["channels"] or layer["channels"])
-        return channels * (3 if every else len(settings["modes"]))
-
-    def _ablation_bytes(self, run: str, layer: Mapping[str, Any], images: int) -> float:
+    def _behind(self, run: str, layer: Mapping[str, Any], images: int, sets: int) -> Cost:
+        """What it costs to run the network once per image, and what lies behind a layer once per
+        image and set of channels."""
+        whole, classes = self._network(run)["gflops"], self._network(run)["n_classes"] or 0
+        work = images * (whole + sets * (whole - layer["gflops"]))
         # A class, whether among five, a loss; the change of each class.
-        classes = self._description(run)["n_classes"] or 0
-        return self._pairs(layer) * (7.0 * images + 4.0 * classes)
-
-    def _ablation_groups(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        settings, images = self.config["ablation_groups"], self._ablated(run)
-        curves, name = settings["cumulative"], layer["name"]
-        orders = 2 * len(set(curves["orders"]) - {"random"})
-        orders += curves["random"] * ("random" in curves["orders"])
-        groups = sum(name in members for members in settings["groups"].values())
-        groups += len(entries.PROPERTY_GROUPS)
-        # Filters can be set to 0 where the first convolution alone feeds the layer: conv1 and
-        # maxpool of a ResNet.
-        filters = name in list(self.layers[run])[:2]
-        modes = [mode for mode in settings["modes"] if mode != "weight" or filters]
-        sets = len(modes) * groups * (1 + settings["controls"])
-        sets += len(curves["modes"]) * orders * min(curves["steps"], layer["channels"])
-        behind = self._description(run)["gflops"] - layer["gflops"]
-        seconds = self._network_s(run, sets * images * behind, "ablation")
-        return Cost(seconds + sets * images * self.rates["ablation_pair"], 7.0 * sets * images)
-
-    def _channels(self, run: str) -> Cost:
-        rows = sum(layer["channels"] for layer in self.layers[run].values())
-        return Cost(self.rates["start_plain"] + rows * self.rates["channels"], 600.0 * rows)
+        size = sets * (7.0 * images + 4.0 * classes)
+        return self._cost(run, work, "ablation", images * sets, size)
 
     def _compare(self, group: str) -> Cost:
         widths = self._widths(group)
@@ -444,16 +383,9 @@ class Budget:
         # their widths.
         count = self._count(self.config["compare"]["groups"][group][0])
         gflop = 4e-9 * count * channels * (channels + _tile(widths)) / 2
-        cubes = sum(width**1.5 for width in widths) ** 2 / 2
-        seconds = self.rates["start_plain"] + gflop / self.rates["compare"]
-        seconds += 1e-9 * cubes / self.rates["compare_pair"]
+        cubes = 1e-9 * sum(width**1.5 for width in widths) ** 2 / 2
+        seconds = gflop / self.rates["compare"] + cubes / self.rates["compare_pair"]
         return Cost(seconds, 200.0 * (pairs + channels))
-
-    def _atlas(self, run: str) -> Cost:
-        channels = sum(layer["channels"] for layer in self.layers[run].values())
-        # The columns; thumbnails, pictures and curves of each channel.
-        seconds = self.rates["start_plain"] + channels * self.rates["atlas"]
-        return Cost(seconds, 5e6 + 25e3 * channels)
 
 
 def check_disk(rows: Mapping[str, Row], folder: Path) -> None:
@@ -497,6 +429,11 @@ def _units(layer: Mapping[str, Any]) -> int:
     return layer["channels"] * layer["height"] * layer["width"]
 
 
+def _sides(layer: Mapping[str, Any]) -> int:
+    """How many answers of a unit are kept: before the layer's last ReLU, and behind one."""
+    return 1 + layer["rectified"]
+
+
 def _tile(widths: Sequence[int]) -> int:
     """Channels whose products the stage compare holds at a time."""
     return min(sum(widths), max(_TILE, *widths))
@@ -504,9 +441,8 @@ def _tile(widths: Sequence[int]) -> int:
 
 def _present(path: Path) -> float:
     """Bytes of a file or a folder that is there already (0 where there is nothing)."""
-    if path.is_dir():
-        return float(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
-    return float(path.stat().st_size) if path.is_file() else 0.0
+    files = path.rglob("*") if path.is_dir() else [path]
+    return float(sum(file.stat().st_size for file in files if file.is_file()))
 
 
 def _time(seconds: float) -> str:
