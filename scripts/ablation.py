@@ -20,10 +20,9 @@ with (
         ("images", "activations"),
         network.weights_sha256,
         str(device),
-        layers=[layer],
     )
     ablation.sweep(
-        ablate.Ablator(network, [layer], {layer: activations[layer]["mean"][:]}, work.memory_mb),
+        ablate.Ablator(network, layer, activations[layer]["mean"][:], work.memory_mb),
         store.array(packed["images"]),
         labels,
         ablate.sequence(labels, settings["images"], settings["seed"]),

@@ -24,17 +24,12 @@ with (
         images=params.images,
         seed=params.seed,
     )
-    ablator = ablate.Ablator(
-        network, [layer], {layer: activations[layer]["mean"][:]}, work.memory_mb
-    )
+    ablator = ablate.Ablator(network, layer, activations[layer]["mean"][:], work.memory_mb)
     table = store.read_table(snakemake.input.channels)
     rows = table[table["layer"] == layer].sort_values("channel")
-    plan = ablation_groups.plan(
-        rows, layer, params.settings, ablator.has_filters(layer), params.seed
-    )
+    plan = ablation_groups.plan(rows, layer, params.settings, ablator.has_filters(), params.seed)
     ablation_groups.measure(
         ablator,
-        layer,
         plan,
         store.array(packed["images"]),
         labels,

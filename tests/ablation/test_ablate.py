@@ -86,27 +86,29 @@ CASES = [(name, layer) for name, layers in LAYERS.items() for layer in layers]
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def case(request):
-    """A network, its images (the last a partner only), and an ablator of all layers at once."""
+    """A network, its images (the last a partner only), means and an ablator of each layer."""
     network, images = loaded(NETWORKS[request.param](), EXTENT), photographs(4, EXTENT)
     rng = np.random.default_rng(2)
     layers = LAYERS[request.param]
     means = {layer: rng.uniform(0, 1, network.graph.shape(layer)[0]) for layer in layers}
-    ablator = ablate.Ablator(network, layers, means)
-    return request.param, network, images, means, ablator, ablator.see(images)
+    ablators = {layer: ablate.Ablator(network, layer, means[layer]) for layer in layers}
+    return request.param, network, images, means, ablators
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean", "shuffle"])
 @pytest.mark.parametrize("place", range(6))
 def test_ablation_is_the_plain_loop(case, place, mode):
-    name, network, images, means, ablator, seen = case
+    name, network, images, means, ablators = case
     layer = LAYERS[name][place]
+    ablator = ablators[layer]
+    seen = ablator.see(images)
     channels = network.graph.shape(layer)[0]
     sets = [[0], [channels - 1], [1, 5, 7], list(range(0, channels, 2)), []]
     expected = plain_loop(network, layer, images, sets, mode, means[layer])
-    found = ablator.logits(layer, seen, sets, mode).numpy()
+    found = ablator.logits(seen, sets, mode).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     labels = np.array([3, 0, 9])
-    judged = ablator.ablate(layer, seen, sets, mode, labels)
+    judged = ablator.ablate(seen, sets, mode, labels)
     prediction, in_top5, loss = by_hand(expected, labels)
     assert (judged.prediction == prediction).all() and (judged.in_top5 == in_top5).all()
     np.testing.assert_allclose(judged.loss, loss, atol=1e-4)
@@ -116,17 +118,19 @@ def test_ablation_is_the_plain_loop(case, place, mode):
 
 
 def test_only_the_last_block_has_a_closed_form(case):
-    name, _, _, _, ablator, _ = case
-    assert ablator.closed == (LAYERS[name][-1],)
+    name, *_, ablators = case
+    assert [layer for layer in LAYERS[name] if ablators[layer].closed] == LAYERS[name][-1:]
 
 
 def test_zeroed_filters_leave_the_bias(case):
     """Against a copy of the network whose filters are really zeroed."""
-    name, network, images, _, ablator, seen = case
+    name, network, images, _, ablators = case
     sets = [[3], [0, 4, 9]]
     for layer in ("conv1", "maxpool"):
-        found = ablator.logits(layer, seen, sets, "weight").numpy()
-        zero = ablator.logits(layer, seen, sets, "zero").numpy()
+        ablator = ablators[layer]
+        seen = ablator.see(images)
+        found = ablator.logits(seen, sets, "weight").numpy()
+        zero = ablator.logits(seen, sets, "zero").numpy()
         for channels, logits in zip(sets, found, strict=True):
             copied = copy.deepcopy(network.module)
             with torch.no_grad():
@@ -136,21 +140,21 @@ def test_zeroed_filters_leave_the_bias(case):
         # Before the normalisation there is no bias yet; behind it there is.
         assert (np.abs(found - zero).max() < 1e-5) == (layer == "conv1")
     deeper = LAYERS[name][2]
-    assert ablator.has_filters("maxpool") and not ablator.has_filters(deeper)
+    assert ablators["maxpool"].has_filters() and not ablators[deeper].has_filters()
     with pytest.raises(RfatlasError, match=rf"{deeper}.*not the first convolution"):
-        ablator.ablate(deeper, seen, sets, "weight", np.zeros(3, int))
+        ablators[deeper].ablate(ablators[deeper].see(images), sets, "weight", np.zeros(3, int))
 
 
 def test_cached_features_give_what_the_images_give(case):
-    name, network, images, means, ablator, seen = case
+    name, network, images, _, ablators = case
     layer = LAYERS[name][-1]
+    ablator, seen = ablators[layer], ablators[layer].see(images)
     features = values(network, layer, network.preprocess(images)).mean((2, 3)).numpy()
     logits = network.module(network.preprocess(images[:-1])).detach().numpy()
-    alone = ablate.Ablator(network, [layer], means)
-    recalled = alone.recall(features, logits)
+    recalled = ablator.recall(features, logits)
     for mode in ("zero", "mean", "shuffle"):
-        found = alone.logits(layer, recalled, [[2], [4, 9]], mode)
-        expected = ablator.logits(layer, seen, [[2], [4, 9]], mode)
+        found = ablator.logits(recalled, [[2], [4, 9]], mode)
+        expected = ablator.logits(seen, [[2], [4, 9]], mode)
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -190,21 +194,21 @@ def stem(levels) -> tuple:
 
 def test_images_at_the_replacement_do_not_run_again():
     network, images = stem([40, 250, 60, 240, 100, 230])
-    ablator = ablate.Ablator(network, ["relu"], {"relu": np.array([0.0, 2.0, 0.0])})
+    ablator = ablate.Ablator(network, "relu", np.array([0.0, 2.0, 0.0]))
     seen = ablator.see(images)
     labels = np.zeros(5, int)
-    suffix = ablator._suffix["relu"]
+    suffix = ablator._suffix
     passes = []
-    ablator._suffix["relu"] = lambda value: passes.append(len(value)) or suffix(value)
+    ablator._suffix = lambda value: passes.append(len(value)) or suffix(value)
     # Of the first channel two of five images are above zero; the second always; the third never.
-    ablator.ablate("relu", seen, [[0], [1], [2]], "zero", labels)
+    ablator.ablate(seen, [[0], [1], [2]], "zero", labels)
     assert sum(passes) == 2 + 5 + 0
     passes.clear()
-    ablator.ablate("relu", seen, [[0], [1], [2], [1, 2]], "mean", labels)
+    ablator.ablate(seen, [[0], [1], [2], [1, 2]], "mean", labels)
     assert sum(passes) == 2
     passes.clear()
     # Bright and dark take turns, but both 60 and 100 are below the threshold.
-    ablator.ablate("relu", seen, [[0], [1], [2]], "shuffle", labels)
+    ablator.ablate(seen, [[0], [1], [2]], "shuffle", labels)
     assert sum(passes) == 5
 
 
@@ -216,14 +220,14 @@ def test_zero_mean_and_shuffle_tell_signal_from_constant():
     labels = (levels > 190).astype(int)
     network, images = stem(levels)
     mean = values(network, "relu", network.preprocess(images)).mean((0, 2, 3)).numpy()
-    ablator = ablate.Ablator(network, ["relu"], {"relu": mean})
+    ablator = ablate.Ablator(network, "relu", mean)
     order = ablate.sequence(labels, None, seed=4)
     right = {}
     for mode in ("zero", "mean", "shuffle"):
         parts = []
         for rows, seen in ablator.batches(images, order, 0, 40, 16):
             assert (ablator.intact(seen, labels[rows]).prediction == labels[rows]).all()
-            judged = ablator.ablate("relu", seen, [[0], [1], [2]], mode, labels[rows])
+            judged = ablator.ablate(seen, [[0], [1], [2]], mode, labels[rows])
             parts.append(judged.prediction == labels[rows])
         right[mode] = np.concatenate(parts, axis=1).mean(axis=1)
     chance = 0.65
@@ -271,11 +275,11 @@ def test_a_network_that_cannot_be_traced_is_ablated_too():
     _, images = stem([40, 250, 230, 90])
     network = loaded(Untraceable().eval(), 8)
     assert not network.graph.traceable
-    ablator = ablate.Ablator(network, ["relu"])
+    ablator = ablate.Ablator(network, "relu")
     seen = ablator.see(images)
     for mode in ("zero", "shuffle"):
         expected = plain_loop(network, "relu", images, [[0], [0, 1]], mode)
-        found = ablator.logits("relu", seen, [[0], [0, 1]], mode).numpy()
+        found = ablator.logits(seen, [[0], [0, 1]], mode).numpy()
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -290,6 +294,6 @@ class NoClasses(nn.Module):
 
 def test_without_a_classifier_or_labels_there_is_nothing_to_lose():
     with pytest.raises(RfatlasError, match="classifier.*stages.ablation"):
-        ablate.Ablator(loaded(NoClasses().eval(), 8), ["conv1"])
+        ablate.Ablator(loaded(NoClasses().eval(), 8), "conv1")
     with pytest.raises(RfatlasError, match=r"0 of 3.*label"):
         ablate.sequence(np.full(3, -1), None, 0)

@@ -286,11 +286,11 @@ class Case:
 
 
 def measure(case: Case, settings=None) -> None:
-    ablator = ablate.Ablator(case.network, [LAYER], {LAYER: case.mean})
-    filters = ablator.has_filters(LAYER)
+    ablator = ablate.Ablator(case.network, LAYER, case.mean)
+    filters = ablator.has_filters()
     plan = stage.plan(case.rows, LAYER, settings or SETTINGS, filters, 0)
     work = task("ablation_groups", case.path)
-    stage.measure(ablator, LAYER, plan, case.images, case.labels, case.order, work)
+    stage.measure(ablator, plan, case.images, case.labels, case.order, work)
 
 
 def planted(folder: Path, inactive: tuple[int, ...] = (1, 2)) -> Case:

@@ -74,9 +74,9 @@ class Case:
         self._labels, self._batch = np.zeros(len(images), int), batch
         # Behind each image its partner, which zero does not need.
         self._images = np.concatenate([images, images[:1]])
-        self._ablator = ablate.Ablator(ours, [self.layer])
-        self.channels = self._ablator.channels(self.layer)
-        self.closed = self.layer in self._ablator.closed
+        self._ablator = ablate.Ablator(ours, self.layer)
+        self.channels = self._ablator.channels
+        self.closed = self._ablator.closed
         values = ours.graph.extractor([])(ours.preprocess(self._images))
         self._cached = [values[key].numpy() for key in (graph.FEATURES, graph.LOGITS)]
 
@@ -89,7 +89,7 @@ class Case:
     def ours(self, seen: ablate.Seen, channels: np.ndarray) -> np.ndarray:
         """Losses (channels, n)."""
         sets = channels[:, None]
-        return self._ablator.ablate(self.layer, seen, sets, "zero", self._labels).loss
+        return self._ablator.ablate(seen, sets, "zero", self._labels).loss
 
     @torch.inference_mode()
     def loop(self, channels: np.ndarray) -> np.ndarray:
@@ -152,7 +152,7 @@ class Case:
     def check(self, channels: np.ndarray) -> None:
         """Raise AssertionError unless everyone computes the same."""
         seen = self._ablator.see(self._images)
-        logits = self._ablator.logits(self.layer, seen, channels[:, None], "zero")[..., 0].numpy()
+        logits = self._ablator.logits(seen, channels[:, None], "zero")[..., 0].numpy()
         intact = seen.logits[:, 0].numpy()
         close = 1e-4 * np.abs(seen.logits.numpy()).max()
         np.testing.assert_allclose(

@@ -154,11 +154,11 @@ def ablation(loaded: model.LoadedModel, description: dict) -> dict[str, float]:
     gflops = {layer["name"]: layer["gflops"] for layer in description["layers"]}
     work, seconds = [], []
     for name, channels in (("layer1.1", 2), ("layer2.1", 4), ("layer3.1", 8)):
-        ablator = ablate.Ablator(loaded, [name])
+        ablator = ablate.Ablator(loaded, name)
         seen, sets = ablator.see(pictures), np.arange(channels)[:, None]
 
-        def run(name=name, ablator=ablator, seen=seen, sets=sets) -> None:
-            ablator.ablate(name, seen, sets, "zero", np.zeros(4, int))
+        def run(ablator=ablator, seen=seen, sets=sets) -> None:
+            ablator.ablate(seen, sets, "zero", np.zeros(4, int))
 
         seconds.append(best(run) / (4 * channels))
         work.append(description["gflops"] - gflops[name])

@@ -14,7 +14,7 @@ from torch import nn
 
 from rfatlas.files import store
 from rfatlas.network import graph
-from rfatlas.physiology import color, colorspace, tuning
+from rfatlas.physiology import color, color_rules, colorspace, tuning
 
 EXTENT = 64
 SIZE = 11
@@ -99,22 +99,22 @@ def planted(seed: int) -> tuple[np.ndarray, list[str], list[str]]:
     for number in range(6):
         x, y = random.uniform(-1, 1, 2)
         theta = random.uniform(0, 180)
-        plant("gabor", color.NON, np.ones(3), gabor(theta, 0.18, random.uniform(0, 360)))
-        plant("grey_blob", color.NON, np.ones(3), blob(1.8, x, y))
+        plant("gabor", color_rules.NON, np.ones(3), gabor(theta, 0.18, random.uniform(0, 360)))
+        plant("grey_blob", color_rules.NON, np.ones(3), blob(1.8, x, y))
         for axis in (1, 2):
             pure = covector(axis)
             tinted = pure + 0.25 * np.linalg.norm(pure) / np.sqrt(3)
             colour, name = (pure, "pure") if number % 2 else (tinted, "tinted")
-            plant(f"{name}_blob", color.SINGLE, colour, blob(random.uniform(1.3, 2), x, y))
+            plant(f"{name}_blob", color_rules.SINGLE, colour, blob(random.uniform(1.3, 2), x, y))
             side = 2.2 * np.array([np.cos(np.radians(theta)), np.sin(np.radians(theta))])
             pair = blob(1.4, *side) - blob(1.4, *-side)
-            plant(f"{name}_pair", color.DOUBLE, colour, pair)
+            plant(f"{name}_pair", color_rules.DOUBLE, colour, pair)
             centre, surround = (blob(sigma, x / 2, y / 2) for sigma in (1.2, 2.6))
             centre -= 0.9 * surround * centre.sum() / surround.sum()
-            plant(f"{name}_centre", color.DOUBLE, colour, centre)
+            plant(f"{name}_centre", color_rules.DOUBLE, colour, centre)
     for _ in range(3):
-        plant("dead", color.UNRESPONSIVE, np.ones(3), 1e-7 * random.normal(size=(SIZE, SIZE)))
-    plant("dead", color.UNRESPONSIVE, np.ones(3), np.zeros((SIZE, SIZE)))
+        plant("dead", color_rules.UNRESPONSIVE, np.ones(3), 1e-7 * random.normal(size=(SIZE, SIZE)))
+    plant("dead", color_rules.UNRESPONSIVE, np.ones(3), np.zeros((SIZE, SIZE)))
     kernels = np.array(kernels)
     # All of one length, but for the dead.
     norm = np.sqrt(np.square(kernels).sum((1, 2, 3), keepdims=True))
@@ -255,10 +255,12 @@ def test_a_grey_network_has_no_opponent_channel_by_any_rule(tmp_path):
     one = loaded(network.eval(), EXTENT)
     for layer in ("conv1", "relu2"):
         table = measure(one, layer, tmp_path / f"{layer}.h5")
-        responsive = table["color_class"] != color.UNRESPONSIVE
+        responsive = table["color_class"] != color_rules.UNRESPONSIVE
         assert responsive.sum() > 0.6 * len(table)
-        assert (table["color_class"][responsive] == color.NON).all()
-        assert table["color_class_unrectified"].isin([color.NON, color.UNRESPONSIVE]).all()
+        assert (table["color_class"][responsive] == color_rules.NON).all()
+        assert (
+            table["color_class_unrectified"].isin([color_rules.NON, color_rules.UNRESPONSIVE]).all()
+        )
         assert not table["harris_spectral"].any() and not table["harris_double"].any()
         assert table["color_ratio_rgb"][responsive].to_numpy() == pytest.approx(0, abs=1e-5)
         # A hue that such a network prefers is one that its code values make brighter.
@@ -321,7 +323,13 @@ def test_share_balance_and_hue_by_hand():
     # What is only rounding is not given.
     assert np.isnan([found["hue_linear_deg"][0], *found["balance_lum"][2:4]]).all()
     classes = color.energy_class(found, RULES)
-    expected = [color.NON, color.SINGLE, color.SINGLE, color.SINGLE, color.UNRESPONSIVE]
+    expected = [
+        color_rules.NON,
+        color_rules.SINGLE,
+        color_rules.SINGLE,
+        color_rules.SINGLE,
+        color_rules.UNRESPONSIVE,
+    ]
     assert classes.tolist() == expected
 
 
@@ -420,8 +428,8 @@ def test_a_class_can_differ_before_and_behind_the_relu(tmp_path):
     table = measure(network, "relu", tmp_path / "x.h5", SMALL)
     assert table["color_class_unrectified"].nunique() == 1
     same = table["color_class_unrectified"][0]
-    assert same != color.UNRESPONSIVE
-    assert table["color_class"].tolist() == [same, same, color.UNRESPONSIVE]
+    assert same != color_rules.UNRESPONSIVE
+    assert table["color_class"].tolist() == [same, same, color_rules.UNRESPONSIVE]
     assert table["color_reason"].fillna("").tolist() == ["", "", "no_response"]
     assert table["color_ratio"].isna().tolist() == [False, False, True]
     # Harris' rule reads the input of the ReLU.
@@ -562,7 +570,7 @@ def test_threads_and_batches_change_nothing(tmp_path, monkeypatch):
 
 def test_a_layer_that_nothing_drives(tmp_path):
     table = measure(network_of(np.zeros((3, 3, 7, 7))), "conv1", tmp_path / "x.h5", SMALL)
-    assert table["color_class"].tolist() == [color.UNRESPONSIVE] * 3
+    assert table["color_class"].tolist() == [color_rules.UNRESPONSIVE] * 3
     assert table["color_reason"].tolist() == ["no_response"] * 3
     unknown = [c for c in color.COLUMNS[2:] if not c.startswith(("color_class", "color_reason"))]
     assert table[unknown].isna().all(axis=None)

@@ -14,7 +14,7 @@ from scipy import stats
 from synthetic import opponency as invented
 
 from rfatlas.files import store
-from rfatlas.physiology import color, colorspace
+from rfatlas.physiology import colorspace
 from rfatlas.tables import opponency
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,8 +90,8 @@ def test_what_sees_grey_only_is_never_opponent():
     table = planted(["non_opponent", "double_opponent"], **ratios)
     table["color_ratio_rgb"] = [0.0099, 0.01]
     expected = ["non_opponent", "double_opponent"]
-    assert opponency.classified(table, 0.5, 0.5).tolist() == expected
-    assert color.GREY_ONLY == opponency.GREY_ONLY
+    lines = {"color_ratio": 0.5, "lowpass": 0.5}
+    assert opponency.classified(table, "cone", lines).tolist() == expected
 
 
 def test_half_an_answer_is_no_class_of_harris():

@@ -1,6 +1,6 @@
 """Taking channels out of a network: what it predicts with some channels of a layer replaced.
 
-An `Ablator` runs the network up to its layers once per image and then only what lies behind a
+An `Ablator` runs the network up to a layer once per image and then only what lies behind the
 layer, for many (image, set of channels) pairs at a time. Images on which every channel of a set is
 at its replacement already keep the prediction they have. Behind a layer from which only global
 average pooling and a linear layer remain nothing runs at all: the logits change by the pooled
@@ -14,8 +14,9 @@ change of the channels times their weights. A channel is replaced by
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from rfatlas.ablation.paired import Predictions
 from rfatlas.errors import RfatlasError
 from rfatlas.network.devices import room
 from rfatlas.network.graph import FEATURES, LOGITS
@@ -83,21 +85,7 @@ def read_rows(array: Any, rows: np.ndarray) -> np.ndarray:
     return np.stack([array[int(row)] for row in rows])
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Predictions, one entry per image (or per set and image).
-
-    `prediction` int16 is the class of the largest logit, `in_top5` bool whether the label is among
-    the five largest (of equal logits, that of the lower class goes first), `loss` f32 the cross
-    entropy in nats.
-    """
-
-    prediction: np.ndarray
-    in_top5: np.ndarray
-    loss: np.ndarray
-
-
-def judge(logits: torch.Tensor, labels: torch.Tensor) -> Judged:
+def judge(logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
     """Return what logits (..., n, classes) say of images with `labels` (n,)."""
     label = labels.expand(logits.shape[:-1])[..., None]
     own = logits.gather(-1, label)
@@ -108,7 +96,7 @@ def judge(logits: torch.Tensor, labels: torch.Tensor) -> Judged:
         classes = torch.arange(logits.shape[-1], device=logits.device)
         rank += (equal & (classes < label)).sum(-1)
     loss = logits.logsumexp(-1) - own[..., 0]
-    return Judged(
+    return Predictions(
         logits.argmax(-1).to(torch.int16).cpu().numpy(),
         (rank < 5).cpu().numpy(),
         loss.float().cpu().numpy(),
@@ -119,11 +107,12 @@ def judge(logits: torch.Tensor, labels: torch.Tensor) -> Judged:
 class Seen:
     """What an `Ablator` remembers of n images and, in the last row, of one partner more.
 
-    `cuts` maps each layer to (value, *crossing tensors), n + 1 rows each; `logits` (n, classes)
-    belong to the intact network.
+    `value` of the layer and `crossing`, what else reaches what lies behind it, have n + 1 rows;
+    `logits` (n, classes) belong to the intact network.
     """
 
-    cuts: Mapping[str, tuple[torch.Tensor, ...]]
+    value: torch.Tensor
+    crossing: tuple[torch.Tensor, ...]
     logits: torch.Tensor
 
     def __len__(self) -> int:
@@ -131,24 +120,26 @@ class Seen:
 
 
 class Ablator:
-    """A network that can lose channels of some of its layers.
+    """A network that can lose channels of a layer.
 
     Parameters
     ----------
     network
         The loaded model.
-    layers
-        Names of the layers.
-    means
-        (C,) data-set mean of every channel by layer; needed for the mode `mean` only.
+    layer
+        Name of the layer.
+    mean
+        (C,) data-set mean of every channel; needed for the mode `mean` only.
     memory_mb
         Megabytes of the process, libraries included, that batches are chosen to fit (on a GPU half
         of its free memory counts instead).
 
     Attributes
     ----------
+    channels
+        Number of channels of the layer.
     closed
-        The layers behind which nothing but global average pooling and a linear layer is left.
+        Whether nothing but global average pooling and a linear layer is left behind the layer.
 
     Raises
     ------
@@ -159,8 +150,8 @@ class Ablator:
     def __init__(
         self,
         network: LoadedModel,
-        layers: Sequence[str],
-        means: Mapping[str, np.ndarray] | None = None,
+        layer: str,
+        mean: np.ndarray | None = None,
         memory_mb: float = 3000,
     ):
         classes = network.graph.classes()
@@ -170,22 +161,15 @@ class Ablator:
                 f"with at most {2**15} classes; this one has {classes or 'none'}: "
                 "switch the stage off (stages.ablation: false)"
             )
-        self._network, self._means = network, dict(means or {})
-        self.layers = tuple(layers)
-        self._suffix = {layer: network.graph.split(layer)[1] for layer in self.layers}
-        heads = {layer: self._head(layer) for layer in self.layers}
-        self._weight = {layer: head for layer, head in heads.items() if head is not None}
-        self.closed = tuple(self._weight)
-        open_layers = [layer for layer in self.layers if layer not in self._weight]
-        self._cuts = network.graph.cuts(open_layers).to(
+        self._network, self._mean = network, mean
+        self.layer, self.channels = layer, network.graph.shape(layer)[0]
+        self._suffix = network.graph.split(layer)[1]
+        self._weight = self._head()
+        self.closed = self._weight is not None
+        self._cuts = network.graph.cuts([] if self.closed else [layer]).to(
             network.device, memory_format=torch.channels_last
         )
-        self._batch = {layer: self._pairs(layer, memory_mb) for layer in open_layers}
-        self._zeroed: dict[str, torch.Tensor] = {}
-
-    def channels(self, layer: str) -> int:
-        """Return the number of channels of a layer."""
-        return self._network.graph.shape(layer)[0]
+        self._batch = 0 if self.closed else self._pairs(memory_mb)
 
     # ---- images
 
@@ -195,19 +179,18 @@ class Ablator:
         partner (see `sequence`), so that the last row is a partner only."""
         found = self._cuts(self._network.preprocess(images))
         logits = found.pop(LOGITS)[:-1]
-        features = found.pop(FEATURES, None)
-        return Seen(found | {layer: (features,) for layer in self.closed}, logits)
+        value, *crossing = (found[FEATURES],) if self.closed else found[self.layer]
+        return Seen(value, tuple(crossing), logits)
 
     def recall(self, features: np.ndarray, logits: np.ndarray) -> Seen:
-        """Return the same for the layers in `closed` from cached features (n + 1, D), the input of
-        the last linear layer, and logits (n, classes): no network runs."""
+        """Return the same for a layer that is `closed` from cached features (n + 1, D), the input
+        of the last linear layer, and logits (n, classes): no network runs."""
         device = self._network.device
-        features = torch.as_tensor(features, device=device)
         return Seen(
-            {layer: (features,) for layer in self.closed}, torch.as_tensor(logits, device=device)
+            torch.as_tensor(features, device=device), (), torch.as_tensor(logits, device=device)
         )
 
-    def intact(self, seen: Seen, labels: np.ndarray) -> Judged:
+    def intact(self, seen: Seen, labels: np.ndarray) -> Predictions:
         """Return the predictions (n,) of the intact network."""
         return judge(seen.logits, self._on_device(labels))
 
@@ -224,46 +207,35 @@ class Ablator:
 
     @torch.inference_mode()
     def ablate(
-        self,
-        layer: str,
-        seen: Seen,
-        sets: Sequence[Sequence[int]],
-        mode: str,
-        labels: np.ndarray,
-    ) -> Judged:
+        self, seen: Seen, sets: Sequence[Sequence[int]], mode: str, labels: np.ndarray
+    ) -> Predictions:
         """Return the predictions (sets, n) with the channels of each set replaced.
 
         `mode` is one of `MODES`; `labels` int (n,) are the classes of the images.
         """
         intact, target = self.intact(seen, labels), self._on_device(labels)
-        fields = ("prediction", "in_top5", "loss")
-        found = {name: np.repeat(getattr(intact, name)[None], len(sets), axis=0) for name in fields}
-        for which, image, logits in self._rerun(layer, seen, sets, mode):
-            judged = judge(logits, target[image])
+        found = intact.take(np.tile(np.arange(len(seen)), (len(sets), 1)))
+        for which, image, logits in self._rerun(seen, sets, mode):
             at = which.cpu().numpy(), image.cpu().numpy()
-            for name in fields:
-                found[name][at] = getattr(judged, name)
-        return Judged(**found)
+            found.put(at, judge(logits, target[image]))
+        return found
 
     @torch.inference_mode()
-    def logits(
-        self, layer: str, seen: Seen, sets: Sequence[Sequence[int]], mode: str
-    ) -> torch.Tensor:
+    def logits(self, seen: Seen, sets: Sequence[Sequence[int]], mode: str) -> torch.Tensor:
         """Return the logits (sets, n, classes) with the channels of each set replaced."""
         found = seen.logits.expand(len(sets), *seen.logits.shape).clone()
-        for which, image, logits in self._rerun(layer, seen, sets, mode):
+        for which, image, logits in self._rerun(seen, sets, mode):
             found[which, image] = logits
         return found
 
     def _rerun(
-        self, layer: str, seen: Seen, sets: Sequence[Sequence[int]], mode: str
+        self, seen: Seen, sets: Sequence[Sequence[int]], mode: str
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield (set, image, logits (b, classes)) in batches: all pairs whose logits change."""
-        value, *crossing = seen.cuts[layer]
-        replacement = self._replacement(layer, value, mode)
-        value, crossing = value[:-1], [tensor[:-1] for tensor in crossing]
-        if layer in self._weight:
-            yield from self._closed_form(layer, value - replacement, seen.logits, sets)
+        replacement = self._replacement(seen.value, mode)
+        value, crossing = seen.value[:-1], [tensor[:-1] for tensor in seen.crossing]
+        if self.closed:
+            yield from self._closed_form(value - replacement, seen.logits, sets)
             return
         device = value.device
         differs = (value != replacement).reshape(*value.shape[:2], -1).any(2)
@@ -271,20 +243,20 @@ class Ablator:
         for row, channels in enumerate(sets):
             member[row, self._on_device(channels)] = 1
         which, image = (member @ differs.T.float() > 0).nonzero(as_tuple=True)
-        for part in torch.arange(len(which), device=device).split(self._batch[layer]):
+        for part in torch.arange(len(which), device=device).split(self._batch):
             rows, place = member[which[part]].nonzero(as_tuple=True)
             changed = value[image[part]]
             source = image[part][rows] if len(replacement) > 1 else torch.zeros_like(rows)
             changed[rows, place] = replacement[source, place]
             others = [tensor[image[part]] for tensor in crossing]
-            logits = self._suffix[layer](*map(_channels_last, (changed, *others)))
+            logits = self._suffix(*map(_channels_last, (changed, *others)))
             yield which[part], image[part], logits
 
     def _closed_form(
-        self, layer: str, change: torch.Tensor, logits: torch.Tensor, sets: Sequence[Sequence[int]]
+        self, change: torch.Tensor, logits: torch.Tensor, sets: Sequence[Sequence[int]]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield (set, image, logits) of all pairs; `change` (n, D) is what the features lose."""
-        weight, (n, classes) = self._weight[layer], logits.shape
+        weight, (n, classes) = self._weight, logits.shape
         size = max(1, _CLOSED_ELEMENTS[logits.device.type] // (n * classes))
         every = torch.arange(n, device=logits.device)
         for first in range(0, len(sets), size):
@@ -299,29 +271,28 @@ class Ablator:
                 (logits - lost).flatten(0, 1),
             )
 
-    def _replacement(self, layer: str, value: torch.Tensor, mode: str) -> torch.Tensor:
+    def _replacement(self, value: torch.Tensor, mode: str) -> torch.Tensor:
         """Return the replacement of `value` (n + 1, C, ...): (1 or n, C, ...)."""
         shape = (1, -1, *(1,) * (value.ndim - 2))
         if mode == "zero":
             return torch.zeros(value.shape[1], device=value.device).view(shape)
         if mode == "mean":
-            return self._on_device(self._means[layer], torch.float32).view(shape)
+            return self._on_device(self._mean, torch.float32).view(shape)
         if mode == "shuffle":
             return value[1:]
         if mode != "weight":
             raise ValueError(f"mode {mode!r}, expected one of {', '.join(MODES)}")
-        if layer not in self._zeroed:
-            self._zeroed[layer] = self._without_filters(layer)
-        return self._zeroed[layer]
+        return self._without_filters
 
-    def _without_filters(self, layer: str) -> torch.Tensor:
+    @cached_property
+    def _without_filters(self) -> torch.Tensor:
         """Return the layer's value (1, C, H, W) when all filters of the first layer are zero."""
-        if not self.has_filters(layer):
+        if not self.has_filters():
             raise RfatlasError(
-                f"layer {layer!r}: not the first convolution's filters, each by itself, feed its "
-                "channels; ablation at the weights is for the first layers (conv1, maxpool)"
+                f"layer {self.layer!r}: not the first convolution's filters, each by itself, feed "
+                "its channels; ablation at the weights is for the first layers (conv1, maxpool)"
             )
-        prefix = self._network.graph.prefix(layer)
+        prefix = self._network.graph.prefix(self.layer)
         convolution = next(module for module in prefix.modules() if isinstance(module, nn.Conv2d))
         kept = convolution.weight
         # Batch norm is folded into the filter, so what stays is the bias that it has.
@@ -331,12 +302,12 @@ class Ablator:
             value = prefix(torch.zeros(1, 3, crop, crop, device=self._network.device))
         finally:
             convolution.weight = kept
-        return value.flatten(2).mean(2) if layer in self._weight and value.ndim == 4 else value
+        return value.flatten(2).mean(2) if self.closed and value.ndim == 4 else value
 
-    def has_filters(self, layer: str) -> bool:
+    def has_filters(self) -> bool:
         """Return whether each channel of the layer is fed by one filter of the first convolution
         and by nothing else, so that the mode `weight` is defined."""
-        prefix = self._network.graph.prefix(layer)
+        prefix = self._network.graph.prefix(self.layer)
         if not isinstance(prefix, fx.GraphModule):
             return False
         modules = [
@@ -348,15 +319,15 @@ class Ablator:
         return (
             len(filters) == 1
             and isinstance(filters[0], nn.Conv2d)
-            and filters[0].out_channels == self.channels(layer)
+            and filters[0].out_channels == self.channels
         )
 
     # ---- what lies behind a layer
 
-    def _head(self, layer: str) -> torch.Tensor | None:
+    def _head(self) -> torch.Tensor | None:
         """Return the weights (classes, C) of the linear layer if only global average pooling lies
         between the layer and it, and nothing behind it, else None."""
-        suffix, shape = self._suffix[layer], self._network.graph.shape(layer)
+        suffix, shape = self._suffix, self._network.graph.shape(self.layer)
         if not isinstance(suffix, fx.GraphModule) or not _is_linear(suffix):
             return None
         linear = next(m for m in suffix.modules() if isinstance(m, nn.Linear))
@@ -373,9 +344,9 @@ class Ablator:
         same = (found - expected).abs().max() <= _ROUNDING * expected.abs().max()
         return linear.weight if same else None
 
-    def _pairs(self, layer: str, memory_mb: float) -> int:
+    def _pairs(self, memory_mb: float) -> int:
         """Return how many pairs are run at a time."""
-        suffix, device = self._suffix[layer], self._network.device
+        suffix, device = self._suffix, self._network.device
         if isinstance(suffix, fx.GraphModule):
             sizes = [_elements(node) for node in suffix.graph.nodes]
             carried = sum(_elements(node) for node in _placeholders(suffix))

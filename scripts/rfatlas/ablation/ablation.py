@@ -6,9 +6,9 @@ paired by image: the same images with and without the channel.
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 
 from rfatlas import statistics
 from rfatlas.ablation import paired
+from rfatlas.ablation.paired import Predictions
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.files.task import Task
@@ -29,14 +30,8 @@ log = logging.getLogger("rfatlas")
 
 STAGE = "ablation"
 
-#: What is known of every image, intact and ablated.
-FIELDS = ("prediction", "in_top5", "loss")
-
-# Pairs of image and channel that are run between two looks at the clock.
-_BLOCK_PAIRS = 512
-# Progress is saved after so many seconds, or so many times what a save costs if that is more.
-_SAVE_EVERY_S = 10.0
-_SAVE_COSTS = 20
+# Pairs of image and channel that are one step of the work.
+_STEP_PAIRS = 512
 # A cached logit may differ from one computed anew by this share of the largest: another device.
 _ROUNDING = 1e-2
 
@@ -50,90 +45,17 @@ def modes_of(settings: Mapping[str, Any], layer: str) -> list[str]:
     return ["zero", "mean", "shuffle"] if every else list(settings["modes"])
 
 
-def mode_name(settings: Mapping[str, Any], ablator: "ablate.Ablator", layer: str, mode: str) -> str:
+def mode_name(settings: Mapping[str, Any], ablator: "ablate.Ablator", mode: str) -> str:
     """Return what `ablate` calls a mode of the config: with `site: weight`, `zero` is `weight`
     where the first layer's filters feed the layer."""
-    at_weights = settings["site"] == "weight" and mode == "zero" and ablator.has_filters(layer)
-    return "weight" if at_weights else mode
+    return (
+        "weight"
+        if settings["site"] == "weight" and mode == "zero" and ablator.has_filters()
+        else mode
+    )
 
 
 # ---- one range of images
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions of images (N,) or of channels and images (C, N), as `ablate.Judged`; -1, False
-    and NaN where a channel was not run."""
-
-    prediction: np.ndarray
-    in_top5: np.ndarray
-    loss: np.ndarray
-
-    @classmethod
-    def empty(cls, *shape: int) -> "Predictions":
-        """Return predictions of which none is known yet."""
-        return cls(
-            np.full(shape, -1, np.int16), np.zeros(shape, bool), np.full(shape, np.nan, np.float32)
-        )
-
-    @classmethod
-    def read(cls, group: h5py.Group) -> "Predictions":
-        """Return those of an open file."""
-        return cls(*(group[name][:] for name in FIELDS))
-
-    def write(self, group: h5py.Group) -> None:
-        """Write them to an open file."""
-        for name in FIELDS:
-            group[name] = getattr(self, name)
-
-    def put(self, at: Any, values: Mapping[str, np.ndarray]) -> None:
-        """Set the entries at an index."""
-        for name in FIELDS:
-            getattr(self, name)[at] = values[name]
-
-    def take(self, at: Any) -> "Predictions":
-        """Return the entries at an index; of rows and a slice of columns, those columns of those
-        rows."""
-        if isinstance(at, tuple):
-            return Predictions(*(getattr(self, name)[at[0]][:, at[1]] for name in FIELDS))
-        return Predictions(*(getattr(self, name)[..., at] for name in FIELDS))
-
-
-class _Progress:
-    """Blocks of results, saved now and then, so that a killed job goes on from there."""
-
-    def __init__(self, partial: store.Partial):
-        self._partial = partial
-        self._known: dict[str, dict[str, np.ndarray]] = {}
-        self._records = partial.names()
-        for record in self._records:
-            for key, array in partial.load(record).items():
-                block, _, name = key.rpartition("/")
-                self._known.setdefault(block, {})[name] = array
-        self._unsaved: dict[str, np.ndarray] = {}
-        self._since, self._cost = time.monotonic(), 0.0
-
-    def block(
-        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
-    ) -> Mapping[str, np.ndarray]:
-        """Return the block of this name: the saved one, or what `compute` returns."""
-        if key in self._known:
-            return self._known.pop(key)
-        found = compute()
-        self._unsaved |= {f"{key}/{name}": array for name, array in found.items()}
-        if time.monotonic() - self._since > max(_SAVE_EVERY_S, _SAVE_COSTS * self._cost):
-            self.save()
-        return found
-
-    def save(self) -> None:
-        """Write what is not saved yet."""
-        if self._unsaved:
-            begun = time.monotonic()
-            self._records.append(f"{len(self._records):06d}")
-            self._partial.save(self._records[-1], self._unsaved)
-            self._unsaved = {}
-            self._cost = time.monotonic() - begun
-        self._since = time.monotonic()
 
 
 def sweep(
@@ -152,14 +74,14 @@ def sweep(
     Parameters
     ----------
     ablator
-        The network, cut at the layers of this job.
+        The network, cut at the layer of this job.
     images, labels
         uint8 (N, H, W, 3) and int (N,): the packed images.
     order
         (M,) from `ablate.sequence`; a `stop` beyond is clipped.
     cached
         `logits` (N, classes) and `features` (N, D) of activations.h5. The logits are compared with
-        those computed here; the features serve layers in closed form, where the job has no other.
+        those computed here; the features serve a layer in closed form.
     settings
         `modes`, `all_modes_layers`, `site`, `channels`, `precision`, `batch_size` of the config.
     task
@@ -172,52 +94,43 @@ def sweep(
     """
     start, stop = min(start, len(order)), min(stop, len(order))
     partial = store.Partial(task.output, task.fingerprint(device=""))
-    progress = _Progress(partial)
-    channels = {
-        layer: np.arange(ablator.channels(layer))[: settings["channels"]]
-        for layer in ablator.layers
-    }
-    modes = {layer: modes_of(settings, layer) for layer in ablator.layers}
-    found = {
-        (layer, mode): Predictions.empty(len(channels[layer]), stop - start)
-        for layer in ablator.layers
-        for mode in modes[layer]
-    }
+    steps = store.Steps(partial)
+    channels = np.arange(ablator.channels)[: settings["channels"]]
+    modes = modes_of(settings, ablator.layer)
+    found = {mode: Predictions.empty(len(channels), stop - start) for mode in modes}
     intact = Predictions.empty(stop - start)
-    total = sum(len(channels[layer]) for layer, _ in found) * (stop - start)
+    total = len(modes) * len(channels) * (stop - start)
     with task.bar(total=total, unit="pair", desc="image x channel") as shown:
         for first in range(start, stop, settings["batch_size"]):
             last = min(first + settings["batch_size"], stop)
             part = slice(first - start, last - start)
             batch = _Batch(ablator, images, labels, cached, order, first, last)
-            intact.put(part, progress.block(f"{first}/intact", batch.intact))
-            for (layer, mode), results in found.items():
-                name = mode_name(settings, ablator, layer, mode)
+            intact.put(part, Predictions(**steps.take(f"{first}/intact", batch.intact)))
+            for mode, results in found.items():
+                name = mode_name(settings, ablator, mode)
                 active = _unsettled(results, intact, labels[order[start:first]], settings)
-                step = max(1, _BLOCK_PAIRS // (last - first))
-                for lowest in range(0, len(active), step):
-                    some = active[lowest : lowest + step]
-                    block = progress.block(
-                        f"{first}/{layer}/{mode}/{lowest}",
-                        lambda layer=layer, name=name, some=some, batch=batch: batch.ablate(
-                            layer, channels[layer][some], name
+                size = max(1, _STEP_PAIRS // (last - first))
+                for lowest in range(0, len(active), size):
+                    some = active[lowest : lowest + size]
+                    step = steps.take(
+                        f"{first}/{mode}/{lowest}",
+                        lambda name=name, some=some, batch=batch: batch.ablate(
+                            channels[some], name
                         ),
                     )
-                    results.put((some, part), block)
+                    results.put((some, part), Predictions(**step))
                     shown.update(len(some) * (last - first))
-                shown.update((len(channels[layer]) - len(active)) * (last - first))
-    progress.save()
+                shown.update((len(channels) - len(active)) * (last - first))
+    steps.save()
     rows = order[start:stop]
     place = {"start": start, "stop": stop, "total": len(order)}
     with store.create(task.output, {**task.attrs, **place}) as file:
         file["image"], file["label"] = rows.astype(np.int32), labels[rows]
+        file["channel"] = channels.astype(np.int32)
         intact.write(file.create_group("intact"))
-        for (layer, mode), results in found.items():
-            group = file.require_group(f"layers/{layer}")
-            if "channel" not in group:
-                group["channel"] = channels[layer].astype(np.int32)
-            results.write(group.create_group(mode))
-            _tell(layer, mode, channels[layer], results, intact, labels[rows])
+        for mode, results in found.items():
+            results.write(file.create_group(mode))
+            _tell(ablator.layer, mode, channels, results, intact, labels[rows])
     partial.finish()
 
 
@@ -240,27 +153,21 @@ class _Batch:
         self._ablator, self._images, self._cached = ablator, images, cached
         self._rows, self._read = ablate.with_partner(order, first, last), ablate.read_rows
         self._labels = labels[self._rows[:-1]]
-        self._seen: ablate.Seen | None = None
 
-    def _see(self) -> "ablate.Seen":
-        if self._seen is None:
-            logits = self._read(self._cached["logits"], self._rows[:-1])
-            if set(self._ablator.layers) == set(self._ablator.closed):
-                features = self._read(self._cached["features"], self._rows)
-                self._seen = self._ablator.recall(features, logits)
-            else:
-                self._seen = self._ablator.see(self._read(self._images, self._rows))
-                _check(self._seen.logits.cpu().numpy(), logits)
-        return self._seen
+    @cached_property
+    def _seen(self) -> "ablate.Seen":
+        logits = self._read(self._cached["logits"], self._rows[:-1])
+        if self._ablator.closed:
+            return self._ablator.recall(self._read(self._cached["features"], self._rows), logits)
+        seen = self._ablator.see(self._read(self._images, self._rows))
+        _check(seen.logits.cpu().numpy(), logits)
+        return seen
 
     def intact(self) -> dict[str, np.ndarray]:
-        judged = self._ablator.intact(self._see(), self._labels)
-        return {name: getattr(judged, name) for name in FIELDS}
+        return vars(self._ablator.intact(self._seen, self._labels))
 
-    def ablate(self, layer: str, channels: np.ndarray, mode: str) -> dict[str, np.ndarray]:
-        sets = channels[:, None]
-        judged = self._ablator.ablate(layer, self._see(), sets, mode, self._labels)
-        return {name: getattr(judged, name) for name in FIELDS}
+    def ablate(self, channels: np.ndarray, mode: str) -> dict[str, np.ndarray]:
+        return vars(self._ablator.ablate(self._seen, channels[:, None], mode, self._labels))
 
 
 def _check(logits: np.ndarray, cached: np.ndarray) -> None:
@@ -296,7 +203,7 @@ def _unsettled(
     precision = settings["precision"]
     if precision is None or not seen:
         return np.arange(channels)
-    first = results.take(slice(seen))
+    first = results.take((..., slice(seen)))
     counts = _counts(first.prediction, intact.prediction[:seen], labels)
     lo, hi = statistics.paired_newcombe(**counts)
     change = (counts["gained"] - counts["lost"]) / counts["trials"]
@@ -334,7 +241,7 @@ def _tell(
 
 
 def statistics_of(
-    results: paired.Predictions, intact: paired.Predictions, labels: np.ndarray, seed: int
+    results: Predictions, intact: Predictions, labels: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
     """Return the columns `COLUMNS` of one layer and mode, (C,) each.
 
@@ -405,7 +312,7 @@ def gather(
     RfatlasError
         If a range is missing, or comes from other images, weights or settings.
     """
-    whole = _joined(ranges, layer)
+    whole = _joined(ranges)
     columns: dict[str, Any] = {"layer": layer, "channel": whole.channel}
     # Written in the order of the data set, so that files of different layers compare by row.
     place = np.argsort(whole.image)
@@ -426,7 +333,7 @@ def gather(
             results = whole.modes[mode]
             found = statistics_of(results, whole.intact, whole.label, seed)
             columns |= {f"{mode}_{name}": values for name, values in found.items()}
-            results.take(place).write(file.create_group(mode))
+            results.take((..., place)).write(file.create_group(mode))
             file[f"{mode}/class_delta"] = class_delta(
                 results.prediction, whole.intact.prediction, whole.label, classes
             )
@@ -455,7 +362,7 @@ def _notable(table: pd.DataFrame, layer: str, modes: Iterable[str]) -> list[str]
 
 @dataclass(frozen=True)
 class _Part:
-    """One layer of one range, or of all of them: what was run, in the order of the ablation."""
+    """What was run in one range, or in all of them, in the order of the ablation."""
 
     image: np.ndarray
     label: np.ndarray
@@ -464,8 +371,8 @@ class _Part:
     modes: dict[str, Predictions]
 
 
-def _joined(ranges: Sequence[str | Path], layer: str) -> _Part:
-    """Return one layer over all ranges, or raise RfatlasError."""
+def _joined(ranges: Sequence[str | Path]) -> _Part:
+    """Return all ranges of a layer in one, or raise RfatlasError."""
     parts: list[_Part] = []
     expected, total, made_from = 0, 0, None
     for path in ranges:
@@ -478,17 +385,13 @@ def _joined(ranges: Sequence[str | Path], layer: str) -> _Part:
                     f"or not from place {expected} on; delete the ranges and rerun"
                 )
             expected, made_from = stop, made
-            group = file[f"layers/{layer}"]
-            modes = [name for name in group if isinstance(group[name], h5py.Group)]
-            parts.append(
-                _Part(
-                    file["image"][:],
-                    file["label"][:],
-                    group["channel"][:],
-                    Predictions.read(file["intact"]),
-                    {mode: Predictions.read(group[mode]) for mode in modes},
-                )
-            )
+            found = {
+                name: Predictions.read(group)
+                for name, group in file.items()
+                if isinstance(group, h5py.Group)
+            }
+            one = (file[key][:] for key in ("image", "label", "channel"))
+            parts.append(_Part(*one, found.pop("intact"), found))
     if expected != total:
         raise RfatlasError(
             f"{ranges[-1]}: the ranges end at place {expected}, expected {total}; a range is "
@@ -498,12 +401,6 @@ def _joined(ranges: Sequence[str | Path], layer: str) -> _Part:
         np.concatenate([part.image for part in parts]),
         np.concatenate([part.label for part in parts]),
         parts[0].channel,
-        _concatenated([part.intact for part in parts]),
-        {mode: _concatenated([part.modes[mode] for part in parts]) for mode in parts[0].modes},
-    )
-
-
-def _concatenated(parts: Sequence[Predictions]) -> Predictions:
-    return Predictions(
-        *(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in FIELDS)
+        Predictions.joined([part.intact for part in parts]),
+        {mode: Predictions.joined([part.modes[mode] for part in parts]) for mode in parts[0].modes},
     )

@@ -20,9 +20,11 @@ import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
 from rfatlas.ablation import paired
+from rfatlas.ablation.paired import Predictions
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.files.task import Task
+from rfatlas.physiology import color_rules
 from rfatlas.statistics import benjamini_hochberg
 
 if TYPE_CHECKING:
@@ -47,9 +49,6 @@ ORDERS = {
 }
 RANDOM = "random"
 DIRECTIONS = ("descending", "ascending")
-
-#: The classes of colour as an order: how far a channel tells colours apart in space.
-COLOR_CLASSES = ("unresponsive", "non_opponent", "single_opponent", "double_opponent")
 
 #: Columns of a layer's table: what each set of channels is for.
 USES = (
@@ -81,8 +80,6 @@ INACTIVE_COLUMNS = (
     *paired.COLUMNS, "control", "control_reason", *NULLS, "conclusion", "conclusion_loss",
     "sentence",
 )  # fmt: skip
-
-_JUDGED = ("prediction", "in_top5", "loss")
 
 #: Predictions between two saved states, about: what a killed job does again.
 PREDICTIONS = {"cpu": 2**11, "cuda": 2**16}
@@ -276,7 +273,7 @@ def orders(
             continue
         values = rows[column]
         if name == "color_class":
-            values = values.map({kind: rank for rank, kind in enumerate(COLOR_CLASSES)})
+            values = values.map({kind: rank for rank, kind in enumerate(color_rules.CLASSES)})
         values = values.to_numpy(float)[shuffled]
         for direction in DIRECTIONS:
             # Stable, so that equal values keep their shuffled order; NaN sort to the end.
@@ -360,7 +357,6 @@ def plan(
 
 def measure(
     ablator: "Ablator",
-    layer: str,
     plan: Plan,
     images: Any,
     labels: np.ndarray,
@@ -373,7 +369,7 @@ def measure(
     Parameters
     ----------
     ablator
-        Of this layer.
+        Of the layer.
     plan
         The sets and what they are for.
     images, labels
@@ -387,27 +383,21 @@ def measure(
     modes = {mode: plan.of(mode) for mode in plan.uses["mode"].unique()}
     pairs = sum(map(len, modes.values()))
     size = max(1, predictions // max(pairs, 1))
-    records = []
-    with task.bar(total=len(order) * pairs, desc=layer, unit="prediction") as shown:
+    records: dict[str, list[Predictions]] = {name: [] for name in ("intact", *modes)}
+    with task.bar(total=len(order) * pairs, desc=ablator.layer, unit="prediction") as shown:
         for rows, seen in ablator.batches(images, order, 0, len(order), size):
-            record = {}
-            judged = {"intact": ablator.intact(seen, labels[rows])}
+            records["intact"].append(ablator.intact(seen, labels[rows]))
             for mode, numbers in modes.items():
                 wanted = [sets[number] for number in numbers]
-                judged[mode] = ablator.ablate(layer, seen, wanted, mode, labels[rows])
+                records[mode].append(ablator.ablate(seen, wanted, mode, labels[rows]))
                 shown.update(len(rows) * len(numbers))
-            for name, found in judged.items():
-                record |= {f"{name}/{field}": getattr(found, field) for field in _JUDGED}
-            records.append(record)
-    attrs = {**task.attrs, "filters": ablator.has_filters(layer)}
+    attrs = {**task.attrs, "filters": ablator.has_filters()}
     with store.create(task.output, attrs) as file:
         file["image"], file["label"] = order.astype(np.int32), labels[order].astype(np.int64)
         file["channel"] = np.array([channel for one in sets for channel in one], np.int32)
         file["offset"] = np.cumsum([0, *map(len, sets)])
-        for name in ("intact", *modes):
-            for field in _JUDGED:
-                parts = [record[f"{name}/{field}"] for record in records]
-                file[f"{name}/{field}"] = np.concatenate(parts, axis=-1)
+        for name, parts in records.items():
+            Predictions.joined(parts).write(file.create_group(name))
         for mode, numbers in modes.items():
             file[f"{mode}/set"] = numbers.astype(np.int32)
     store.write_table(plan.uses, task.table)
@@ -423,7 +413,7 @@ def changes(file: h5py.File, mode: str, seed: int, against: str = "intact") -> p
     (those that it has, too) instead of the intact network.
     """
     labels, numbers = file["label"][:], file[f"{mode}/set"][:]
-    found, reference = _Stored.of(file, mode), _Stored.of(file, against)
+    found, reference = Predictions.read(file[mode]), Predictions.read(file[against])
     if against != "intact":
         others = file[f"{against}/set"][:]
         numbers, mine, theirs = np.intersect1d(numbers, others, return_indices=True)
@@ -434,22 +424,6 @@ def changes(file: h5py.File, mode: str, seed: int, against: str = "intact") -> p
         "loss": found.loss.mean(1, dtype=float),
     }
     return pd.DataFrame(left | paired.changes(found, reference, labels, seed), index=numbers)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The predictions of one mode, or of the intact network, as `<layer>.h5` holds them."""
-
-    prediction: np.ndarray
-    in_top5: np.ndarray
-    loss: np.ndarray
-
-    @classmethod
-    def of(cls, file: h5py.File, mode: str) -> "_Stored":
-        return cls(*(file[f"{mode}/{field}"][:] for field in _JUDGED))
-
-    def take(self, rows: np.ndarray) -> "_Stored":
-        return _Stored(self.prediction[rows], self.in_top5[rows], self.loss[rows])
 
 
 def tables(

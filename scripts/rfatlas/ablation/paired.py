@@ -1,6 +1,8 @@
 """What changes in a network's predictions when something is taken out of it, image by image."""
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +17,56 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Predictions(Protocol):
-    """Of N images, as `ablate.Judged`: `prediction` the class, `in_top5` whether the label is among
-    the five likeliest, `loss` in nats; each (N,) or (sets, N)."""
+#: What is known of an image's prediction.
+FIELDS = ("prediction", "in_top5", "loss")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of N images, or of these without each of some sets of channels: (N,) or (sets,
+    N).
+
+    `prediction` int16 is the class of the largest logit, `in_top5` bool whether the label is among
+    the five largest (of equal logits, that of the lower class goes first), `loss` f32 the cross
+    entropy in nats; -1, False and NaN where the network was not run.
+    """
 
     prediction: np.ndarray
     in_top5: np.ndarray
     loss: np.ndarray
+
+    @classmethod
+    def empty(cls, *shape: int) -> "Predictions":
+        """Return predictions of which none is known yet."""
+        return cls(
+            np.full(shape, -1, np.int16), np.zeros(shape, bool), np.full(shape, np.nan, np.float32)
+        )
+
+    @classmethod
+    def read(cls, group: Mapping[str, Any]) -> "Predictions":
+        """Return those of a group of an open file."""
+        return cls(*(group[name][:] for name in FIELDS))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """Return the predictions of some images after those of others."""
+        return cls(
+            *(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in FIELDS)
+        )
+
+    def write(self, group: Any) -> None:
+        """Write them to a group of an open file."""
+        for name in FIELDS:
+            group[name] = getattr(self, name)
+
+    def put(self, at: Any, values: "Predictions") -> None:
+        """Set the entries at an index."""
+        for name in FIELDS:
+            getattr(self, name)[at] = getattr(values, name)
+
+    def take(self, at: Any) -> "Predictions":
+        """Return the entries at an index."""
+        return Predictions(*(getattr(self, name)[at] for name in FIELDS))
 
 
 def changes(

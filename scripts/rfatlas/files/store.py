@@ -17,7 +17,7 @@ import shutil
 import socket
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -303,6 +303,61 @@ class Partial:
     def finish(self) -> None:
         """Remove the folder; call it when the output is in place."""
         _remove(self.folder)
+
+
+#: Steps are put on record after so many seconds, or so many times what that costs if it is more.
+SAVE_EVERY_S = 10.0
+SAVE_COSTS = 20
+
+
+class Steps:
+    """The results of the steps of a job, put on record now and then: killed, it goes on from there.
+
+    The steps must come in the same order each time; each is a mapping of names to arrays.
+    """
+
+    def __init__(self, partial: Partial):
+        self._partial = partial
+        self._recorded = self._records()
+        self._next = next(self._recorded, None)
+        self._unsaved: dict[str, np.ndarray] = {}
+        self._since, self._cost = time.monotonic(), 0.0
+
+    def take(
+        self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """Return the step of this name: the one on record, or what `compute` returns."""
+        if self._next and self._next[0] == name:
+            found = self._next[1]
+            self._next = next(self._recorded, None)
+            return found
+        found = compute()
+        self._unsaved |= {f"{name}/{key}": array for key, array in found.items()}
+        if time.monotonic() - self._since > max(SAVE_EVERY_S, SAVE_COSTS * self._cost):
+            self.save()
+        return found
+
+    def save(self) -> None:
+        """Put on record what is not there yet."""
+        begun = time.monotonic()
+        if self._unsaved:
+            self._partial.save(f"{len(self._partial.names()):06d}", self._unsaved)
+            self._unsaved = {}
+        self._since = time.monotonic()
+        self._cost = self._since - begun
+
+    def all(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield all steps so far, in their order."""
+        self.save()
+        return (found for _, found in self._records())
+
+    def _records(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        for record in self._partial.names():
+            steps: dict[str, dict[str, np.ndarray]] = {}
+            for key, array in self._partial.load(record).items():
+                step, _, name = key.rpartition("/")
+                steps.setdefault(step, {})[name] = array
+            yield from steps.items()
 
 
 def _clear(folder: Path) -> None:

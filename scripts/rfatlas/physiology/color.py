@@ -29,7 +29,7 @@ from rfatlas.files import jobs, store
 from rfatlas.files.task import Task
 from rfatlas.network import graph
 from rfatlas.network.model import LoadedModel, normalise
-from rfatlas.physiology import colorspace, tuning
+from rfatlas.physiology import color_rules, colorspace, tuning
 from rfatlas.physiology.probe import GREY, Probe, in_batches
 
 #: The axes of gratings: the opponent ones, then those of code values (Rafegas & Vanrell 2018).
@@ -39,16 +39,8 @@ AXES = (*colorspace.AXES, "RGB", "R-G", "R+G-2B")
 _CODE_AXES = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
 _CODE_AXES /= np.abs(_CODE_AXES).max()
 
-#: A channel whose `color_ratio_rgb` is below this sees grey only: of equiluminant colours it sees
-#: what they do to R + G + B, and may like that little better than the full contrast of grey.
-GREY_ONLY = 0.01
-
 #: Ratios end here: of a channel that answers to colour alone the other response is rounding.
 LARGEST_RATIO = 1000.0
-
-UNRESPONSIVE, NON, SINGLE, DOUBLE = CLASSES = (
-    "unresponsive", "non_opponent", "single_opponent", "double_opponent",
-)  # fmt: skip
 
 LINEAR = (
     "cone_l", "cone_m", "cone_s", "chromatic_share", "balance_lum", "balance_lm", "balance_s",
@@ -148,12 +140,7 @@ def energy_class(columns: Mapping[str, np.ndarray], rules: Mapping[str, float]) 
     opponent = columns["chromatic_share"] >= rules["energy_share"]
     single = np.abs(columns["balance_chromatic"]) >= rules["lowpass"]
     norm = columns["norm"]
-    return _classes(opponent, single, norm <= tuning.WEAK * norm.max(initial=0))
-
-
-def _classes(opponent: np.ndarray, single: np.ndarray, unresponsive: np.ndarray) -> np.ndarray:
-    found = np.where(opponent, np.where(single, SINGLE, DOUBLE), NON)
-    return np.where(unresponsive, UNRESPONSIVE, found).astype(object)
+    return color_rules.classes(opponent, single, norm <= tuning.WEAK * norm.max(initial=0))
 
 
 def _pieces(fields: Any) -> Iterator[tuple[slice, np.ndarray]]:
@@ -206,13 +193,12 @@ def read(
 def cone_rule(
     answers: Mapping[str, np.ndarray], blank: np.ndarray, rules: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
-    """Return ratios and classes by the cone rule.
+    """Return ratios and classes by the cone rule (after Johnson, Hawken & Shapley 2001 and 2008).
 
-    Opponent if the peak response to L-M, or to S-(L+M), is at least `color_ratio` of that to L+M;
-    then single if the largest response to frequency zero of the more effective of the two axes is
-    at least `lowpass` of the largest to any of its gratings (after Johnson, Hawken & Shapley 2001
-    and 2008). Peaks are over all orientations and frequencies: a channel is read at its own
-    orientation. One that sees grey only (`GREY_ONLY`) is not opponent.
+    The ratios are those of the peak responses to L-M and to S-(L+M) over that to L+M; `lowpass` is
+    the largest response to frequency zero of the more effective of the two axes over the largest to
+    any of its gratings. Peaks are over all orientations and frequencies: a channel is read at its
+    own orientation. `color_rules.cone_class` has the thresholds.
 
     Parameters
     ----------
@@ -239,19 +225,14 @@ def cone_rule(
     crest = answers["crest_flicker"][row, axis - 1]
     largest = np.maximum(crest, answers["crest"][row, axis - 1])
     lowpass = np.divide(crest, largest, out=np.full(len(row), np.nan), where=largest > 0)
-    ratios = [ratio(peak[:, one], peak[:, 0]) for one in (1, 2)]
-    code_ratio = ratio(peak[:, 4:].max(1), peak[:, 3])
-    opponent = (np.maximum(*ratios) >= rules["color_ratio"]) & (code_ratio >= GREY_ONLY)
-    return {
-        "reason": reason,
-        "axis": axis,
-        "chromatic": chromatic,
-        "color_ratio": ratios[0],
-        "color_ratio_s": ratios[1],
-        "color_ratio_rgb": code_ratio,
+    found = {
+        "color_ratio": ratio(peak[:, 1], peak[:, 0]),
+        "color_ratio_s": ratio(peak[:, 2], peak[:, 0]),
+        "color_ratio_rgb": ratio(peak[:, 4:].max(1), peak[:, 3]),
         "color_lowpass": lowpass,
-        "color_class": _classes(opponent, lowpass >= rules["lowpass"], reason != ""),
     }
+    found["color_class"] = color_rules.cone_class(found, rules, reason != "")
+    return {"reason": reason, "axis": axis, "chromatic": chromatic, **found}
 
 
 def margin(response: np.ndarray, blank: np.ndarray, extent: np.ndarray) -> np.ndarray:

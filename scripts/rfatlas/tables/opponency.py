@@ -13,15 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rfatlas.statistics import by_layer, newcombe, wilson
+from rfatlas.physiology import color_rules
+from rfatlas.physiology.color_rules import HARRIS, UNRESPONSIVE
+from rfatlas.statistics import by_layer
+from rfatlas.tables import counted
+from rfatlas.tables.counted import quartiles, share
 
 #: The layer in rows that count over all layers.
 ALL = "all layers"
 
-UNRESPONSIVE = "unresponsive"
-CONE = ("non_opponent", "single_opponent", "double_opponent")
-#: Harris, Mihai & Hare 2019 ask two questions of a cell; one that is both is double-opponent.
-HARRIS = ("neither", "spatial", "spectral", "double")
+#: The classes of the cone rule that a channel which responds can have.
+CONE = color_rules.CLASSES[1:]
 
 #: The rules by name: their classes, and the column of channels.csv that holds them (Harris' rule
 #: has a column per question).
@@ -41,10 +43,6 @@ EQUIVALENT = {
     "double": "double_opponent",
 }
 
-#: A channel whose `color_ratio_rgb` is below this sees grey only and is never opponent by the cone
-#: rule: the stage `color` says why.
-GREY_ONLY = 0.01
-
 #: What a threshold is varied of, with the rule that it belongs to.
 VARIED = {"color_ratio": "cone", "lowpass": "cone", "harris_tolerance": "harris"}
 
@@ -55,67 +53,28 @@ KINDS = {
     "color_preferring": (2, np.inf),
 }
 
-_TWIN = ("twin", "twin_responsive", "twin_count", "twin_fraction", "twin_lo", "twin_hi")
-_DIFFERENCE = ("difference", "difference_lo", "difference_hi")
-_SHARE = ("responsive", "count", "fraction", "lo", "hi", *_TWIN, *_DIFFERENCE)
+_SHARE = (
+    "responsive", "count", *counted.PROPORTION, "twin", "twin_responsive", "twin_count",
+    "twin_fraction", "twin_lo", "twin_hi", *counted.DIFFERENCE,
+)  # fmt: skip
 _PUBLISHED = ("certainty", "source")
 
 CONFUSION = (
-    "layer",
-    "depth",
-    "rule",
-    "cone_class",
-    "rule_class",
-    "same",
-    "channels",
-    "cone_channels",
-    "count",
-    "share",
-    "both",
-    "agreement",
-    "kappa",
-)
+    "layer", "depth", "rule", "cone_class", "rule_class", "same", "channels", "cone_channels",
+    "count", "share", "both", "agreement", "kappa",
+)  # fmt: skip
 COUNTS = ("layer", "depth", "rule", "class", "channels", *_SHARE)
 STABILITY = ("layer", "depth", "varied", "threshold", "rule", "class", "channels", *_SHARE)
 MACAQUE = (
-    "layer",
-    "depth",
-    "kind",
-    "low",
-    "high",
-    "channels",
-    *_SHARE,
-    "macaque_count",
-    "macaque_n",
-    "macaque_fraction",
-    "macaque_lo",
-    "macaque_hi",
-    *_PUBLISHED,
-)
+    "layer", "depth", "kind", "low", "high", "channels", *_SHARE, "macaque_count", "macaque_n",
+    "macaque_fraction", "macaque_lo", "macaque_hi", *_PUBLISHED,
+)  # fmt: skip
 ORIENTATION = (
-    "layer",
-    "depth",
-    "class",
-    "channels",
-    "n",
-    "color_osi_q25",
-    "color_osi_median",
-    "color_osi_q75",
-    "osi_median",
-    "n_bandwidth",
-    "color_bandwidth_median_deg",
-    "oriented",
-    "fraction",
-    "lo",
-    "hi",
-    *_DIFFERENCE,
-    "twin",
-    "twin_n",
-    "twin_oriented",
-    "twin_fraction",
-    "macaque",
-    *_PUBLISHED,
-)
+    "layer", "depth", "class", "channels", "n", "color_osi_q25", "color_osi_median",
+    "color_osi_q75", "osi_median", "n_bandwidth", "color_bandwidth_median_deg", "oriented",
+    *counted.PROPORTION, *counted.DIFFERENCE, "twin", "twin_n", "twin_oriented", "twin_fraction",
+    "macaque", *_PUBLISHED,
+)  # fmt: skip
 
 
 def layers_and_all(table: pd.DataFrame) -> Iterator[tuple[str, object, pd.DataFrame]]:
@@ -131,41 +90,25 @@ def classes(table: pd.DataFrame, rule: str) -> np.ndarray:
     By Harris' rule a channel has none if either question has no answer.
     """
     if rule == "harris":
-        flags = [table[f"harris_{kind}"].astype("boolean") for kind in ("spatial", "spectral")]
-        known = ~(flags[0].isna() | flags[1].isna()).to_numpy()
-        spatial, spectral = (flag.fillna(False).to_numpy(bool) for flag in flags)
-        found = np.array(HARRIS, object)[spatial + 2 * spectral]
-        return np.where(known, found, UNRESPONSIVE)
+        flags = [counted.truth(table[f"harris_{kind}"]) for kind in ("spatial", "spectral")]
+        return color_rules.harris_class(*(flag == 1 for flag in flags), np.isnan(sum(flags)))
     column = table[RULES[rule][1]]
     return column.where(column.isin(CONE), UNRESPONSIVE).to_numpy(object)
 
 
-def classified(table: pd.DataFrame, color_ratio: float, lowpass: float) -> np.ndarray:
-    """Return the classes (C,) of the cone rule as they would be with other thresholds.
+def classified(table: pd.DataFrame, rule: str, lines: Mapping[str, float]) -> np.ndarray:
+    """Return the classes (C,) of the rule `cone` or `harris` as they would be with other
+    thresholds, `lines`, under the names of the section `color`.
 
-    A channel is opponent where `color_ratio` or `color_ratio_s` is at least `color_ratio`, unless
-    it sees grey only (`GREY_ONLY`), and then single-opponent where `color_lowpass` is at least
-    `lowpass`. One that is unresponsive stays so.
+    Harris' questions are answered with yes where the margin is more than `harris_tolerance`. A
+    channel that is unresponsive stays so.
     """
-    opponent = (table["color_ratio"] >= color_ratio) | (table["color_ratio_s"] >= color_ratio)
-    opponent &= table["color_ratio_rgb"] >= GREY_ONLY
-    single = table["color_lowpass"] >= lowpass
-    found = np.where(single, "single_opponent", "double_opponent").astype(object)
-    found = np.where(opponent, found, "non_opponent")
-    return np.where(classes(table, "cone") == UNRESPONSIVE, UNRESPONSIVE, found)
-
-
-def tolerated(table: pd.DataFrame, tolerance: float) -> np.ndarray:
-    """Return the classes (C,) of Harris' rule as they would be with another tolerance.
-
-    A question is answered with yes where its margin is more than the tolerance; a channel whose
-    class is not known stays `UNRESPONSIVE`.
-    """
-    spatial, spectral = (
-        (table[f"harris_{kind}_margin"] > tolerance).to_numpy() for kind in ("spatial", "spectral")
-    )
-    found = np.array(HARRIS, object)[spatial + 2 * spectral]
-    return np.where(classes(table, "harris") == UNRESPONSIVE, UNRESPONSIVE, found)
+    unresponsive = classes(table, rule) == UNRESPONSIVE
+    if rule == "cone":
+        return color_rules.cone_class(table, lines, unresponsive)
+    margins = (table[f"harris_{kind}_margin"].to_numpy() for kind in ("spatial", "spectral"))
+    answers = (margin > lines["harris_tolerance"] for margin in margins)
+    return color_rules.harris_class(*answers, unresponsive)
 
 
 def confusion(table: pd.DataFrame) -> pd.DataFrame:
@@ -192,8 +135,8 @@ def confusion(table: pd.DataFrame) -> pd.DataFrame:
                     count = int(((cone == first) & (other == second)).sum())
                     same = EQUIVALENT.get(second, second) == first
                     row = (layer, depth, rule, first, second, same, len(members), own, count)
-                    rows.append((*row, _share(count, own), int(both.sum()), agreement, kappa))
-    return pd.DataFrame(rows, columns=list(CONFUSION)).astype({"depth": "Int64"})
+                    rows.append((*row, share(count, own), int(both.sum()), agreement, kappa))
+    return _framed(rows, CONFUSION)
 
 
 def counts(
@@ -217,7 +160,7 @@ def counts(
             for name in names:
                 head = (layer, depth, rule, name, len(members))
                 rows.append((*head, *_shares(found, name, other, twin_name)))
-    return _typed(pd.DataFrame(rows, columns=list(COUNTS)))
+    return _framed(rows, COUNTS)
 
 
 def stability(
@@ -239,13 +182,13 @@ def stability(
         for threshold in sorted({*thresholds[varied], rules[varied]}):
             line = {**rules, varied: threshold}
             for layer, depth, members in layers_and_all(table):
-                found = _at(members, rule, line)
-                other = _at(others[layer], rule, line) if layer in others else None
+                found = classified(members, rule, line)
+                other = classified(others[layer], rule, line) if layer in others else None
                 for name in RULES[rule][0]:
                     stated = threshold == rules[varied]
                     head = (layer, depth, varied, threshold, stated, name, len(members))
                     rows.append((*head, *_shares(found, name, other, twin_name)))
-    return _typed(pd.DataFrame(rows, columns=list(STABILITY)))
+    return _framed(rows, STABILITY)
 
 
 def macaque(
@@ -274,11 +217,11 @@ def macaque(
                 (
                     *(layer, depth, kind, low, high, len(members)),
                     *_shares(found, kind, other, twin_name),
-                    *(count, n, count / n, *map(float, wilson(count, n))),
+                    *(count, n, *counted.proportion(count, n)),
                     *(known["certainty"], known["source"]),
                 )
             )
-    return _typed(pd.DataFrame(rows, columns=list(MACAQUE)))
+    return _framed(rows, MACAQUE)
 
 
 def kinds(table: pd.DataFrame) -> np.ndarray:
@@ -316,21 +259,19 @@ def orientation(
             oriented, n = _oriented(members, name, orientation_osi)
             width = chosen["color_bandwidth_deg"].dropna()
             row = [layer, depth, name, int((classes(members, "cone") == name).sum()), n]
-            row += [_quantile(chosen["color_osi"], share) for share in (0.25, 0.5, 0.75)]
-            row += [_quantile(chosen["osi"], 0.5) if "osi" in chosen else np.nan]
-            row += [len(width), _quantile(width, 0.5), oriented, _share(oriented, n)]
-            row += [*wilson(oriented, n)]
+            row += [*quartiles(chosen["color_osi"])]
+            row += [quartiles(chosen["osi"].dropna())[1] if "osi" in chosen else np.nan]
+            row += [len(width), quartiles(width)[1], oriented, *counted.proportion(oriented, n)]
             if name == "single_opponent":
                 row += [np.nan] * 3
             else:
-                row += [_share(oriented, n) - _share(*single), *newcombe(oriented, n, *single)]
+                row += counted.difference(oriented, n, *single)
+            row += ["", pd.NA, pd.NA, np.nan]
             if layer in others:
                 count, total = _oriented(others[layer], name, orientation_osi)
-                row += [twin_name, total, count, _share(count, total)]
-            else:
-                row += ["", pd.NA, pd.NA, np.nan]
+                row[-4:] = twin_name, total, count, share(count, total)
             rows.append((*row, *published.loc[name, ["statement", "certainty", "source"]]))
-    return _typed(pd.DataFrame(rows, columns=list(ORIENTATION)))
+    return _framed(rows, ORIENTATION)
 
 
 def tables(
@@ -356,12 +297,6 @@ def tables(
     }
 
 
-def _at(table: pd.DataFrame, rule: str, line: Mapping[str, float]) -> np.ndarray:
-    if rule == "harris":
-        return tolerated(table, line["harris_tolerance"])
-    return classified(table, line["color_ratio"], line["lowpass"])
-
-
 def _layers(twin: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The twin's rows by layer, and those of `ALL` layers of the run if it has every one."""
     if twin is None or "color_class" not in twin:
@@ -375,14 +310,15 @@ def _shares(
     found: np.ndarray, name: str, other: np.ndarray | None, twin_name: str
 ) -> tuple[object, ...]:
     """The columns `_SHARE` of one class: of a run, of its twin, and their difference."""
-    responsive, count = int((found != UNRESPONSIVE).sum()), int((found == name).sum())
-    own = (responsive, count, _share(count, responsive), *wilson(count, responsive))
-    if other is None:
-        return *own, "", pd.NA, pd.NA, *[np.nan] * 6
-    total, twins = int((other != UNRESPONSIVE).sum()), int((other == name).sum())
-    share = _share(twins, total)
-    apart = (own[2] - share, *newcombe(count, responsive, twins, total))
-    return *own, twin_name, total, twins, share, *wilson(twins, total), *apart
+    count, responsive = _count(found, name)
+    twins = None if other is None else _count(other, name)
+    own = (responsive, count, *counted.proportion(count, responsive))
+    return *own, *counted.against(count, responsive, twin_name, twins)
+
+
+def _count(found: np.ndarray, name: str) -> tuple[int, int]:
+    """How many channels are of a class, and how many have any."""
+    return int((found == name).sum()), int((found != UNRESPONSIVE).sum())
 
 
 def _oriented(table: pd.DataFrame, name: str, orientation_osi: float) -> tuple[int, int]:
@@ -401,18 +337,6 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
     return same, (same - chance) / (1 - chance) if chance < 1 else np.nan
 
 
-def _typed(found: pd.DataFrame) -> pd.DataFrame:
-    """Whole numbers that may be missing as such, and the rest of the numbers as floats."""
+def _framed(rows: Sequence[Sequence], columns: Sequence[str]) -> pd.DataFrame:
     whole = ("depth", "twin_responsive", "twin_count", "twin_n", "twin_oriented")
-    ends = [name for name in found if name in ("lo", "hi") or name.endswith(("_lo", "_hi"))]
-    kinds = {name: "Int64" for name in whole if name in found} | dict.fromkeys(ends, float)
-    return found.astype(kinds)
-
-
-def _quantile(column: pd.Series, share: float) -> float:
-    values = column.dropna().to_numpy(float)
-    return float(np.quantile(values, share)) if values.size else np.nan
-
-
-def _share(count: float, total: float) -> float:
-    return count / total if total else np.nan
+    return counted.framed(rows, columns, [name for name in whole if name in columns])

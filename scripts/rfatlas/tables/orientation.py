@@ -7,27 +7,19 @@ the layers compare with the primary visual cortex of macaques (`histograms`, `me
 source and certainty, are in `resources/v1_reference.csv`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from rfatlas.statistics import (
-    by_layer,
-    circular_correlation,
-    circular_difference,
-    newcombe,
-    rows_by_layer,
-    wilson,
-)
+from rfatlas.statistics import by_layer, circular_correlation, circular_difference, rows_by_layer
+from rfatlas.tables import counted
+from rfatlas.tables.channels import ORIENTATIONS
+from rfatlas.tables.counted import framed, quartiles, share
 
-#: Columns of channels.csv that hold a channel's orientation, by what it was estimated from.
-ORIENTATIONS = {
-    "kernel": "gabor_kernel_theta_deg",
-    "gradient": "gabor_theta_deg",
-    "gratings": "orientation_deg",
-}
-PAIRS = (("kernel", "gradient"), ("kernel", "gratings"), ("gradient", "gratings"))
+#: The two estimates that are compared.
+PAIRS = tuple(itertools.combinations(ORIENTATIONS, 2))
 
 #: Two orientations agree if they are at most this many degrees apart; by chance 11 % do.
 CLOSE = 10
@@ -48,69 +40,23 @@ EDGES = {
 }
 
 AGREEMENT = (
-    "layer",
-    "depth",
-    "first",
-    "second",
-    "channels",
-    "n",
-    "median_deg",
-    "p90_deg",
-    "share_within_10_deg",
-    "circular_correlation",
-)
+    "layer", "depth", "first", "second", "channels", "n", "median_deg", "p90_deg",
+    "share_within_10_deg", "circular_correlation",
+)  # fmt: skip
 SELECTIVE = (
-    "layer",
-    "depth",
-    "osi_threshold",
-    "rule",
-    "channels",
-    "responsive",
-    "selective",
-    "fraction",
-    "lo",
-    "hi",
-    "twin",
-    "twin_responsive",
-    "twin_selective",
-    "twin_fraction",
-    "twin_lo",
-    "twin_hi",
-    "difference",
-    "difference_lo",
-    "difference_hi",
-)
+    "layer", "depth", "osi_threshold", "rule", "channels", "responsive", "selective",
+    *counted.PROPORTION, "twin", "twin_responsive", "twin_selective", "twin_fraction", "twin_lo",
+    "twin_hi", *counted.DIFFERENCE,
+)  # fmt: skip
 HISTOGRAMS = ("layer", "depth", "quantity", "low", "high", "count", "n", "fraction")
 MEDIANS = (
-    "layer",
-    "depth",
-    "quantity",
-    "n",
-    "q25",
-    "median",
-    "q75",
-    "twin_n",
-    "twin_median",
-    "macaque_median",
-    "macaque_n",
-    "certainty",
-    "source",
-)
+    "layer", "depth", "quantity", "n", "q25", "median", "q75", "twin_n", "twin_median",
+    "macaque_median", "macaque_n", "certainty", "source",
+)  # fmt: skip
 FREQUENCIES = (
-    "layer",
-    "depth",
-    "estimate",
-    "n",
-    "n_aliased",
-    "median_cpp",
-    "pixels_per_degree",
-    "stated",
-    "q25_cpd",
-    "median_cpd",
-    "q75_cpd",
-    "macaque_median_cpd",
-    "pixels_per_degree_of_macaque",
-)
+    "layer", "depth", "estimate", "n", "n_aliased", "median_cpp", "pixels_per_degree", "stated",
+    "q25_cpd", "median_cpd", "q75_cpd", "macaque_median_cpd", "pixels_per_degree_of_macaque",
+)  # fmt: skip
 
 
 def selects(table: pd.DataFrame, threshold: float) -> np.ndarray:
@@ -168,7 +114,7 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
     for layer, depth, members in by_layer(table):
         chosen = {"all": np.ones(len(members), bool)}
         if "orientation_selective" in members:
-            chosen["selective"] = _true(members["orientation_selective"])
+            chosen["selective"] = counted.truth(members["orientation_selective"]) == 1
         for first, second in PAIRS:
             if not {ORIENTATIONS[first], ORIENTATIONS[second]} <= set(table):
                 continue
@@ -176,21 +122,10 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
             for name, subset in chosen.items():
                 both = subset & np.isfinite(a) & np.isfinite(b)
                 apart = circular_difference(a[both], b[both])
-                known = apart.size > 0
-                rows.append(
-                    (
-                        layer,
-                        depth,
-                        first,
-                        second,
-                        name,
-                        apart.size,
-                        np.median(apart) if known else np.nan,
-                        np.quantile(apart, 0.9) if known else np.nan,
-                        np.mean(apart <= CLOSE) if known else np.nan,
-                        circular_correlation(a[both], b[both]),
-                    )
-                )
+                row = [layer, depth, first, second, name, apart.size, np.nan, np.nan, np.nan]
+                if apart.size:
+                    row[-3:] = *np.quantile(apart, (0.5, 0.9)), np.mean(apart <= CLOSE)
+                rows.append([*row, circular_correlation(a[both], b[both])])
     return pd.DataFrame(rows, columns=list(AGREEMENT))
 
 
@@ -210,34 +145,23 @@ def selective(
     empty where there is no twin or it lacks the layer.
     """
     rows = []
-    if "osi" not in table:
-        return pd.DataFrame(rows, columns=list(SELECTIVE))
-    twin_layers = {}
-    if twin is not None and "osi" in twin:
-        twin_layers = rows_by_layer(twin)
-    for layer, depth, members in by_layer(table):
+    twin_layers = rows_by_layer(twin) if twin is not None and "osi" in twin else {}
+    for layer, depth, members in by_layer(table) if "osi" in table else ():
         responsive = int(members["osi"].notna().sum())
         other = twin_layers.get(layer)
         for threshold in sorted({*thresholds, rule}):
             count = int(selects(members, threshold).sum())
-            row = [layer, depth, threshold, threshold == rule, len(members), responsive, count]
-            row += [_share(count, responsive), *wilson(count, responsive)]
-            if other is None:
-                row += ["", pd.NA, pd.NA, *[np.nan] * 6]
-            else:
-                others = int(other["osi"].notna().sum())
-                other_count = int(selects(other, threshold).sum())
-                share = _share(other_count, others)
-                row += [twin_name, others, other_count, share, *wilson(other_count, others)]
-                row += [_share(count, responsive) - share]
-                row += newcombe(count, responsive, other_count, others)
-            rows.append(row)
-    found = pd.DataFrame(rows, columns=list(SELECTIVE))
-    for column in ("twin_responsive", "twin_selective"):
-        found[column] = found[column].astype("Int64")
-    for column in ("lo", "hi", "twin_lo", "twin_hi", "difference_lo", "difference_hi"):
-        found[column] = found[column].astype(float)
-    return found
+            others = None
+            if other is not None:
+                others = int(selects(other, threshold).sum()), int(other["osi"].notna().sum())
+            rows.append(
+                (
+                    *(layer, depth, threshold, threshold == rule, len(members), responsive, count),
+                    *counted.proportion(count, responsive),
+                    *counted.against(count, responsive, twin_name, others),
+                )
+            )
+    return framed(rows, SELECTIVE, ("twin_responsive", "twin_selective"))
 
 
 def histograms(
@@ -258,17 +182,16 @@ def histograms(
                 continue
             counts, _ = np.histogram(found, edges)
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
-                share = _share(count, found.size)
-                rows.append((layer, depth, quantity, low, high, count, found.size, share))
+                part = share(count, found.size)
+                rows.append((layer, depth, quantity, low, high, count, found.size, part))
         published = reference[
             (reference["quantity"] == quantity) & (reference["statistic"] == "count")
         ]
         total = published["value"].sum()
         for low, high, count in published[["low", "high", "value"]].itertuples(index=False):
-            share = _share(count, total)
-            rows.append((MACAQUE, pd.NA, quantity, low, high, int(count), int(total), share))
-    found = pd.DataFrame(rows, columns=list(HISTOGRAMS))
-    return found.astype({"depth": "Int64"})
+            part = share(count, total)
+            rows.append((MACAQUE, pd.NA, quantity, low, high, int(count), int(total), part))
+    return framed(rows, HISTOGRAMS, ["depth"])
 
 
 def medians(
@@ -282,9 +205,7 @@ def medians(
 
     One row (`MEDIANS`) per layer and measured quantity, with how sure the published number is.
     """
-    twin_layers = {}
-    if twin is not None:
-        twin_layers = rows_by_layer(twin)
+    twin_layers = {} if twin is None else rows_by_layer(twin)
     rows = []
     for quantity in EDGES:
         if not _measured(table, quantity):
@@ -292,20 +213,18 @@ def medians(
         published = reference[
             (reference["quantity"] == quantity) & (reference["statistic"] == "median")
         ]
-        known = (pd.NA, pd.NA, "", "")
+        known = (np.nan, pd.NA, "", "")
         if len(published):
             known = tuple(published.iloc[0][["value", "n", "certainty", "source"]])
         for layer, depth, members in by_layer(table):
             found = values(members, quantity, gabor_r2, pixels_per_degree)
-            quartiles = np.quantile(found, (0.25, 0.5, 0.75)) if found.size else [np.nan] * 3
             others, middle = pd.NA, np.nan
             if layer in twin_layers:
                 other = values(twin_layers[layer], quantity, gabor_r2, pixels_per_degree)
-                others, middle = other.size, np.median(other) if other.size else np.nan
-            rows.append((layer, depth, quantity, found.size, *quartiles, others, middle, *known))
-    found = pd.DataFrame(rows, columns=list(MEDIANS))
-    found["macaque_median"] = pd.to_numeric(found["macaque_median"], errors="coerce").astype(float)
-    return found.astype({"twin_n": "Int64", "macaque_n": "Int64"})
+                others, middle = other.size, quartiles(other)[1]
+            row = (layer, depth, quantity, found.size, *quartiles(found), others, middle, *known)
+            rows.append(row)
+    return framed(rows, MEDIANS, ("twin_n", "macaque_n")).astype({"macaque_median": float})
 
 
 def frequencies(
@@ -331,26 +250,14 @@ def frequencies(
         for estimate, found in frequency(members, gabor_r2).items():
             aliased = pd.NA
             if estimate == "gratings" and "sf_aliased" in members:
-                aliased = int(_true(members["sf_aliased"]).sum())
-            quartiles = np.quantile(found, (0.25, 0.5, 0.75)) if found.size else [np.nan] * 3
-            middle = quartiles[1]
+                aliased = int(np.nansum(counted.truth(members["sf_aliased"])))
+            low, middle, high = quartiles(found)
             for scale in sorted({*sweep, pixels_per_degree}):
-                rows.append(
-                    (
-                        layer,
-                        depth,
-                        estimate,
-                        found.size,
-                        aliased,
-                        middle,
-                        scale,
-                        scale == pixels_per_degree,
-                        *(scale * quartile for quartile in quartiles),
-                        macaque,
-                        macaque / middle,
-                    )
-                )
-    return pd.DataFrame(rows, columns=list(FREQUENCIES)).astype({"n_aliased": "Int64"})
+                head = (layer, depth, estimate, found.size, aliased, middle)
+                head += (scale, scale == pixels_per_degree)
+                own = (scale * low, scale * middle, scale * high)
+                rows.append((*head, *own, macaque, macaque / middle))
+    return framed(rows, FREQUENCIES, ["n_aliased"])
 
 
 def tables(
@@ -377,16 +284,7 @@ def tables(
     }
 
 
-def _true(column: pd.Series) -> np.ndarray:
-    """A column of True, False and empty as bool; what is empty is not true."""
-    return column.astype("boolean").fillna(False).to_numpy(bool)
-
-
 def _measured(table: pd.DataFrame, quantity: str) -> bool:
     if quantity == "sf_cpd":
         return "sf_cpp" in table or "gabor_frequency" in table
     return quantity in table
-
-
-def _share(count: float, total: float) -> float:
-    return count / total if total else np.nan
