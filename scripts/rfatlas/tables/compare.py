@@ -16,148 +16,68 @@ import pandas as pd
 from scipy import stats
 
 from rfatlas.errors import RfatlasError
-from rfatlas.statistics import by_layer, mcnemar, newcombe, paired_newcombe, rows_by_layer, wilson
+from rfatlas.physiology.color_rules import DOUBLE, SINGLE, UNRESPONSIVE
+from rfatlas.statistics import by_layer, mcnemar, paired_newcombe, rows_by_layer
+from rfatlas.tables import counted
 from rfatlas.tables import similarity as alike
+from rfatlas.tables.counted import framed, quartiles, share, truth
 
 #: Indices and sizes of channels that are compared, as far as channels.csv has them.
 QUANTITIES = (
-    "rf_size",
-    "erf_sigma",
-    "erf_fraction",
-    "split_half",
-    "fraction_active",
-    "class_selectivity",
-    "osi",
-    "circular_variance",
-    "bandwidth_deg",
-    "sf_cpp",
-    "f1_f0",
-    "gabor_r2",
-    "chromatic_share",
+    "rf_size", "erf_sigma", "erf_fraction", "split_half", "fraction_active", "class_selectivity",
+    "osi", "circular_variance", "bandwidth_deg", "sf_cpp", "f1_f0", "gabor_r2", "chromatic_share",
     "color_selectivity",
-)
+)  # fmt: skip
 
 #: A channel counts as found again if it correlates at least so much with its match.
 SAME = 0.5
 
 RUNS = (
-    "run",
-    "reference",
-    "factory",
-    "weights",
-    "parameters",
-    "gflops",
-    "labelled",
-    "top1",
-    "top1_lo",
-    "top1_hi",
-    "top5",
-    "top5_lo",
-    "top5_hi",
-    "loss",
-    "difference",
-    "difference_lo",
-    "difference_hi",
-    "p",
-    "only_reference_right",
-    "only_run_right",
-    "agreement",
-)
+    "run", "reference", "factory", "weights", "parameters", "gflops", "labelled",
+    "top1", "top1_lo", "top1_hi", "top5", "top5_lo", "top5_hi", "loss",
+    *counted.DIFFERENCE, "p", "only_reference_right", "only_run_right", "agreement",
+)  # fmt: skip
 FRACTIONS = (
-    "run",
-    "layer",
-    "depth",
-    "property",
-    "n",
-    "count",
-    "fraction",
-    "lo",
-    "hi",
-    "reference_n",
-    "reference_count",
-    "reference_fraction",
-    "difference",
-    "difference_lo",
-    "difference_hi",
-)
+    "run", "layer", "depth", "property", "n", "count", *counted.PROPORTION,
+    "reference_n", "reference_count", "reference_fraction", *counted.DIFFERENCE,
+)  # fmt: skip
 QUANTILES = (
-    "run",
-    "layer",
-    "depth",
-    "quantity",
-    "n",
-    "q25",
-    "median",
-    "q75",
-    "reference_n",
-    "reference_median",
-    "difference",
-    "superiority",
-)
+    "run", "layer", "depth", "quantity", "n", "q25", "median", "q75",
+    "reference_n", "reference_median", "difference", "superiority",
+)  # fmt: skip
 MATCHED = (
-    "run",
-    "layer",
-    "channel",
-    "run_channel",
-    "correlation",
-    "best_channel",
-    "best_correlation",
-)
+    "run", "layer", "channel", "run_channel", "correlation", "best_channel", "best_correlation",
+)  # fmt: skip
 MATCHING = (
-    "run",
-    "layer",
-    "depth",
-    "reference_channels",
-    "channels",
-    "matched",
-    "q25",
-    "median",
-    "q75",
-    "share_same",
-    "chance_median",
-    "chance_share_same",
-)
+    "run", "layer", "depth", "reference_channels", "channels", "matched", "q25", "median", "q75",
+    "share_same", "chance_median", "chance_share_same",
+)  # fmt: skip
 SIMILARITY = (
-    "run",
-    "layer",
-    "depth",
-    "other_run",
-    "other_layer",
-    "other_depth",
-    "images",
-    "directions",
-    "other_directions",
-    "cka",
-    "cka_debiased",
-    "cka_chance",
-    "svcca",
-    "svcca_chance",
-)
+    "run", "layer", "depth", "other_run", "other_layer", "other_depth", "images",
+    "directions", "other_directions", "cka", "cka_debiased", "cka_chance", "svcca", "svcca_chance",
+)  # fmt: skip
 
 
-def _column(name: str) -> Callable[[pd.DataFrame], np.ndarray | None]:
-    return lambda rows: _nullable(rows[name]) if name in rows else None
+def _flag(rows: pd.DataFrame, name: str) -> np.ndarray | None:
+    return truth(rows[name]) if name in rows else None
 
 
-def _class(*classes: str) -> Callable[[pd.DataFrame], np.ndarray | None]:
-    def among(rows: pd.DataFrame) -> np.ndarray | None:
-        if "color_class" not in rows:
-            return None
-        known = rows["color_class"].notna() & (rows["color_class"] != "unresponsive")
-        return np.where(known, rows["color_class"].isin(classes), np.nan)
-
-    return among
+def _class(rows: pd.DataFrame, *classes: str) -> np.ndarray | None:
+    if "color_class" not in rows:
+        return None
+    known = rows["color_class"].notna() & (rows["color_class"] != UNRESPONSIVE)
+    return np.where(known, rows["color_class"].isin(classes), np.nan)
 
 
 #: What a channel may be: a function of channels.csv that gives 1, 0 or NaN (unknown: not counted)
 #: per channel, or None where the stage was off.
 PROPERTIES: dict[str, Callable[[pd.DataFrame], np.ndarray | None]] = {
-    "orientation_selective": _column("orientation_selective"),
-    "opponent": _class("single_opponent", "double_opponent"),
-    "single_opponent": _class("single_opponent"),
-    "double_opponent": _class("double_opponent"),
-    "harris_double": _column("harris_double"),
-    "inactive": _column("inactive"),
+    "orientation_selective": lambda rows: _flag(rows, "orientation_selective"),
+    "opponent": lambda rows: _class(rows, SINGLE, DOUBLE),
+    SINGLE: lambda rows: _class(rows, SINGLE),
+    DOUBLE: lambda rows: _class(rows, DOUBLE),
+    "harris_double": lambda rows: _flag(rows, "harris_double"),
+    "inactive": lambda rows: _flag(rows, "inactive"),
 }
 
 
@@ -226,8 +146,7 @@ def _accuracy(file: h5py.File) -> dict[str, float]:
         row["loss"] = attrs.get("loss", np.nan)
         for name in ("top1", "top5"):
             right = round(attrs[name] * labelled)
-            row[name] = right / labelled
-            row[f"{name}_lo"], row[f"{name}_hi"] = wilson(right, labelled)
+            row[name], row[f"{name}_lo"], row[f"{name}_hi"] = counted.proportion(right, labelled)
     return row
 
 
@@ -264,21 +183,17 @@ def fractions(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 if values is None:
                     continue
                 n, count = int(np.isfinite(values).sum()), int(np.nansum(values))
-                row = [run, layer, depth, name, n, count, _share(count, n), *wilson(count, n)]
+                row = [run, layer, depth, name, n, count, *counted.proportion(count, n)]
                 if run == reference:
                     known[layer, name] = count, n
                 if run == reference or (layer, name) not in known:
                     row += [pd.NA, pd.NA, *[np.nan] * 4]
                 else:
                     others, total = known[layer, name]
-                    share = _share(others, total)
-                    row += [total, others, share, _share(count, n) - share]
-                    row += newcombe(count, n, others, total)
+                    row += [total, others, share(others, total)]
+                    row += counted.difference(count, n, others, total)
                 rows.append(row)
-    found = pd.DataFrame(rows, columns=list(FRACTIONS))
-    ends = ("lo", "hi", "difference_lo", "difference_hi")
-    kinds = dict.fromkeys(ends, float) | dict.fromkeys(("reference_n", "reference_count"), "Int64")
-    return found.astype(kinds)
+    return framed(rows, FRACTIONS, ("reference_n", "reference_count"))
 
 
 def quantities(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -300,17 +215,17 @@ def quantities(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 if name == "fraction_active":
                     values = values[members["rectified"].to_numpy(bool)]
                 values = values[np.isfinite(values)]
-                row = [run, layer, depth, name, values.size, *_quartiles(values)]
+                row = [run, layer, depth, name, values.size, *quartiles(values)]
                 if run == reference:
                     known[layer, name] = values
                 if run == reference or (layer, name) not in known:
                     row += [pd.NA, *[np.nan] * 3]
                 else:
                     others = known[layer, name]
-                    middle = _quartiles(others)[1]
+                    middle = quartiles(others)[1]
                     row += [others.size, middle, row[6] - middle, _superiority(values, others)]
                 rows.append(row)
-    return pd.DataFrame(rows, columns=list(QUANTILES)).astype({"reference_n": "Int64"})
+    return framed(rows, QUANTILES, ["reference_n"])
 
 
 def matched(
@@ -348,19 +263,10 @@ def matched(
             shuffled = alike.correlations(found, 0, 1, shuffled=True)
             chance = shuffled[alike.match(shuffled)]
             sizes = [one.shape[1] for one in maxima]
-            summary.append(
-                (
-                    run,
-                    layer,
-                    depth,
-                    *sizes,
-                    values.size,
-                    *_quartiles(values),
-                    (values >= SAME).sum() / sizes[0],
-                    _quartiles(chance)[1],
-                    (chance >= SAME).sum() / sizes[0],
-                )
-            )
+            own_share, by_chance = ((r >= SAME).sum() / sizes[0] for r in (values, chance))
+            middle = quartiles(chance)[1]
+            row = (run, layer, depth, *sizes, values.size, *quartiles(values))
+            summary.append((*row, own_share, middle, by_chance))
     return (
         pd.DataFrame(pairs, columns=list(MATCHED)),
         pd.DataFrame(summary, columns=list(MATCHING)),
@@ -435,19 +341,6 @@ def tables(
         "matching": matching,
         "similarity": similarity(files, layers, feature, variance, seed),
     }
-
-
-def _nullable(column: pd.Series) -> np.ndarray:
-    """A column of True, False and empty as 1, 0 and NaN."""
-    return column.astype("boolean").to_numpy(float, na_value=np.nan)
-
-
-def _share(count: float, total: float) -> float:
-    return count / total if total else np.nan
-
-
-def _quartiles(values: np.ndarray) -> np.ndarray:
-    return np.quantile(values, (0.25, 0.5, 0.75)) if values.size else np.full(3, np.nan)
 
 
 def _superiority(values: np.ndarray, others: np.ndarray) -> float:
