@@ -30,7 +30,7 @@ def differences(
     the root mean square of the numbers other than zero of their column or data set. NaN equals NaN,
     infinity itself. Integers, flags and text must be equal; of absolute paths the last part.
     Attributes of HDF5 files named in `may_differ` are left out. Pictures and pages are not
-    compared: they are drawn from these files.
+    compared: they are drawn from these files. Raises ValueError for a folder without any results.
     """
     readers: dict[str, Callable[[Path], dict[str, Any]]] = {
         ".csv": _table,
@@ -45,6 +45,9 @@ def differences(
         }
         for folder in (folder_a, folder_b)
     ]
+    for folder, files in zip((folder_a, folder_b), found, strict=True):
+        if not files:
+            raise ValueError(f"{folder}: no results (results/**/*.csv, .h5 or .json) to compare")
     lines = []
     for name in sorted(found[0].keys() | found[1].keys()):
         if absent := [

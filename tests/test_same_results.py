@@ -174,3 +174,11 @@ def test_numbers_of_a_list_in_json_are_a_column(two):
         )
     assert differences(*two) == []
     assert len(differences(*two, tolerance=1e-7)) == 1
+
+
+def test_a_folder_without_results_equals_nothing(two, tmp_path):
+    empty = tmp_path / "empty"
+    (empty / "results").mkdir(parents=True)
+    for pair in ((two[0], empty), (empty, two[1]), (empty, tmp_path / "absent")):
+        with pytest.raises(ValueError, match=r"(empty|absent): no results .* to compare"):
+            differences(*pair)

@@ -1,7 +1,7 @@
 """rfatlas: an atlas of the neurons of a trained ResNet.
 
-The library behind the workflow: pure functions, no Snakemake, importable from a notebook
-(with `scripts/` on the path). Importing this package imports nothing heavy.
+The library behind the workflow: pure functions, no Snakemake, importable from a notebook once
+`make install` has run. Importing this package imports nothing heavy.
 """
 
 from pathlib import Path

@@ -16,16 +16,12 @@ line is one JSON object of ratios: the peer's time over ours, per pair of image 
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from captum.attr import LayerFeatureAblation
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas.ablation import ablate
 from rfatlas.network import graph, model

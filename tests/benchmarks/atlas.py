@@ -26,7 +26,7 @@ import psutil
 from scipy.ndimage import gaussian_filter
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 from atlas_site import sources, write_gratings  # noqa: E402
 from selenium import webdriver  # noqa: E402

@@ -9,15 +9,11 @@ network up to the layer. The last line is one JSON object of ratios: the peer's 
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas.network import graph, model
 from rfatlas.network.torchvision_ops import torchvision

@@ -9,15 +9,11 @@ explained variance differ. The last line is one JSON object of ratios: the peer'
 
 import argparse
 import json
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 from scipy import optimize
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas.fields import gabor_fit
 

@@ -10,14 +10,10 @@ ratios by layer: the peer's time per stimulus over ours.
 
 import argparse
 import json
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas.network import graph, model
 from rfatlas.network.torchvision_ops import torchvision

@@ -22,18 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
 from rfatlas.fields import activations
 from rfatlas.files import store
 
-SCRIPTS = Path(activations.__file__).parents[2]
 LAYER, CHANNELS, SIDE, TOP_K = "layer3.0", 256, 14, 100
 SECONDS, MEGABYTES = 600, 2000
 
 MERGE = """
 import resource, sys
-sys.path.insert(0, {scripts!r})
 from pathlib import Path
 from rfatlas.fields import activations
 folder = Path(sys.argv[1])
@@ -95,7 +91,7 @@ def main() -> None:
         # What was written lies on the disk before the clock starts.
         os.sync()
         began = time.perf_counter()
-        command = [sys.executable, "-c", MERGE.format(scripts=str(SCRIPTS)), str(folder)]
+        command = [sys.executable, "-c", MERGE, str(folder)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - began
         written = (folder / "activations.h5").stat().st_size

@@ -13,16 +13,12 @@ object of ratios by layer: the peer's time per channel over ours.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas.network import graph, model
 from rfatlas.network.torchvision_ops import torchvision

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
 from rfatlas.ablation import ablate
 from rfatlas.fields import receptive_fields
 from rfatlas.images import images, scenes
@@ -50,12 +48,11 @@ def best(work: Callable[[], object], repeats: int = 3) -> float:
 
 def start_up() -> dict[str, float]:
     def run(module: str) -> None:
-        code = f"import sys; sys.path.insert(0, 'scripts'); import rfatlas.{module}"
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-c", f"import rfatlas.{module}"], check=True)
 
     return {
-        "start_plain": best(lambda: run("channels")),
-        "start_torch": best(lambda: run("receptive_fields")),
+        "start_plain": best(lambda: run("tables.channels")),
+        "start_torch": best(lambda: run("fields.receptive_fields")),
     }
 
 

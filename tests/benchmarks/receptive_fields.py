@@ -10,16 +10,12 @@ ratios: the peer's time over ours.
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from captum.attr import NeuronGradient
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from rfatlas.fields import crops, receptive_fields
 from rfatlas.network import graph, model

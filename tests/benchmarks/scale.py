@@ -31,8 +31,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
 from rfatlas import stages
 from rfatlas.plan import config, estimates, preflight, schema
 

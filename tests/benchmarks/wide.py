@@ -26,8 +26,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
 from rfatlas import stages
 from rfatlas.files import store
 from rfatlas.plan import estimates, schema
@@ -46,7 +44,6 @@ MINUTES = 10
 
 JOIN = """
 import resource, sys, time
-sys.path.insert(0, {scripts!r})
 from pathlib import Path
 from rfatlas.files import store
 from rfatlas.tables import channels
@@ -80,8 +77,7 @@ def join(table: pd.DataFrame, folder: Path, parts: int = 8) -> tuple[float, floa
         for layer, rows in table.groupby("layer"):
             part = rows[[*channels.KEY, *names]]
             store.write_table(part, folder / f"stage{number}" / f"{layer}.csv")
-    scripts = str(schema.ROOT / "scripts")
-    command = [sys.executable, "-c", JOIN.format(scripts=scripts), str(folder)]
+    command = [sys.executable, "-c", JOIN, str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     peak, seconds = map(float, done.stdout.split())
     return peak, seconds
