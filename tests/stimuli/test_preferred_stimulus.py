@@ -501,6 +501,7 @@ def test_a_killed_job_goes_on_with_the_next_block(tmp_path):
 import numpy as np
 import test_preferred_stimulus as t
 
+t.store.SAVE_EVERY_S = t.store.SAVE_COSTS = 0
 t.stimuli._BLOCK = 2
 t.stimuli._block = counted(t.stimuli._block)
 settings = t.replace(t.EVERYTHING, gradient_start=False, steps=4)

@@ -40,6 +40,9 @@ rule ablation_groups:
         "../../scripts/ablation_groups.py"
 
 
+ablation_table = tables_in_report("Ablation")
+
+
 rule ablation_groups_tables:
     input:
         predictions=lambda wildcards: expand(
@@ -54,26 +57,10 @@ rule ablation_groups_tables:
         ),
         channels="results/{run}/channels.csv",
     output:
-        groups=report(
-            "results/{run}/ablation_groups.csv",
-            caption="../report/ablation_groups_table.rst",
-            category="Ablation",
-            subcategory="{run}",
-            labels={"run": "{run}", "shows": "groups of channels (table)"},
-        ),
-        cumulative=report(
-            "results/{run}/ablation_cumulative.csv",
-            caption="../report/ablation_cumulative_table.rst",
-            category="Ablation",
-            subcategory="{run}",
-            labels={"run": "{run}", "shows": "more and more channels (table)"},
-        ),
-        inactive=report(
-            "results/{run}/inactive_first_layer.csv",
-            caption="../report/ablation_inactive_table.rst",
-            category="Ablation",
-            subcategory="{run}",
-            labels={"run": "{run}", "shows": "inactive channels of the first layer (table)"},
+        groups=ablation_table("results/{run}/ablation_groups.csv", "groups of channels"),
+        cumulative=ablation_table("results/{run}/ablation_cumulative.csv", "more and more channels"),
+        inactive=ablation_table(
+            "results/{run}/inactive_first_layer.csv", "inactive channels of the first layer"
         ),
     log:
         "logs/ablation_groups_tables/{run}.log",

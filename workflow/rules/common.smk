@@ -450,6 +450,24 @@ def when(condition, file):
     return file if condition else []
 
 
+def tables_in_report(category, **labels):
+    """A function that puts a table (its file, what it shows) into the report, under the run or group
+    that the file's name has a wildcard for and with the caption of its name."""
+
+    def table(file, shows):
+        of = "group" if "{group}" in file else "run"
+        parts = Path(file).with_suffix("").parts[1:]
+        return report(
+            file,
+            caption=f"../report/{'_'.join(part for part in parts if '{' not in part)}_table.rst",
+            category=category,
+            subcategory=f"{{{of}}}",
+            labels={of: f"{{{of}}}", **labels, "shows": f"{shows} (table)"},
+        )
+
+    return table
+
+
 def gpus():
     """GPUs that a job with a network asks for: with device auto, one if this machine has any."""
     if settings["device"] == "auto":

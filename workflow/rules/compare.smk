@@ -2,6 +2,8 @@
 # In:  results/<run>/channels.csv, model.json and activations.h5 of each run of the group
 # Out: results/compare/<group>/{runs,fractions,quantities,matched,matching,similarity}.csv
 
+compare_table = tables_in_report("Networks side by side")
+
 
 rule compare_tables:
     input:
@@ -15,35 +17,11 @@ rule compare_tables:
             "results/{run}/activations.h5", run=compare_groups()[wildcards.group]
         ),
     output:
-        runs=report(
-            "results/compare/{group}/runs.csv",
-            caption="../report/compare_runs_table.rst",
-            category="Networks side by side",
-            subcategory="{group}",
-            labels={"group": "{group}", "shows": "accuracy (table)"},
-        ),
-        fractions=report(
-            "results/compare/{group}/fractions.csv",
-            caption="../report/compare_fractions_table.rst",
-            category="Networks side by side",
-            subcategory="{group}",
-            labels={"group": "{group}", "shows": "kinds of channels (table)"},
-        ),
-        quantities=report(
-            "results/compare/{group}/quantities.csv",
-            caption="../report/compare_quantities_table.rst",
-            category="Networks side by side",
-            subcategory="{group}",
-            labels={"group": "{group}", "shows": "sizes and indices (table)"},
-        ),
+        runs=compare_table("results/compare/{group}/runs.csv", "accuracy"),
+        fractions=compare_table("results/compare/{group}/fractions.csv", "kinds of channels"),
+        quantities=compare_table("results/compare/{group}/quantities.csv", "sizes and indices"),
         matched="results/compare/{group}/matched.csv",
-        matching=report(
-            "results/compare/{group}/matching.csv",
-            caption="../report/compare_matching_table.rst",
-            category="Networks side by side",
-            subcategory="{group}",
-            labels={"group": "{group}", "shows": "matched channels (table)"},
-        ),
+        matching=compare_table("results/compare/{group}/matching.csv", "matched channels"),
         similarity="results/compare/{group}/similarity.csv",
     log:
         "logs/compare/{group}.log",

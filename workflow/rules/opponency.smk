@@ -3,6 +3,8 @@
 # In:  results/<run>/channels.csv, that of the run's twin, resources/v1_color.csv
 # Out: results/<run>/opponency/{confusion,stability,counts,macaque,orientation}.csv
 
+opponency_table = tables_in_report("Colour", layer="all")
+
 
 rule opponency_tables:
     input:
@@ -13,38 +15,14 @@ rule opponency_tables:
         ),
         reference=in_place(ROOT / "resources" / "v1_color.csv"),
     output:
-        confusion=report(
-            "results/{run}/opponency/confusion.csv",
-            caption="../report/opponency_confusion.rst",
-            category="Colour",
-            subcategory="{run}",
-            labels={"run": "{run}", "layer": "all", "shows": "agreement of the rules (table)"},
-        ),
+        confusion=opponency_table("results/{run}/opponency/confusion.csv", "agreement of the rules"),
         stability="results/{run}/opponency/stability.csv",
-        counts=report(
-            "results/{run}/opponency/counts.csv",
-            caption="../report/opponency_counts.rst",
-            category="Colour",
-            subcategory="{run}",
-            labels={"run": "{run}", "layer": "all", "shows": "opponent channels (table)"},
+        counts=opponency_table("results/{run}/opponency/counts.csv", "opponent channels"),
+        macaque=opponency_table(
+            "results/{run}/opponency/macaque.csv", "shares compared with macaque V1"
         ),
-        macaque=report(
-            "results/{run}/opponency/macaque.csv",
-            caption="../report/opponency_macaque.rst",
-            category="Colour",
-            subcategory="{run}",
-            labels={
-                "run": "{run}",
-                "layer": "all",
-                "shows": "shares compared with macaque V1 (table)",
-            },
-        ),
-        orientation=report(
-            "results/{run}/opponency/orientation.csv",
-            caption="../report/opponency_orientation.rst",
-            category="Colour",
-            subcategory="{run}",
-            labels={"run": "{run}", "layer": "all", "shows": "orientation for colour (table)"},
+        orientation=opponency_table(
+            "results/{run}/opponency/orientation.csv", "orientation for colour"
         ),
     log:
         "logs/opponency/{run}.log",

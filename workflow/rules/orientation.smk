@@ -3,6 +3,8 @@
 # In:  results/<run>/channels.csv, that of the run's twin, resources/v1_reference.csv
 # Out: results/<run>/orientation/{agreement,selective,v1,v1_medians,frequency}.csv
 
+orientation_table = tables_in_report("Orientation and frequency")
+
 
 rule orientation_tables:
     input:
@@ -12,34 +14,14 @@ rule orientation_tables:
         ),
         reference=in_place(ROOT / "resources" / "v1_reference.csv"),
     output:
-        agreement=report(
-            "results/{run}/orientation/agreement.csv",
-            caption="../report/orientation_agreement_table.rst",
-            category="Orientation and frequency",
-            subcategory="{run}",
-            labels={"run": "{run}", "shows": "agreement (table)"},
-        ),
-        selective=report(
-            "results/{run}/orientation/selective.csv",
-            caption="../report/orientation_selective_table.rst",
-            category="Orientation and frequency",
-            subcategory="{run}",
-            labels={"run": "{run}", "shows": "selective channels (table)"},
-        ),
+        agreement=orientation_table("results/{run}/orientation/agreement.csv", "agreement"),
+        selective=orientation_table("results/{run}/orientation/selective.csv", "selective channels"),
         v1="results/{run}/orientation/v1.csv",
-        v1_medians=report(
-            "results/{run}/orientation/v1_medians.csv",
-            caption="../report/orientation_v1_table.rst",
-            category="Orientation and frequency",
-            subcategory="{run}",
-            labels={"run": "{run}", "shows": "medians compared with macaque V1 (table)"},
+        v1_medians=orientation_table(
+            "results/{run}/orientation/v1_medians.csv", "medians compared with macaque V1"
         ),
-        frequency=report(
-            "results/{run}/orientation/frequency.csv",
-            caption="../report/orientation_frequency_table.rst",
-            category="Orientation and frequency",
-            subcategory="{run}",
-            labels={"run": "{run}", "shows": "frequencies in cycles per degree (table)"},
+        frequency=orientation_table(
+            "results/{run}/orientation/frequency.csv", "frequencies in cycles per degree"
         ),
     log:
         "logs/orientation/{run}.log",

@@ -11,7 +11,7 @@ zero: the least preferred stimulus, the OFF field.
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -245,11 +245,10 @@ class Objective:
         l2: float,
         tv: float,
         batch: int,
-        advance: Callable[[], None] = lambda: None,
     ):
         self._probe, self._region, self._parametrisation = probe, region, parametrisation
         self._climbs, self._l2, self._tv, self._batch = climbs, l2, tv, batch
-        self._advance, self.calls = advance, 0
+        self.calls = 0
 
     def __call__(self, rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return values (r,) and gradients (r, ...) at the variables `x` of the climbs `rows`."""
@@ -269,7 +268,6 @@ class Objective:
             (gradients[part],) = torch.autograd.grad(value.sum(), variables)
             values[part] = value.detach()
         self.calls += 1
-        self._advance()
         return values, gradients
 
     @torch.no_grad()
@@ -448,84 +446,72 @@ def measure(
     per_channel = len(kinds) + len(off_kinds)
     state = _STATE_COPIES * 4.0 * 3 * square.size**2 * per_channel
     # Two batches fill a processor; more would only be lost with a killed job.
-    block = min(
-        _BLOCK,
-        int(room(task.memory_mb) // state),
-        math.ceil(2 * probe.batch / per_channel),
-        len(channels),
-    )
-    block = max(1, block)
+    fitting = int(room(task.memory_mb) // state), math.ceil(2 * probe.batch / per_channel)
+    block = max(1, min(_BLOCK, len(channels), *fitting))
     partial = store.Partial(task.output, task.fingerprint(block=block, channels=channels.tolist()))
-    n, s = len(channels), square.size
-    stimuli = store.Allocated(
-        partial.folder / store.FIELDS,
-        {
-            "channel": ((n,), np.int32),
-            "image": ((n, 3, s, s), np.float32),
-            "off_image": ((n, 3, s, s), np.float32),
-            "activation": ((n,), np.float32),
-            "gain": ((n,), np.float32),
-            "off_activation": ((n,), np.float32),
-            "start_value": ((n, len(kinds)), np.float32),
-            "off_start_value": ((n, len(off_kinds)), np.float32),
-        },
-        {
-            **task.attrs,
-            "size": s,
-            "top": probe.origin[0] + square.top,
-            "left": probe.origin[1] + square.left,
-            "window_top": probe.origin[0] + square.window_top,
-            "window_left": probe.origin[1] + square.window_left,
-            "image_size": network.description["input"]["crop"],
-            "starts": kinds,
-            "off_starts": off_kinds,
-        },
-    )
-    stimuli.write("channel", 0, channels)
+    steps = store.Steps(partial)
     positive = largest[largest > 0]
     usual = float(np.median(positive)) if len(positive) else 1.0
-    done = set(partial.names())
-    progress = task.bar(total=n * settings.steps, unit="step", desc=layer)
-    for first in range(0, n, block):
-        name = f"block-{first:06d}"
-        members = channels[first : first + block]
-        if name in done:
-            progress.update(len(members) * settings.steps)
-            continue
-        found = _block(
-            probe,
-            square,
-            layer,
-            members,
-            np.where(largest[members] > 0, largest[members], usual),
-            photographs.seen(members, square, probe, network) if settings.patch_start else None,
-            None if fields is None else square.from_window(_gradients(fields, members)),
-            colours,
-            settings,
-            progress.update,
-        )
-        for key in ("image", "off_image"):
-            stimuli.write(key, first, found.pop(key))
-        partial.save(name, found)
-    progress.close()
-    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
-    rows = {key: np.concatenate([part[key] for part in blocks]) for key in blocks[0]}
-    table = _table(
-        layer, len(largest), channels, rows, largest, usual, kinds, off_kinds,
-        network.graph.rectified(layer),
-    )  # fmt: skip
-    measured = table.loc[channels]
-    for key, column in (
-        ("activation", "stimulus_activation"),
-        ("gain", "stimulus_gain"),
-        ("off_activation", "off_activation"),
-    ):
-        stimuli.write(key, 0, measured[column].to_numpy(np.float32))
-    stimuli.write("start_value", 0, rows["value"])
-    stimuli.write("off_start_value", 0, rows["off_value"])
-    stimuli.complete()
-    store.write_table(table, partial.folder / store.TABLE)
-    store.publish(task.output)
+    n, s = len(channels), square.size
+    with task.bar(total=n, unit="channel", desc=layer) as progress:
+        for first in range(0, n, block):
+            members = channels[first : first + block]
+
+            def seek(members: np.ndarray = members) -> dict[str, np.ndarray]:
+                return _block(
+                    probe,
+                    square,
+                    layer,
+                    members,
+                    np.where(largest[members] > 0, largest[members], usual),
+                    photographs.seen(members, square, probe, network)
+                    if settings.patch_start
+                    else None,
+                    None if fields is None else square.from_window(_gradients(fields, members)),
+                    colours,
+                    settings,
+                )
+
+            steps.take(str(first), seek)
+            progress.update(len(members))
+    attrs = {
+        **task.attrs,
+        "size": s,
+        "top": probe.origin[0] + square.top,
+        "left": probe.origin[1] + square.left,
+        "window_top": probe.origin[0] + square.window_top,
+        "window_left": probe.origin[1] + square.window_left,
+        "image_size": network.description["input"]["crop"],
+        "starts": kinds,
+        "off_starts": off_kinds,
+    }
+    with store.create(task.output, attrs) as file:
+        file["channel"] = channels.astype(np.int32)
+        images = [
+            file.create_dataset(key, (n, 3, s, s), np.float32) for key in ("image", "off_image")
+        ]
+        blocks, first = [], 0
+        for found in steps.all():
+            stop = first + len(found["best"])
+            for stored in images:
+                stored[first:stop] = found.pop(stored.name.strip("/"))
+            blocks.append(found)
+            first = stop
+        rows = {key: np.concatenate([found[key] for found in blocks]) for key in blocks[0]}
+        table = _table(
+            layer, len(largest), channels, rows, largest, usual, kinds, off_kinds,
+            network.graph.rectified(layer),
+        )  # fmt: skip
+        measured = table.loc[channels]
+        for key, column in (
+            ("activation", "stimulus_activation"),
+            ("gain", "stimulus_gain"),
+            ("off_activation", "off_activation"),
+        ):
+            file[key] = measured[column].to_numpy(np.float32)
+        file["start_value"], file["off_start_value"] = rows["value"], rows["off_value"]
+    store.write_table(table, task.table)
+    partial.finish()
 
 
 def _block(
@@ -538,7 +524,6 @@ def _block(
     gradient: np.ndarray | None,
     colours: np.ndarray,
     settings: Settings,
-    advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
     """Return what the channels (m,) of one block reach, from all starts."""
     noises = np.empty(
@@ -573,7 +558,6 @@ def _block(
     objective = Objective(
         probe, square, parametrisation, climbs, settings.l2, settings.tv,
         max(1, probe.batch // 2),
-        lambda: advance(m),
     )  # fmt: skip
     begin = parametrisation.encode(torch.from_numpy(every).to(device).flatten(0, 1))
     if settings.optimizer == "adam":
@@ -587,8 +571,6 @@ def _block(
         )
     else:
         end = ascent.lbfgs(objective, begin, settings.steps, parametrisation.box)
-    # Where all climbs ended early, the rest counts as done.
-    advance(m * (settings.steps - objective.calls))
     with torch.no_grad():
         images = parametrisation.decode(end)
     activation, value = (found.view(m, k).cpu().numpy() for found in objective.reached(images))
