@@ -136,35 +136,24 @@ def _related_dataset(
 
 
 def _related_counts(config: dict[str, Any]) -> Iterator:
-    top_k = config["activations"]["top_k"]
     fields, figures = config["receptive_fields"], config["figures"]
-    if fields["top_k"] is not None and fields["top_k"] > top_k:
-        yield (
-            ("receptive_fields", "top_k"),
-            f"{fields['top_k']} is not allowed; it must be at most activations.top_k, "
-            f"which is {top_k}",
+    top_k, sources = config["activations"]["top_k"], "activations.top_k"
+    yield from _at_most(("receptive_fields", "top_k"), fields["top_k"], top_k, sources)
+    units = min(fields["top_k"] or top_k, top_k)
+    known = "the number of units per channel (receptive_fields.top_k or activations.top_k)"
+    yield from _at_most(("receptive_fields", "keep"), fields["keep"], units, known)
+    yield from _at_most(("skip_residual", "top_k"), config["skip_residual"]["top_k"], units, known)
+    drawn = config["stages"]["figures"] and config["stages"]["receptive_fields"]
+    if drawn and fields["keep"] <= units:
+        limit = fields["keep"]
+        yield from _at_most(
+            ("figures", "patches"), figures["patches"], limit, "receptive_fields.keep"
         )
-    elif fields["keep"] > (fields["top_k"] or top_k):
-        yield (
-            ("receptive_fields", "keep"),
-            f"{fields['keep']} is not allowed; it must be at most the number of units per "
-            f"channel, {fields['top_k'] or top_k} (receptive_fields.top_k or activations.top_k)",
-        )
-    elif figures["patches"] > fields["keep"] and (
-        config["stages"]["figures"] and config["stages"]["receptive_fields"]
-    ):
-        yield (
-            ("figures", "patches"),
-            f"{figures['patches']} is not allowed; it must be at most receptive_fields.keep, "
-            f"which is {fields['keep']}",
-        )
-    parts = config["skip_residual"]["top_k"]
-    if parts is not None and parts > (fields["top_k"] or top_k):
-        yield (
-            ("skip_residual", "top_k"),
-            f"{parts} is not allowed; it must be at most the number of units per channel, "
-            f"{fields['top_k'] or top_k} (receptive_fields.top_k or activations.top_k)",
-        )
+
+
+def _at_most(path: tuple, value: int | None, limit: int, name: str) -> Iterator:
+    if value is not None and value > limit:
+        yield path, f"{value} is not allowed; it must be at most {name}, which is {limit}"
 
 
 def _related_stimuli(config: dict[str, Any]) -> Iterator:
