@@ -296,12 +296,13 @@ class Experiment:
             "flash": colorspace.uniform(flashes.reshape(-1, 3)),
         }
         every = np.concatenate(list(colours.values()))
-        answer = self._run(
-            "fields", len(every), lambda part: self._both(self._probe.uniform(every[part]))
-        )
+
+        def show(number: np.ndarray) -> Any:
+            return self._probe.respond(self._probe.uniform(every[number]))
+
+        answer = self._probe.over_grid(show, [np.arange(len(every))], self._bar, "fields")
         ends = np.cumsum([len(values) for values in colours.values()])[:-1]
-        parts = [np.moveaxis(part, 0, -1) for part in np.split(answer, ends)]
-        found = dict(zip(colours, parts, strict=True))
+        found = dict(zip(colours, np.split(answer, ends, axis=-1), strict=True))
         found["blank"] = found["blank"][..., 0]
         found["flash"] = found["flash"].reshape(*found["flash"].shape[:2], *flashes.shape[:2])
         return found
@@ -309,53 +310,29 @@ class Experiment:
     def grid(self) -> np.ndarray:
         """Return the answers (2, C, axis, orientation, frequency, phase) to gratings."""
         axes = (np.arange(len(AXES)), self.orientation, self.frequency, self.phase)
-        return self._gratings("grid", axes)
+        return self._probe.over_grid(self._gratings, axes, self._bar, "grid")
 
     def flicker(self) -> np.ndarray:
         """Return the answers (2, C, axis, phase) to gratings of frequency zero."""
         axes = (np.arange(len(AXES)), np.zeros(1), np.zeros(1), self.phase)
-        return self._gratings("flicker", axes)[:, :, :, 0, 0]
+        found = self._probe.over_grid(self._gratings, axes, self._bar, "flicker")
+        return found[:, :, :, 0, 0]
 
     def directions(self, place: np.ndarray) -> np.ndarray:
         """Return the answers (2, C, direction, phase) to gratings in all equiluminant directions,
         each channel's at its own place (C, 2): indices of orientation and frequency, NaN where
         these are -1."""
-        known = place[:, 0] >= 0
-        shown, member = np.unique(place[known], axis=0, return_inverse=True)
-        shape = (len(shown), len(self.direction), len(self.phase))
-        at, direction, phase = (axis.ravel() for axis in np.indices(shape))
         changes = colorspace.equiluminant(self.direction)
 
-        def show(part: slice) -> np.ndarray:
-            o, f = shown[at[part]].T
-            carriers = self._probe.carriers(
-                self.orientation[o], self.frequency[f], self.phase[phase[part]]
-            )
-            return self._both(colorspace.paint(carriers, changes[direction[part]]))
+        def show(i: np.ndarray, j: np.ndarray, direction: np.ndarray, phase: np.ndarray) -> Any:
+            carriers = self._probe.carriers(self.orientation[i], self.frequency[j], phase)
+            return self._probe.respond(colorspace.paint(carriers, changes[direction]))
 
-        answer = self._run("directions", len(at), show)
-        answer = answer.reshape(*shape, *answer.shape[1:])
-        found = np.full((2, len(place), *shape[1:]), np.nan, np.float32)
-        channel = np.flatnonzero(known)
-        found[:, channel] = np.moveaxis(answer[member.reshape(-1), :, :, :, channel], -1, 0)
-        return found
+        axes = (np.arange(len(changes)), self.phase)
+        return self._probe.at_places(show, place, axes, self._bar, "directions")
 
-    def _gratings(self, name: str, axes: tuple[np.ndarray, ...]) -> np.ndarray:
-        axis, orientation, frequency, phase = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
-
-        def show(part: slice) -> np.ndarray:
-            carriers = self._probe.carriers(orientation[part], frequency[part], phase[part])
-            return self._both(_draw(axis[part], carriers))
-
-        answer = self._run(name, len(axis), show)
-        answer = answer.reshape(*map(len, axes), 2, -1)
-        return np.ascontiguousarray(np.moveaxis(answer, (-2, -1), (0, 1)))
-
-    def _run(self, name: str, count: int, show: Callable[[slice], np.ndarray]) -> np.ndarray:
-        return in_batches(show, count, self._probe.batch, self._bar, name)
-
-    def _both(self, stimuli: torch.Tensor) -> np.ndarray:
-        return np.stack(self._probe.respond(stimuli), 1)
+    def _gratings(self, axis: np.ndarray, *grating: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._probe.respond(_draw(axis, self._probe.carriers(*grating)))
 
 
 def _draw(axis: np.ndarray, carriers: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import pandas as pd
 from rfatlas.files import store
 from rfatlas.files.task import Task
 from rfatlas.physiology import tuning
-from rfatlas.physiology.probe import GREY, Probe, in_batches
+from rfatlas.physiology.probe import GREY, Probe
 
 #: A channel is called orientation-selective, in the comparison of blanks, from this `osi` on.
 SELECTIVE_OSI = 0.5
@@ -133,20 +133,11 @@ class Experiment:
         carriers = self._probe.carriers(orientation, frequency, phase)
         return self._probe.respond(self._probe.paint(carriers))
 
-    def grid(self, bar: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the responses (C, orientation, frequency, phase), and the same with the layer's
+    def grid(self, bar: Callable[..., Any]) -> np.ndarray:
+        """Return the responses (2, C, orientation, frequency, phase), the second with the layer's
         last ReLU left out."""
         axes = (self.orientation, self.frequency, self.phase)
-        o, f, p = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-        answer = in_batches(
-            lambda part: np.stack(self._show(o[part], f[part], p[part]), 1),
-            len(o),
-            self._probe.batch,
-            bar,
-            "grid",
-        )
-        answer = answer.reshape(*map(len, axes), 2, -1)
-        return tuple(np.ascontiguousarray(np.moveaxis(answer, -1, 0)[..., i]) for i in (0, 1))
+        return self._probe.over_grid(self._show, axes, bar, "grid")
 
     def best(self, tuned: np.ndarray, bar: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
         """Return each channel's best grating (C, 2), indices of orientation and frequency, -1 where
@@ -155,26 +146,12 @@ class Experiment:
         `tuned` (C, orientation, frequency): mean responses above the blank.
         """
         best = np.stack(tuning.best(tuned), 1)
-        answers = tuning.driven(tuned, self.blanks["blank"]) == ""
-        best[~answers] = -1
-        shown, member = np.unique(best[answers], axis=0, return_inverse=True)
-        members = np.full(len(tuned), -1)
-        members[answers] = member.reshape(-1)
-        count = len(self.f1_phase)
-        grating, phase = (axis.ravel() for axis in np.indices((len(shown), count)))
-        o, f = self.orientation[shown[grating, 0]], self.frequency[shown[grating, 1]]
-        p = self.f1_phase[phase]
-        answer = in_batches(
-            lambda part: self._show(o[part], f[part], p[part])[0],
-            len(o),
-            self._probe.batch,
-            bar,
-            "best",
-        )
-        found = np.full((len(tuned), count), np.nan, np.float32)
-        channel = np.flatnonzero(answers)
-        found[channel] = answer.reshape(len(shown), count, len(tuned))[members[channel], :, channel]
-        return best, found
+        best[tuning.driven(tuned, self.blanks["blank"]) != ""] = -1
+
+        def show(i: np.ndarray, j: np.ndarray, phase: np.ndarray) -> Any:
+            return self._show(self.orientation[i], self.frequency[j], phase)
+
+        return best, self._probe.at_places(show, best, [self.f1_phase], bar, "best")[0]
 
 
 def measure(

@@ -5,7 +5,7 @@ unit (see `crops`): for an early layer that is a few pixels, and the network sto
 stimulus is a picture of pixel code values in 0..1, before the network's own normalisation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ GREY = 0.5
 
 # Pixels of stimuli in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
 _BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**24}
+
+
+Show = Callable[..., tuple[np.ndarray, np.ndarray]]
+Bar = Callable[..., Any]
 
 
 class Probe:
@@ -122,6 +126,41 @@ class Probe:
         value, unrectified = (np.concatenate([empty, *answer]) for answer in answers)
         return value, unrectified
 
+    def over_grid(self, show: Show, axes: Sequence[np.ndarray], bar: Bar, name: str) -> np.ndarray:
+        """Return the answers float32 (2, C, *lengths of axes), the second with the last ReLU left
+        out, to a stimulus for every combination of values on some axes.
+
+        `show` takes values (n,) of each axis and returns what `respond` does.
+        """
+        values = [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
+
+        def answer(part: slice) -> np.ndarray:
+            return np.stack(show(*(value[part] for value in values)), 1)
+
+        found = in_batches(answer, len(values[0]), self.batch, bar, name)
+        found = found.reshape(*map(len, axes), *found.shape[1:])
+        return np.ascontiguousarray(np.moveaxis(found, (-2, -1), (0, 1)))
+
+    def at_places(
+        self, show: Show, place: np.ndarray, axes: Sequence[np.ndarray], bar: Bar, name: str
+    ) -> np.ndarray:
+        """Return the answers of each channel at its own place (C, 2), indices of orientation and
+        frequency, as `over_grid` does; NaN where these are -1.
+
+        `show` takes the two indices first. What several channels share is shown once.
+        """
+        known = np.flatnonzero(place[:, 0] >= 0)
+        shown, member = np.unique(place[known], axis=0, return_inverse=True)
+        answer = self.over_grid(
+            lambda at, *values: show(*shown[at].T, *values),
+            (np.arange(len(shown)), *axes),
+            bar,
+            name,
+        )
+        found = np.full((2, len(place), *map(len, axes)), np.nan, np.float32)
+        found[:, known] = answer[:, known, member.reshape(-1)]
+        return found
+
     # ---- drawing
 
     def carriers(
@@ -188,7 +227,7 @@ def in_batches(
     show: Callable[[slice], np.ndarray],
     count: int,
     batch: int,
-    bar: Callable[..., Any] = jobs.progress,
+    bar: Bar = jobs.progress,
     name: str = "",
 ) -> np.ndarray:
     """Return the answers (count, ...) of `show`, which is called for slices of `batch` stimuli."""

@@ -31,41 +31,24 @@ TOP_CLASSES = 100
 
 #: Columns that this stage makes itself, in the order of the table; those of other stages follow.
 COLUMNS = (
-    "layer",
-    "channel",
-    "depth",
-    "rectified",
-    "rf_size",
-    "rf_stride",
-    "rf_start",
-    "filter_norm",
-    "inactive",
-    "inactive_reason",
-    "activation_mean",
-    "activation_var",
-    "activation_max",
-    "fraction_active",
-    "class_selectivity",
-    "preferred_class",
-    "preferred_label",
-    "n_top",
-    "n_top_classes",
-)
+    *KEY, "depth", "rectified", "rf_size", "rf_stride", "rf_start", "filter_norm", "inactive",
+    "inactive_reason", "activation_mean", "activation_var", "activation_max", "fraction_active",
+    "class_selectivity", "preferred_class", "preferred_label", "n_top", "n_top_classes",
+)  # fmt: skip
 
-#: Columns that compare what several stages found; they come last, where their parts exist.
-DERIVED = (
-    "orientation_selective",
-    "orientation_kernel_gradient_deg",
-    "orientation_kernel_gratings_deg",
-    "orientation_gradient_gratings_deg",
-)
-
-#: The column of each estimate of a channel's orientation.
+#: The column of each estimate of a channel's orientation, and every two of them.
 ORIENTATIONS = {
     "kernel": "gabor_kernel_theta_deg",
     "gradient": "gabor_theta_deg",
     "gratings": "orientation_deg",
 }
+PAIRS = tuple(itertools.combinations(ORIENTATIONS, 2))
+
+#: Columns that compare what several stages found; they come last, where their parts exist.
+DERIVED = (
+    "orientation_selective",
+    *(f"orientation_{one}_{other}_deg" for one, other in PAIRS),
+)
 
 
 def inactive(
@@ -188,7 +171,7 @@ def activation_table(
         If a layer of the model is not among the activations or has another number of channels.
     """
     labels = activations["output/labels"][:]
-    known = labels[labels >= 0]
+    counts = np.bincount(labels[labels >= 0])
     tables = []
     for depth, layer in enumerate(layers):
         name, channels = layer["name"], layer["channels"]
@@ -210,47 +193,41 @@ def activation_table(
         variance = group["var"][:]
         reasons = inactive(norm, variance, inactive_norm, inactive_variance)
         n_top, n_classes = top_classes(group["top_per_image_image"][:], labels)
-        table = pd.DataFrame(
-            {
-                "layer": name,
-                "channel": np.arange(channels),
-                "depth": depth,
-                "rectified": bool(layer["rectified"]),
-                "rf_size": pd.array([layer["size"]] * channels, "Int64"),
-                "rf_stride": pd.array([layer["stride"]] * channels, "Int64"),
-                "rf_start": pd.array([layer["start"]] * channels, "Float64").astype(float),
-                "filter_norm": norm,
-                "inactive": reasons != "",
-                "inactive_reason": reasons,
-                "activation_mean": group["mean"][:],
-                "activation_var": variance,
-                "activation_max": group["max"][:],
-                "fraction_active": group["fraction_active"][:],
-                "class_selectivity": np.nan,
-                "preferred_class": "",
-                "preferred_label": pd.array([pd.NA] * channels, "Int64"),
-                "n_top": n_top,
-                "n_top_classes": pd.array([pd.NA] * channels, "Int64"),
-            }
-        )
-        if known.size:
+        selectivity, preferred = np.full(channels, np.nan), np.full(channels, -1)
+        if counts.size:
             class_mean = group["class_mean"][:]
-            counts = np.bincount(known, minlength=len(class_mean))
             if len(counts) > len(class_mean):
                 raise RfatlasError(
                     f"{activations.filename}: layer {name!r} has means of {len(class_mean)} "
-                    f"classes, the images have labels up to {known.max()}"
+                    f"classes, the images have labels up to {len(counts) - 1}"
                 )
-            selectivity, preferred = class_selectivity(class_mean, counts)
+            every = np.pad(counts, (0, len(class_mean) - len(counts)))
+            selectivity, preferred = class_selectivity(class_mean, every)
+        columns = {
+            "layer": name,
+            "channel": np.arange(channels),
+            "depth": depth,
+            "rectified": bool(layer["rectified"]),
+            "rf_size": pd.array([layer["size"]] * channels, "Int64"),
+            "rf_stride": pd.array([layer["stride"]] * channels, "Int64"),
+            "rf_start": pd.array([layer["start"]] * channels, "Float64").astype(float),
+            "filter_norm": norm,
+            "inactive": reasons != "",
+            "inactive_reason": reasons,
+            "activation_mean": group["mean"][:],
+            "activation_var": variance,
+            "activation_max": group["max"][:],
+            "fraction_active": group["fraction_active"][:],
             # Without a ReLU a mean that happens to be positive says nothing about the sum below it.
-            table["class_selectivity"] = selectivity if layer["rectified"] else np.nan
-            table["preferred_label"] = pd.array(preferred, "Int64")
-            table.loc[preferred < 0, "preferred_label"] = pd.NA
-            table["preferred_class"] = [
+            "class_selectivity": selectivity if layer["rectified"] else np.nan,
+            "preferred_class": [
                 class_names[label] if 0 <= label < len(class_names) else "" for label in preferred
-            ]
-            table["n_top_classes"] = pd.array(n_classes, "Int64")
-        tables.append(table)
+            ],
+            "preferred_label": pd.Series(preferred, dtype="Int64").where(preferred >= 0),
+            "n_top": n_top,
+            "n_top_classes": pd.array(n_classes if counts.size else [pd.NA] * channels, "Int64"),
+        }
+        tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
 
 
@@ -340,7 +317,7 @@ def derived(table: pd.DataFrame, orientation_osi: float) -> pd.DataFrame:
     if {"osi", "bandwidth_deg"} <= set(table):
         selective = (table["osi"] >= orientation_osi) & table["bandwidth_deg"].notna()
         columns["orientation_selective"] = selective.astype("boolean").mask(table["osi"].isna())
-    for one, other in itertools.combinations(ORIENTATIONS, 2):
+    for one, other in PAIRS:
         first, second = ORIENTATIONS[one], ORIENTATIONS[other]
         if {first, second} <= set(table):
             columns[f"orientation_{one}_{other}_deg"] = circular_difference(

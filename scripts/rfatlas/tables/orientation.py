@@ -7,7 +7,6 @@ the layers compare with the primary visual cortex of macaques (`histograms`, `me
 source and certainty, are in `resources/v1_reference.csv`.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,11 +14,8 @@ import pandas as pd
 
 from rfatlas.statistics import by_layer, circular_correlation, circular_difference, rows_by_layer
 from rfatlas.tables import counted
-from rfatlas.tables.channels import ORIENTATIONS
+from rfatlas.tables.channels import ORIENTATIONS, PAIRS
 from rfatlas.tables.counted import framed, quartiles, share
-
-#: The two estimates that are compared.
-PAIRS = tuple(itertools.combinations(ORIENTATIONS, 2))
 
 #: Two orientations agree if they are at most this many degrees apart; by chance 11 % do.
 CLOSE = 10
