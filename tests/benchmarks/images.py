@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-from rfatlas.images import images, sources  # noqa: E402
+from rfatlas.images import images, source, sources  # noqa: E402
 
 RESIZE, CROP = 256, 224
 
@@ -88,7 +88,7 @@ def main() -> None:
         files = [
             file
             for file in sorted(options.folder.rglob("*"))
-            if file.name.lower().endswith(sources.IMAGE_SUFFIXES)
+            if file.name.lower().endswith(source.IMAGE_SUFFIXES)
         ]
         if not files:
             make_photographs(folder / "made", 100)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rfatlas.fields import activations
+from rfatlas.fields import activations, summaries, top_lists
 from rfatlas.files import store
 
 LAYER, CHANNELS, SIDE, TOP_K = "layer3.0", 256, 14, 100
@@ -50,21 +50,17 @@ def write_range(folder: Path, start: int, stop: int, total: int, classes: int) -
         "image": (order + start).astype(np.int32),
         "position": random.integers(0, SIDE**2, order.shape, dtype=np.int32),
     }
-    state = {
-        "mean": peaks.mean(axis=0, dtype=np.float64),
-        "m2": np.full(CHANNELS, float(images * SIDE**2)),
-        "maximum": peaks.max(axis=0).astype(np.float64),
-        "positive": np.full(CHANNELS, images * SIDE**2 // 2),
-        "span": np.array([start, stop]),
-    }
+    summary = summaries.Summary(LAYER, CHANNELS, SIDE, SIDE, True, TOP_K, start, stop)
+    summary.mean = peaks.mean(axis=0, dtype=np.float64)
+    summary.m2 = np.full(CHANNELS, float(images * SIDE**2))
+    summary.maximum = peaks.max(axis=0).astype(np.float64)
+    summary.positive = np.full(CHANNELS, images * SIDE**2 // 2)
     for name in ("top", "top_per_image"):
-        state |= {f"{name}/{array}": values for array, values in best.items()}
-    summary = activations.Summary(LAYER, CHANNELS, SIDE, SIDE, True, TOP_K)
-    summary.restore(state)
+        summary.lists[name] = top_lists.TopList(**best)
     attrs = store.provenance(activations.STAGE, {"range": [start, stop]})
     attrs |= {"start": start, "stop": stop, "total": total}
     with store.create(folder / f"{start}-{stop}.h5", attrs) as file:
-        summary.write(file.create_group(LAYER))
+        summary.write(file)
         file[LAYER]["image_max"] = peaks
         file[LAYER]["image_mean"] = peaks / 4
         file[LAYER]["class_mean"] = np.zeros((classes, CHANNELS))

@@ -22,7 +22,8 @@ import numpy as np
 
 from rfatlas.ablation import ablate
 from rfatlas.fields import receptive_fields
-from rfatlas.images import images, scenes
+from rfatlas.images import scenes
+from rfatlas.images.decoding import decode
 from rfatlas.network import model
 from rfatlas.plan import estimates
 
@@ -73,7 +74,7 @@ def decoding() -> dict[str, float]:
     """Seconds per file and megabytes per second, from a small and a large picture."""
     small, large = picture(32, 32), picture(500, 375)
     each = [
-        best(lambda data=data, size=size: [images.decode(data, size, size) for _ in range(30)]) / 30
+        best(lambda data=data, size=size: [decode(data, size, size) for _ in range(30)]) / 30
         for data, size in ((small, 32), (large, 224))
     ]
     rate = (len(large) - len(small)) / 1e6 / (each[1] - each[0])

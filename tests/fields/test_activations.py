@@ -1,9 +1,8 @@
-"""Stage activations: brute force, float64, loops, split ranges, killed processes."""
+"""Stage activations: brute force, float64, loops, split ranges."""
 
 import json
 import math
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,9 @@ import pytest
 import torch
 
 from rfatlas.errors import RfatlasError
-from rfatlas.fields import activations
-from rfatlas.fields.activations import NonFiniteError, RangePass, Summary
+from rfatlas.fields import activations, summaries
+from rfatlas.fields.activations import RangePass
+from rfatlas.fields.summaries import NonFiniteError, Summary
 from rfatlas.files import store
 from rfatlas.network import model
 
@@ -54,7 +54,7 @@ def brute_force(values, k, name, rectified, start=0):
 def stored(tmp_path, summary):
     """The datasets of a summary's group, as written."""
     with h5py.File(tmp_path / "summary.h5", "w") as file:
-        summary.write(file.create_group(summary.layer))
+        summary.write(file)
         return {key: data[()] for key, data in file[summary.layer].items()}
 
 
@@ -91,8 +91,8 @@ def test_lists_of_real_values_in_both_memory_formats(tmp_path, seed):
 
 def test_steps_smaller_than_a_batch_change_nothing(tmp_path, monkeypatch):
     values = planted(3, (33, 4, 6, 5))
-    monkeypatch.setattr(activations, "_SCAN_ELEMENTS", {"cpu": 200})
-    monkeypatch.setattr(activations, "_PASS_ELEMENTS", {"cpu": 300})
+    monkeypatch.setattr(summaries, "_SCAN_ELEMENTS", {"cpu": 200})
+    monkeypatch.setattr(summaries, "_PASS_ELEMENTS", {"cpu": 300})
     summary = summarise(values, 12, batch=16)
     assert_lists(stored(tmp_path, summary), values, 12, False)
     np.testing.assert_allclose(summary.mean, values.mean((0, 2, 3), dtype=np.float64), rtol=1e-6)
@@ -165,12 +165,8 @@ def test_any_split_merges_to_the_whole_in_any_order(tmp_path, seed):
     while len(parts) > 1:
         i = int(random.integers(len(parts) - 1))
         left, right = parts[i : i + 2]
-        if random.random() < 0.5:
-            left.merge(right)
-            parts[i : i + 2] = [left]
-        else:
-            right.merge(left)
-            parts[i : i + 2] = [right]
+        left.merge(right)
+        parts[i : i + 2] = [left]
     merged = stored(tmp_path, parts[0])
     assert merged.keys() == whole.keys()
     for name, data in merged.items():
@@ -180,11 +176,12 @@ def test_any_split_merges_to_the_whole_in_any_order(tmp_path, seed):
             np.testing.assert_array_equal(data, whole[name], name)
 
 
-def test_summaries_that_do_not_touch_are_refused():
+def test_summaries_that_do_not_follow_are_refused():
     values = planted(0, (4, 2, 3, 3))
     first, later = summarise(values, 3), summarise(values, 3, start=5)
-    with pytest.raises(ValueError, match="do not touch"):
-        first.merge(later)
+    for one, other in ((first, later), (later, first)):
+        with pytest.raises(ValueError, match="does not follow"):
+            one.merge(other)
     with pytest.raises(ValueError, match="does not follow"):
         first.update(torch.from_numpy(values), 9)
 
@@ -265,34 +262,16 @@ def invented_labels(start, stop):
     return np.random.default_rng(1).integers(-1, 7, 1000)[start:stop]
 
 
-def begin(output, start, stop, save_every=activations.SAVE_EVERY_S, fingerprint=None):
-    return RangePass(
-        store.Partial(output, fingerprint or {"range": [start, stop]}),
-        start,
-        stop,
-        SHAPES,
-        RECTIFIED,
-        {"logits": 7, "features": 5},
-        6,
-        keep_maps=["layer1.0"],
-        save_every=save_every,
-    )
-
-
-def write(run, output, total, sha="weights"):
-    attrs = store.provenance("activations", {"range": [run.start, run.stop], "top_k": 6}, sha)
-    attrs |= {"start": run.start, "stop": run.stop, "total": total}
-    run.write(output, attrs, invented_labels(run.start, run.stop), 7)
-
-
 def range_file(folder, start, stop, total, batch=8, sha="weights"):
-    output = folder / f"{start}-{stop}.h5"
-    run = begin(output, start, stop)
-    while run.position < stop:
-        run.add(*invented(run.position, min(stop, run.position + batch)))
-    write(run, output, total, sha)
-    assert not list(folder.glob("*.partial"))
-    return output
+    attrs = store.provenance("activations", {"range": [start, stop], "top_k": 6}, sha)
+    attrs |= {"start": start, "stop": stop, "total": total}
+    outputs = {"logits": 7, "features": 5}
+    with store.create(folder / f"{start}-{stop}.h5", attrs) as file:
+        run = RangePass(file, start, stop, SHAPES, RECTIFIED, outputs, 6, ["layer1.0"])
+        while run.position < stop:
+            run.add(*invented(run.position, min(stop, run.position + batch)))
+        run.finish(invented_labels(start, stop), 7)
+    return folder / f"{start}-{stop}.h5"
 
 
 def contents(path):
@@ -339,10 +318,10 @@ def test_a_range_holds_what_the_images_gave(whole):
 
 
 def test_maps_beyond_half_precision_stay_finite(tmp_path):
-    partial = store.Partial(tmp_path / "a.h5", {})
-    run = RangePass(partial, 0, 1, {"conv1": (1, 1, 2)}, {"conv1": False}, {}, 1, ["conv1"])
-    run.add({"conv1": torch.tensor([1e6, -1e6]).view(1, 1, 1, 2)}, {})
-    run.write(tmp_path / "a.h5", store.provenance("activations", {}), np.array([-1]), 0)
+    with store.create(tmp_path / "a.h5", store.provenance("activations", {})) as file:
+        run = RangePass(file, 0, 1, {"conv1": (1, 1, 2)}, {"conv1": False}, {}, 1, ["conv1"])
+        run.add({"conv1": torch.tensor([1e6, -1e6]).view(1, 1, 1, 2)}, {})
+        run.finish(np.array([-1]), 0)
     found = contents(tmp_path / "a.h5")
     assert found["conv1/maps"].ravel().tolist() == [65504, -65504]
     assert math.isnan(found["output@top1"]) and "output/logits" not in found
@@ -360,6 +339,8 @@ def test_merged_ranges_are_one_range(tmp_path, whole, cuts):
     with store.open(tmp_path / "activations.h5") as file:
         assert (file.attrs["start"], file.attrs["stop"]) == (0, 50)
         assert json.loads(file.attrs["config"]) == {"top_k": 6}
+        for name in ("mean", "top_value", "image_max", "class_mean"):
+            assert file["conv1"][name].fletcher32, name
 
 
 def test_a_hundred_ranges_merge_to_what_all_values_give(tmp_path):
@@ -371,7 +352,7 @@ def test_a_hundred_ranges_merge_to_what_all_values_give(tmp_path):
     layers, outputs = invented(0, 130)
     labels = invented_labels(0, 130)
     for layer, values in layers.items():
-        values = activations.as_maps(values).numpy()
+        values = summaries.as_maps(values).numpy()
         own = {name.removeprefix(f"{layer}/"): value for name, value in found.items()}
         assert_lists(own, values, 6, RECTIFIED[layer])
         units = values.swapaxes(0, 1).reshape(values.shape[1], -1).astype(np.float64)
@@ -409,95 +390,6 @@ def test_ranges_that_do_not_belong_together_are_refused(tmp_path):
     attempt((0, 10), (10, 20), (20, 30))
 
 
-# ---- progress
-
-
-def test_an_interrupted_range_goes_on_from_its_last_saved_state(tmp_path, whole):
-    output = tmp_path / "0-50.h5"
-    run = begin(output, 0, 50)
-    run.add(*invented(0, 8))
-    run.add(*invented(8, 16))
-    run.save()
-    run.add(*invented(16, 30))
-    with (tmp_path / "0-50.h5.partial" / "conv1-image_max.bin").open("ab") as file:
-        file.write(b"torn")
-    run = begin(output, 0, 50)
-    assert run.position == 16
-    while run.position < 50:
-        run.add(*invented(run.position, min(50, run.position + 8)))
-    run.save()
-    run = begin(output, 0, 50)
-    assert run.position == 50
-    write(run, output, 50)
-    assert_same(contents(output), whole)
-
-
-def test_progress_of_another_question_or_without_its_rows_is_not_used(tmp_path):
-    output = tmp_path / "0-50.h5"
-    run = begin(output, 0, 50, fingerprint={"weights": 1})
-    run.add(*invented(0, 8))
-    run.save()
-    assert begin(output, 0, 50, fingerprint={"weights": 1}).position == 8
-    (tmp_path / "0-50.h5.partial" / "output-logits.bin").write_bytes(b"")
-    assert begin(output, 0, 50, fingerprint={"weights": 1}).position == 0
-    run.save()
-    assert begin(output, 0, 50, fingerprint={"weights": 2}).position == 0
-
-
-def test_at_most_the_last_seconds_or_batch_are_lost(tmp_path, monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(activations.time, "monotonic", lambda: now)
-    for seconds in (0.5, 2.0, 7.0):
-        output = tmp_path / f"{seconds}.h5"
-        run = begin(output, 0, 50)
-        for position in range(0, 40, 2):
-            now += seconds
-            run.add(*invented(position, position + 2))
-            # What is not in the saved state took less than the time allowed.
-            lost = run.position - begin_position(output)
-            assert lost / 2 * seconds < activations.SAVE_EVERY_S
-            if seconds == 0.5:
-                assert begin_position(output) % 20 == 0
-
-
-def begin_position(output):
-    partial = store.Partial(output, {"range": [0, 50]})
-    return int(partial.load("state")["position"]) if "state" in partial.names() else 0
-
-
-CHILD = """
-import sys, time
-sys.path[:0] = [{tests!r}, {tests!r} + "/fields", {scripts!r}]
-import test_activations as t
-output, log = t.Path(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
-run = t.begin(output, 0, 50, save_every=0)
-while run.position < 50:
-    print(run.position, file=log)
-    run.add(*t.invented(run.position, run.position + 2))
-    time.sleep(0.05)
-t.write(run, output, 50)
-"""
-
-
-def test_killed_in_mid_run_it_ends_as_if_undisturbed(tmp_path, whole):
-    code = CHILD.format(tests=str(Path(__file__).parents[1]), scripts=str(SCRIPTS))
-    output, log = tmp_path / "0-50.h5", tmp_path / "log"
-    log.touch()
-    command = [sys.executable, "-c", code, str(output), str(log)]
-    process = subprocess.Popen(command)
-    while len(log.read_text().split()) < 8:
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not output.exists()
-    before = [int(word) for word in log.read_text().split()]
-    log.write_text("")
-    subprocess.run(command, check=True)
-    after = [int(word) for word in log.read_text().split()]
-    assert after[0] >= before[-1] and after[-1] == 48
-    assert_same(contents(output), whole)
-
-
 MEMORY = """
 import resource, sys
 sys.path[:0] = [{scripts!r}]
@@ -509,21 +401,21 @@ torch.set_num_threads(1)
 total, folder = int(sys.argv[1]), Path(sys.argv[2])
 paths = []
 for start, stop in ((0, total // 2), (total // 2, total)):
-    path = folder / f"{{start}}-{{stop}}.h5"
-    run = activations.RangePass(
-        store.Partial(path, {{}}), start, stop, {{"conv1": (64, 8, 8)}}, {{"conv1": False}},
-        {{"logits": 1000}}, 10, ["conv1"],
-    )
-    generator = torch.Generator().manual_seed(start)
-    while run.position < stop:
-        count = min(50, stop - run.position)
-        run.add(
-            {{"conv1": torch.randn(count, 64, 8, 8, generator=generator)}},
-            {{"logits": torch.randn(count, 1000, generator=generator)}},
-        )
+    paths.append(folder / f"{{start}}-{{stop}}.h5")
     attrs = store.provenance("activations", {{}}) | {{"start": start, "stop": stop, "total": total}}
-    run.write(path, attrs, np.zeros(stop - start, np.int64), 1000)
-    paths.append(path)
+    with store.create(paths[-1], attrs) as file:
+        run = activations.RangePass(
+            file, start, stop, {{"conv1": (64, 8, 8)}}, {{"conv1": False}},
+            {{"logits": 1000}}, 10, ["conv1"],
+        )
+        generator = torch.Generator().manual_seed(start)
+        while run.position < stop:
+            count = min(50, stop - run.position)
+            run.add(
+                {{"conv1": torch.randn(count, 64, 8, 8, generator=generator)}},
+                {{"logits": torch.randn(count, 1000, generator=generator)}},
+            )
+        run.finish(np.zeros(stop - start, np.int64), 1000)
 activations.merge(paths, folder / "activations.h5")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -684,7 +576,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, setting):
     labels[5] = 6
     with pytest.raises(RfatlasError, match=r"photo5\.png: label 6 .* 6 classes .* 0 to 5"):
         setting.compute(output, images=setting.pack("mislabelled", labels))
-    with pytest.raises(RfatlasError, match="keep_maps: conv2: not among the layers"):
+    with pytest.raises(RfatlasError, match="keep_maps: conv2: not among the analysed layers"):
         setting.compute(output, keep_maps=["conv2"])
     with pytest.raises(RfatlasError, match="layer 'conv9'"):
         setting.compute(output, layers=["conv9"], keep_maps=[])

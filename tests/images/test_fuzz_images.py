@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rfatlas.errors import RfatlasError
-from rfatlas.images import images, sources
+from rfatlas.images import decoding, images, sources
 
 CROP = 24
 # What an image of MAX_PIXELS takes: as it is decoded, and as RGB, each 4 bytes a pixel.
-MOST_KB = 2 * 4 * images.MAX_PIXELS // 1024 + 150_000
+MOST_KB = 2 * 4 * decoding.MAX_PIXELS // 1024 + 150_000
 
 
 def picture(mode: str = "RGB", width: int = 41, height: int = 31) -> Image.Image:
@@ -154,8 +154,8 @@ def decoded(data: bytes, kind: str) -> fuzzing.Fate:
     with fuzzing.trying(kind) as fate, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = images.decode(data, 2 * CROP, CROP)
-        except images.BadImage as error:
+            image, _ = decoding.decode(data, 2 * CROP, CROP)
+        except decoding.BadImage as error:
             raise RfatlasError(str(error)) from error
         assert (image.mode, image.size) == ("RGB", (CROP, CROP))
         image.tobytes()
@@ -206,9 +206,9 @@ def peak_kb(data: bytes) -> tuple[bool, int]:
     if child == 0:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            images.decode(data, 2 * CROP, CROP)
+            decoding.decode(data, 2 * CROP, CROP)
             refused = False
-        except images.BadImage:
+        except decoding.BadImage:
             refused = True
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         os.write(writing, struct.pack("?q", refused, grown))
@@ -229,7 +229,7 @@ def test_hostile_files_are_refused_in_little_memory(name):
 
 @pytest.mark.parametrize(("depth", "color"), [(8, 6), (16, 0)])
 def test_the_largest_images_take_what_is_reckoned_with(depth, color):
-    side = int(images.MAX_PIXELS**0.5)
+    side = int(decoding.MAX_PIXELS**0.5)
     row = 1 + side * depth * {0: 1, 2: 3, 6: 4}[color] // 8
     refused, grown = peak_kb(png(side, side, depth, color, bytes(row) * side))
     assert not refused and grown < MOST_KB

@@ -1,6 +1,7 @@
 """Decoding against torchvision, packing against the files, bad images, sudden deaths, memory."""
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -13,7 +14,6 @@ import time
 import zlib
 from pathlib import Path
 
-import h5py
 import numpy as np
 import psutil
 import pytest
@@ -21,7 +21,7 @@ from PIL import Image
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
-from rfatlas.images import images, sources
+from rfatlas.images import decoding, images, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ def reference():
 
 
 def ours(path, resize, crop):
-    return np.asarray(images.decode(Path(path).read_bytes(), resize, crop))
+    return np.asarray(decoding.decode(Path(path).read_bytes(), resize, crop)[0])
 
 
 def noise(height, width, channels=3, seed=0):
@@ -232,8 +232,8 @@ def bad_files():
 @pytest.mark.parametrize("kind", bad_files())
 def test_bad_files_are_refused_before_they_fill_the_memory(kind):
     data, message = bad_files()[kind]
-    with pytest.raises(images.BadImage, match=message):
-        images.decode(data, 256, 224)
+    with pytest.raises(decoding.BadImage, match=message):
+        decoding.decode(data, 256, 224)
 
 
 @pytest.mark.parametrize("cut", range(0, 100, 7))
@@ -241,8 +241,8 @@ def test_truncation_anywhere_is_a_bad_image(cut):
     buffer = io.BytesIO()
     Image.fromarray(noise(40, 40)).save(buffer, "PNG")
     data = buffer.getvalue()
-    with pytest.raises(images.BadImage):
-        images.decode(data[: len(data) * cut // 100], 32, 32)
+    with pytest.raises(decoding.BadImage):
+        decoding.decode(data[: len(data) * cut // 100], 32, 32)
 
 
 @pytest.fixture
@@ -342,22 +342,17 @@ def spoil(album, *indices):
     return [names[index] for index in indices]
 
 
-def test_a_bad_image_stops_with_its_name_and_the_rest_is_kept(album, tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "CHUNK", 4)
-    (name,) = spoil(album, 21)
+def test_bad_images_stop_the_job_with_all_their_names(album, tmp_path, monkeypatch):
+    names = spoil(album, 3, 21, *range(25, 39))
     output, bad = tmp_path / "x.h5", tmp_path / "bad.csv"
-    with pytest.raises(RfatlasError, match=rf"{name}: cannot be decoded: .*on_bad_image: skip"):
-        images.pack(listed(album), output, 20, 16, bad_table=bad)
-    assert not output.exists() and not bad.exists()
-    before = journal(output)
-    assert before and 21 not in before
-    # The user repairs the file and goes on.
-    jpeg(album / name)
-    decoded = watch(monkeypatch, tmp_path)
-    images.pack(listed(album), output, 20, 16, bad_table=bad)
-    assert sorted(decoded()) == sorted(set(range(40)) - before)
-    images.pack(listed(album), tmp_path / "fresh.h5", 20, 16)
-    assert_same(output, tmp_path / "fresh.h5")
+    message = rf"{names[0]}: cannot be decoded: .*{names[1]}: .*; and 6 more; .*on_bad_image: skip"
+    with pytest.raises(RfatlasError, match=message):
+        images.pack(listed(album), output, 20, 16, bad_table=bad, workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["album"]
+    # The user repairs the files and goes on.
+    for name in names:
+        jpeg(album / name)
+    assert images.pack(listed(album), output, 20, 16, bad_table=bad)["packed"] == 40
 
 
 def test_bad_images_are_skipped_and_listed(album, tmp_path, monkeypatch):
@@ -425,168 +420,75 @@ def test_images_with_values_that_are_not_finite_are_named(tmp_path, value):
     assert images.pack(listed(tmp_path), tmp_path / "x.h5", 8, 8)["packed"] == 1
 
 
-def journal(output):
-    """Indices on record in the progress of an output."""
-    text = Path(f"{output}.partial", "journal.jsonl").read_text()
-    return {json.loads(line)[0] for line in text.splitlines(keepends=True) if line.endswith("\n")}
-
-
-def watch(monkeypatch, folder):
-    """Record which images are decoded from now on; returns a function that tells them."""
-    record = folder / "decoded.txt"
-    record.write_text("")
-    plain = images._one
-
-    def one(listing, index, *rest):
-        with record.open("a") as file:
-            file.write(f"{index}\n")
-        return plain(listing, index, *rest)
-
-    monkeypatch.setattr(images, "_one", one)
-    return lambda: [int(line) for line in record.read_text().split()]
-
-
-SLOW_PACK = """
+KILLED_PACK = """
 import sys, time
 sys.path.insert(0, "scripts")
 from rfatlas.images import images, sources
-images.CHUNK, images.JOURNAL_S = 2, 0.0
-plain = images._decode
-def slow(*args):
-    time.sleep(0.05)
-    return plain(*args)
-images._decode = slow
+images.CHUNK = 2
+plain = images._one
+def slow(listing, index, *rest):
+    time.sleep(0.2)
+    return plain(listing, index, *rest)
+images._one = slow
 listing = sources.list_images({"source": "folders", "path": sys.argv[1]})
-images.pack(listing, sys.argv[2], 20, 16, workers=2, on_bad_image=sys.argv[3])
+images.pack(listing, sys.argv[2], 20, 16, workers=2)
 """
 
 
-@pytest.mark.parametrize("bad", [[], [1, 30]], ids=["whole", "with-skips"])
-def test_a_killed_run_resumes(album, tmp_path, monkeypatch, bad):
-    spoil(album, *bad)
+def test_a_killed_job_leaves_nothing_that_counts(album, tmp_path):
     output = tmp_path / "x.h5"
-    command = [sys.executable, "-c", SLOW_PACK, str(album), str(output), "skip"]
+    command = [sys.executable, "-c", KILLED_PACK, str(album), str(output)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    path = Path(f"{output}.partial", "journal.jsonl")
-    while time.monotonic() < deadline and not (path.exists() and path.stat().st_size > 500):
+    while time.monotonic() < deadline and len(psutil.Process(process.pid).children()) < 2:
         time.sleep(0.005)
     workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = journal(output)
-    assert 0 < len(before) < 40 and not output.exists()
-    assert len(workers) == 2
+    assert not output.exists() and len(workers) == 2
+    # Made again at once, while workers of the killed job may still live and write.
+    images.pack(listed(album), output, 20, 16, workers=2)
     gone, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "workers must not outlive their parent"
-    with path.open("a") as file:
-        file.write('[39, "torn li')
-
-    decoded = watch(monkeypatch, tmp_path)
-    counts = images.pack(listed(album), output, 20, 16, workers=2, on_bad_image="skip")
-    assert counts == {"packed": 40 - len(bad), "skipped": len(bad)}
-    assert sorted(decoded()) == sorted(set(range(40)) - before)
-    images.pack(listed(album), tmp_path / "fresh.h5", 20, 16, on_bad_image="skip")
+    images.pack(listed(album), tmp_path / "fresh.h5", 20, 16)
     assert_same(output, tmp_path / "fresh.h5")
-    assert not path.parent.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["album", "fresh.h5", "x.h5"]
 
 
-def test_a_killed_worker_is_an_error_and_the_run_resumes(album, tmp_path, monkeypatch):
+def test_a_killed_worker_is_an_error_that_names_the_image(album, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "CHUNK", 2)
-    plain, marker = images._one, tmp_path / "killed"
+    plain = images._one
 
     def deadly(listing, index, *rest):
-        if index == 25 and not marker.exists():
-            marker.touch()
+        if index == 25:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(listing, index, *rest)
 
-    monkeypatch.setattr(images, "_one", deadly)
-    output = tmp_path / "x.h5"
     name = listed(album).names[25]
-    with pytest.raises(RfatlasError, match=f"worker process .* died at one of these: .*{name}"):
-        images.pack(listed(album), output, 20, 16, workers=2)
-    before = journal(output)
-    assert before and 25 not in before
-    decoded = watch(monkeypatch, tmp_path)
-    images.pack(listed(album), output, 20, 16, workers=2)
-    assert sorted(decoded()) == sorted(set(range(40)) - before)
-    images.pack(listed(album), tmp_path / "fresh.h5", 20, 16)
-    assert_same(output, tmp_path / "fresh.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_one", deadly)
+        with pytest.raises(RfatlasError, match=f"worker process .* died at one of these: .*{name}"):
+            images.pack(listed(album), tmp_path / "x.h5", 20, 16, workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["album"]
+    assert images.pack(listed(album), tmp_path / "x.h5", 20, 16, workers=2)["packed"] == 40
 
 
-@pytest.mark.parametrize("moment", ["metadata", "replace", "finish"])
-def test_dying_at_the_end_loses_nothing(album, tmp_path, monkeypatch, moment):
-    """A death while labels are added, before the file is moved, or before the folder is removed."""
-    output = tmp_path / "x.h5"
+@pytest.mark.parametrize("moment", ["_describe", "_close_up"])
+def test_a_job_that_fails_at_the_end_leaves_nothing(album, tmp_path, monkeypatch, moment):
+    spoil(album, 39)
+    packed = functools.partial(images.pack, on_bad_image="skip")
 
-    class Died(BaseException):
-        pass
-
-    def die(*args):
-        raise Died
+    def fail(*args):
+        raise OSError("the machine is on fire")
 
     with monkeypatch.context() as patch:
-        if moment == "metadata":
-            patch.setattr(images, "_finish", tear)
-        elif moment == "replace":
-            patch.setattr(images.os, "replace", die_for(output, os.replace, Died))
-        else:
-            patch.setattr(store.Partial, "finish", die)
-        with pytest.raises((Died, Torn)):
-            images.pack(listed(album), output, 20, 16)
-    assert output.exists() == (moment == "finish")
-    decoded = watch(monkeypatch, tmp_path)
-    images.pack(listed(album), output, 20, 16)
-    assert len(decoded()) == (40 if moment == "finish" else 0)
-    images.pack(listed(album), tmp_path / "fresh.h5", 20, 16)
-    assert_same(output, tmp_path / "fresh.h5")
-
-
-class Torn(BaseException):
-    pass
-
-
-def tear(rows, listing, attrs):
-    """Half-written labels and a head that makes the file unreadable."""
-    with h5py.File(rows.path, "r+") as file:
-        file["labels"] = listing.labels
-    with rows.path.open("r+b") as file:
-        file.write(bytes(200))
-    raise Torn
-
-
-def die_for(output, plain, error):
-    def replace(source, target):
-        if Path(target) == output:
-            raise error
-        plain(source, target)
-
-    return replace
-
-
-def test_images_that_changed_meanwhile_are_decoded_again(album, tmp_path, monkeypatch):
-    (name,) = spoil(album, 39)
-    output = tmp_path / "x.h5"
-    with pytest.raises(RfatlasError):
-        images.pack(listed(album), output, 20, 16)
-    assert 3 in journal(output)
-    jpeg(album / listed(album).names[3], seed=99)
-    jpeg(album / name, seed=98)
-    images.pack(listed(album), output, 20, 16)
-    images.pack(listed(album), tmp_path / "fresh.h5", 20, 16)
-    assert_same(output, tmp_path / "fresh.h5")
-
-
-def test_other_parameters_start_afresh(album, tmp_path, monkeypatch):
-    spoil(album, 39)
-    output = tmp_path / "x.h5"
-    with pytest.raises(RfatlasError):
-        images.pack(listed(album), output, 20, 16)
-    decoded = watch(monkeypatch, tmp_path)
-    images.pack(listed(album).select(range(39)), output, 20, 16)
-    assert len(decoded()) == 39
-    assert content(output)[1][0].shape == (39, 16, 16, 3)
+        patch.setattr(images, moment, fail)
+        with pytest.raises(OSError, match="fire"):
+            packed(listed(album), tmp_path / "x.h5", 20, 16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["album"]
+    packed(listed(album), tmp_path / "x.h5", 20, 16)
+    packed(listed(album), tmp_path / "fresh.h5", 20, 16)
+    assert_same(tmp_path / "x.h5", tmp_path / "fresh.h5")
 
 
 PEAK = """

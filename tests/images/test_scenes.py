@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from rfatlas.errors import RfatlasError
-from rfatlas.images import scenes
+from rfatlas.images import canvas, scenes
 
 SIZE = 64
 
@@ -18,6 +18,11 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def drawn():
     return scenes.draw(240, SIZE, seed=7)
+
+
+def linear(code):
+    """Linear light in 0..1 of sRGB code values in 0..1, as IEC 61966-2-1 defines it."""
+    return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
 
 
 def test_a_scene_does_not_depend_on_its_range_or_the_processes():
@@ -127,7 +132,7 @@ def test_colours_and_spectrum_are_those_of_photographs(drawn, shared_data):
 
 
 def test_the_labelled_hue_is_under_the_mask():
-    degrees = np.array([scenes.HUE_DEGREES[hue] for hue in scenes.HUES])
+    degrees = np.array([canvas.HUE_DEGREES[hue] for hue in scenes.HUES])
     right, chroma = [], []
     for index in range(96):
         scene = scenes.scene(index, SIZE, seed=11)
@@ -136,9 +141,9 @@ def test_the_labelled_hue_is_under_the_mask():
         inside &= scene.image.max(axis=-1) < 255
         if inside.sum() < 20:
             continue
-        light = scenes.srgb_to_linear(scene.image[inside] / 255) / scene.illuminant
+        light = linear(scene.image[inside] / 255) / scene.illuminant
         reflectance = np.log(np.maximum(light, 1e-4)).mean(axis=0)
-        red_green, yellow_blue = reflectance @ scenes.RED_GREEN, reflectance @ scenes.YELLOW_BLUE
+        red_green, yellow_blue = reflectance @ canvas.RED_GREEN, reflectance @ canvas.YELLOW_BLUE
         hue = np.degrees(np.arctan2(yellow_blue, red_green))
         away = np.abs((hue - degrees + 180) % 360 - 180)
         right.append(scenes.HUES[away.argmin()] == scenes.CLASS_NAMES[scene.label].split()[1])
@@ -175,7 +180,7 @@ def test_the_object_is_large_and_mostly_visible():
 )
 def test_shapes_have_their_area(shape, area):
     axis = (np.arange(1000) + 0.5) / 1000 * 60 - 30
-    inside = scenes.shape_distance(shape, axis[None, :], axis[:, None], radius=20.0) < 0
+    inside = canvas.shape_distance(shape, axis[None, :], axis[:, None], radius=20.0) < 0
     assert inside.mean() * 60**2 == pytest.approx(area * 20**2, rel=0.005)
     # Centred: turning the picture does not move the object away.
     rows, columns = np.nonzero(inside)
@@ -184,19 +189,19 @@ def test_shapes_have_their_area(shape, area):
 
 def test_shape_distances_are_pixels_at_the_outline():
     axis = np.linspace(-30, 30, 601)
-    for shape in scenes.SHAPES:
-        distance = scenes.shape_distance(shape, axis[None, :], axis[:, None], radius=20.0)
+    for shape in canvas.SHAPES:
+        distance = canvas.shape_distance(shape, axis[None, :], axis[:, None], radius=20.0)
         slope = np.hypot(*np.gradient(distance, axis, axis))
         assert np.median(slope[np.abs(distance) < 0.5]) == pytest.approx(1, abs=0.02)
 
 
 def test_unknown_shape_is_named():
     with pytest.raises(RfatlasError, match="'blob'.*disc, square"):
-        scenes.shape_distance("blob", np.zeros(1), np.zeros(1), 1.0)
+        canvas.shape_distance("blob", np.zeros(1), np.zeros(1), 1.0)
 
 
 def test_radii_follow_the_power_law():
-    radii = scenes._radii(np.random.default_rng(0), 4000, SIZE)
+    radii = canvas.radii(np.random.default_rng(0), 4000, SIZE)
     low, high = 0.03 * SIZE, 0.6 * SIZE
 
     def cumulative(radius):
@@ -208,9 +213,9 @@ def test_radii_follow_the_power_law():
 def test_gamma_is_srgb():
     # Values of the standard: mid grey, the knee, both ends.
     codes = np.array([0, 0.04045, 0.5, 1])
-    linear = np.array([0, 0.0031308, 0.2140411, 1])
-    np.testing.assert_allclose(scenes.srgb_to_linear(codes), linear, atol=1e-6)
-    np.testing.assert_allclose(scenes.linear_to_srgb(linear), codes, atol=1e-5)
+    light = np.array([0, 0.0031308, 0.2140411, 1])
+    np.testing.assert_allclose(canvas.linear_to_srgb(light), codes, atol=1e-5)
+    np.testing.assert_allclose(linear(codes), light, atol=1e-6)
 
 
 def test_written_files_are_the_drawn_scenes(tmp_path):
@@ -237,18 +242,16 @@ def test_written_files_are_the_drawn_scenes(tmp_path):
     assert len(list(folder.iterdir())) == 24
 
 
-def test_drawing_that_was_interrupted_goes_on(tmp_path):
-    """Wherever it dies, no scene is drawn twice, and what is there in the end is the same."""
+def test_drawing_that_was_interrupted_leaves_nothing_and_can_be_repeated(tmp_path):
+    """Wherever it dies, nothing half-made has the name of a result; then all is made anew."""
     whole, folder = tmp_path / "whole" / "images", tmp_path / "images"
     scenes.write(whole, tmp_path / "whole" / "labels.csv", 30, 24, 5)
-    seen = []
 
     def die(at):
         def progress(drawn):
-            for item in drawn:
-                if len(seen) == at:
+            for index, item in enumerate(drawn):
+                if index == at:
                     raise KeyboardInterrupt
-                seen.append(1)
                 yield item
 
         return progress
@@ -257,8 +260,9 @@ def test_drawing_that_was_interrupted_goes_on(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             scenes.write(folder, tmp_path / "labels.csv", 30, 24, 5, progress=die(at))
         assert not folder.exists() and not (tmp_path / "labels.csv").exists()
-    scenes.write(folder, tmp_path / "labels.csv", 30, 24, 5, progress=die(None))
-    assert len(seen) == 30
+    # A data set that was larger before leaves nothing behind.
+    for count in (40, 30):
+        scenes.write(folder, tmp_path / "labels.csv", count, 24, 5)
     assert (tmp_path / "labels.csv").read_bytes() == whole.with_name("labels.csv").read_bytes()
     drawn = sorted(path.relative_to(whole) for path in whole.rglob("*.png"))
     assert drawn == sorted(path.relative_to(folder) for path in folder.rglob("*.png"))

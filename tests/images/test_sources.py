@@ -13,6 +13,7 @@ import pytest
 import scipy.io
 
 from rfatlas.errors import RfatlasError
+from rfatlas.images import listing as listings
 from rfatlas.images import sources
 
 
@@ -136,7 +137,7 @@ def test_folders_refused(tmp_path):
     refused("class folder 'a' contains no images", dataset)
     put(tmp_path / "x", "1.jpg")
     refused("both images .1.jpg. and class folders .b/1.jpg.", dataset)
-    refused("labels.*does not use it", dataset | {"labels": "x.txt"})
+    refused("labels.*no meaning for source folders; .* imagenet_val", dataset | {"labels": "x.txt"})
     refused("path: missing", {"source": "folders", "path": None})
     refused("source.*allowed.*folders", {"source": "folder", "path": "x"})
 
@@ -243,8 +244,6 @@ def test_tar_is_read_in_place(devkit, tmp_path, form):
     assert listing.labels.tolist() == devkit.labels
     assert [listing.open(i) for i in range(5)] == [members[f"./{n}"] for n in devkit.names]
     assert [listing.size(i) for i in range(5)] == [len(members[f"./{n}"]) for n in devkit.names]
-    again = sources.Listing.from_json(listing.to_json())
-    assert again.open(3) == listing.open(3) and again.digest() == listing.digest()
 
 
 def test_tar_of_class_folders_equals_the_unpacked_folder(tmp_path):
@@ -365,7 +364,8 @@ def test_list_refused(tmp_path, text, message):
 def test_list_must_be_text(tmp_path):
     (tmp_path / "l").write_bytes(b"\xff\xd8\xff\xe0" * 10)
     refused("not a text file in UTF-8", {"source": "list", "path": str(tmp_path / "l")})
-    refused("no such file", {"source": "list", "path": str(tmp_path)})
+    refused("not a file", {"source": "list", "path": str(tmp_path)})
+    refused("no such file", {"source": "list", "path": str(tmp_path / "m")})
 
 
 def folder_of(tmp_path, counts):
@@ -412,7 +412,7 @@ def test_subset_draws_each_image_alike():
     labels = np.zeros(10, dtype=np.int64)
     drawn = Counter()
     for seed in range(1000):
-        drawn.update(sources.stratified(names, labels, 3, seed).tolist())
+        drawn.update(listings.stratified(names, labels, 3, seed).tolist())
     # 300 expected each, standard deviation 14.5.
     assert all(235 < drawn[i] < 365 for i in range(10))
 
@@ -462,8 +462,6 @@ def test_digest_tells_listings_apart(tmp_path):
     assert sources.list_images(dataset | {"limit": 3}).digest() != first.digest()
     put(tmp_path / "d", "a/9.jpg")
     assert sources.list_images(dataset).digest() != first.digest()
-    again = sources.Listing.from_json(first.to_json())
-    assert again.digest() == first.digest() and again.open(1) == first.open(1)
 
 
 def test_shared_photographs(shared_data):

@@ -417,11 +417,12 @@ class Allocated:
         path: str | Path,
         datasets: Mapping[str, tuple[tuple[int, ...], Any]],
         attrs: Mapping[str, Any],
+        libver: str | None = None,
     ):
         self._path = Path(path)
         if not self._path.exists():
             temporary = self._path.with_name(self._path.name + ".tmp")
-            with written(temporary, new=True, name=self._path) as file:
+            with written(temporary, new=True, name=self._path, libver=libver) as file:
                 file.attrs.update(attrs)
                 file.attrs["complete"] = False
                 for name, (shape, dtype) in datasets.items():

@@ -1,4 +1,5 @@
 """Images: from what people have to packed pixels.
 
-Lists of images in folders, archives and tables; packing; the scenes that the demo is drawn from.
+Sources of photographs, one class each, and their listings; decoding and packing; the scenes that
+the demo looks at.
 """

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rfatlas.images import sources
 from rfatlas.plan.entries import (
     PROPERTY_GROUPS,
     WEIGHT_SUFFIXES,
@@ -23,17 +24,6 @@ from rfatlas.plan.schema import closest, shown
 _WILDCARD = re.compile("[{}]")
 
 _NO_BRACES = "Snakemake takes { and } in a path for a wildcard; rename the file"
-
-# Keys of a data set that mean something for some sources only.
-_SOURCES_OF_KEY = {
-    "path": ("folders", "imagenet_val", "imagenet_tar", "list"),
-    "labels": ("imagenet_val", "imagenet_tar"),
-    "class_map": ("folders", "imagenet_val", "imagenet_tar"),
-    "class_names": ("folders", "imagenet_val", "imagenet_tar", "list"),
-    "count": ("scenes",),
-    "size": ("scenes",),
-    "seed": ("scenes",),
-}
 
 
 def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tuple, str]]:
@@ -108,30 +98,14 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
 def _related_dataset(
     path: tuple, dataset: dict[str, Any], explicit: Any, is_used: bool
 ) -> Iterator:
-    source = dataset["source"]
-    for key, sources in _SOURCES_OF_KEY.items():
-        given = isinstance(explicit, dict) and explicit.get(key) is not None
-        if given and source not in sources:
-            yield (
-                (*path, key),
-                f"{shown(explicit[key])}: has no meaning for source {source}; it belongs to "
-                f"{', '.join(sources)}",
-            )
-    if source != "scenes" and dataset["path"] is None:
-        yield (*path, "path"), f"missing; source {source} needs it"
-    for key in ("path", "labels", "class_map", "class_names"):
-        if dataset[key] is None or not is_used or source not in _SOURCES_OF_KEY[key]:
-            continue
-        file = Path(dataset[key])
-        folder_wanted = key == "path" and source in ("folders", "imagenet_val")
-        if not os.path.exists(file):
-            kind = "folder" if folder_wanted else "file"
-            yield (*path, key), f"{shown(dataset[key])}: no such {kind}{_near(file)}"
-        elif folder_wanted and not file.is_dir():
-            yield (*path, key), f"{shown(dataset[key])}: not a folder, as source {source} needs"
-        elif key == "path" and not folder_wanted and not file.is_file():
-            yield (*path, key), f"{shown(dataset[key])}: not a file, as source {source} needs"
-        elif not folder_wanted and _WILDCARD.search(str(file)):
+    for key, problem in sources.unread(dataset, explicit if isinstance(explicit, dict) else {}):
+        value = "" if dataset[key] is None else f"{shown(dataset[key])}: "
+        yield (*path, key), value + problem
+    for key, problem in sources.unfit(dataset) if is_used else ():
+        hint = _near(Path(dataset[key])) if problem.startswith("no such") else ""
+        yield (*path, key), f"{shown(dataset[key])}: {problem}{hint}"
+    for key in sources.FILE_KEYS if is_used else ():
+        if dataset[key] and os.path.isfile(dataset[key]) and _WILDCARD.search(dataset[key]):
             yield (*path, key), f"{shown(dataset[key])} is not allowed; {_NO_BRACES}"
 
 

@@ -1,0 +1,118 @@
+"""Source `imagenet_tar`: an uncompressed tar archive, read in place (ILSVRC2012_img_val.tar).
+
+With `labels` its images are labelled as those of `imagenet_val`; without, it is an archive of class
+folders, or of images alone (labels -1).
+"""
+
+import posixpath
+import tarfile
+
+import numpy as np
+
+from rfatlas.images import imagenet
+from rfatlas.images.folders import by_class
+from rfatlas.images.listing import Listing
+from rfatlas.images.source import Source, is_image
+
+#: Bytes behind the last member of an archive that must be zero as far as they are there.
+_END = 1 << 20
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+class ImagenetTar(Source):
+    """An archive of ImageNet's validation images, or of class folders."""
+
+    keys = ("path", "labels", "class_map", "class_names")
+    inputs = imagenet.ImagenetVal.inputs | {"path": "path"}
+
+    def listing(self) -> Listing:
+        """List the images; RfatlasError, naming key, value and what would be right."""
+        places, folders = index_tar(self)
+        images = {name: place for name, place in places.items() if is_image(name)}
+        if not images:
+            raise self.no_image()
+        if self.labels is not None:
+            names = sorted(images, key=posixpath.basename)
+            labels, class_names = imagenet.labelled(self, [posixpath.basename(n) for n in names])
+        else:
+            prefix = _common_folder(images)
+            inner = [n.removeprefix(prefix).split("/")[0] for n in folders if n.startswith(prefix)]
+            names, labels, class_names = by_class(
+                self,
+                [name.removeprefix(prefix) for name in images],
+                [name for name in inner if name and is_image(f"{name}/x.png")],
+            )
+            names = [prefix + name for name in names]
+        offsets, sizes = np.array([images[name] for name in names], dtype=np.int64).T
+        return Listing(
+            self.name, self.path, names, labels, class_names, offsets.copy(), sizes.copy()
+        )
+
+
+def _common_folder(images: dict[str, tuple[int, int]]) -> str:
+    """Return the folder, with its slash, in which all class folders lie, or ""."""
+    prefix = ""
+    while all(name.removeprefix(prefix).count("/") >= 2 for name in images):
+        first = next(iter(images)).removeprefix(prefix).split("/")[0]
+        if not all(name.startswith(f"{prefix}{first}/") for name in images):
+            break
+        prefix += f"{first}/"
+    return prefix
+
+
+def index_tar(source: Source) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Return ({file: (offset, size)}, folder names) of the uncompressed tar archive at `path`.
+
+    Reads the headers only. Members that could point outside the archive are refused, although
+    nothing is ever unpacked: such an archive is damaged or hostile.
+    """
+    with source.path.open("rb") as file:
+        start = file.read(6)
+    for magic, form in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise source.wrong(
+                f"compressed with {form}; decompress it once, only a plain tar can be read in place"
+            )
+    total = source.path.stat().st_size
+    places: dict[str, tuple[int, int]] = {}
+    folders = []
+    try:
+        with tarfile.open(source.path, "r:") as archive:
+            for member in archive:
+                if (
+                    member.name.startswith("/")
+                    or ".." in member.name.split("/")
+                    or not (member.isfile() or member.isdir())
+                    or member.issparse()
+                ):
+                    raise source.wrong(
+                        f"the member {member.name!r} is a link, a device or a sparse file, or "
+                        "points outside the archive; make an archive of plain files and folders"
+                    )
+                name = posixpath.normpath(member.name)
+                if member.isdir():
+                    folders.append(name)
+                    continue
+                if name in places:
+                    raise source.wrong(f"duplicate entry {name!r}")
+                if member.size < 0 or member.offset_data + member.size > total:
+                    raise tarfile.ReadError(f"{name} reaches past the end of the archive")
+                places[name] = (member.offset_data, member.size)
+            # tarfile takes a damaged header for the end of the archive.
+            with source.path.open("rb") as file:
+                file.seek(archive.offset)
+                rest = file.read(_END)
+                if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+                    raise tarfile.ReadError(
+                        f"byte {archive.offset} is neither a member nor the end"
+                    )
+    except (
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as error:
+        raise source.wrong(f"not a whole tar archive ({error}); fetch it again") from error
+    return places, folders

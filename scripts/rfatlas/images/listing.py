@@ -1,0 +1,178 @@
+"""A listing: the images of a data set in their order, with labels; nothing is decoded."""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rfatlas.errors import RfatlasError, printable
+
+
+@dataclass
+class Listing:
+    """The images of a data set in their order, with labels.
+
+    names : paths as the source gives them (relative to `root`), unique, valid UTF-8
+    labels : int64 (N,), -1 = unknown
+    class_names : one name for each label from 0, or empty when the source names none
+    root : the folder that the names are relative to, or the archive
+    offsets, sizes : int64 (N,), where each image lies in the archive and its bytes; None for files
+    """
+
+    source: str
+    root: Path
+    names: list[str]
+    labels: np.ndarray
+    class_names: list[str]
+    offsets: np.ndarray | None = None
+    sizes: np.ndarray | None = None
+    _descriptor: int | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __del__(self):
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def locate(self, index: int) -> str:
+        """Return the image's place in words, for messages: its path, or `archive: member`."""
+        if self.offsets is None:
+            return printable(str(self.root / self.names[index]))
+        return printable(f"{self.root}: {self.names[index]}")
+
+    def size(self, index: int) -> int:
+        """Return the size of the image's file in bytes; OSError if it is not there."""
+        if self.sizes is None:
+            return os.stat(self.root / self.names[index]).st_size
+        return int(self.sizes[index])
+
+    def is_plain(self, index: int) -> bool:
+        """Tell whether the image is a file and no pipe, device or folder, which could be read for
+        ever; OSError if it is not there."""
+        return self.sizes is not None or stat.S_ISREG(
+            os.stat(self.root / self.names[index]).st_mode
+        )
+
+    def open(self, index: int) -> bytes:
+        """Return the bytes of the image's file.
+
+        Raises OSError if it cannot be read and RfatlasError if the archive ends before the image
+        does.
+        """
+        if self.offsets is None or self.sizes is None:
+            return (self.root / self.names[index]).read_bytes()
+        if self._descriptor is None:
+            self._descriptor = os.open(self.root, os.O_RDONLY)
+        start, left, parts = int(self.offsets[index]), int(self.sizes[index]), []
+        while left:
+            part = os.pread(self._descriptor, left, start)
+            if not part:
+                raise RfatlasError(
+                    f"{self.locate(index)}: the archive ends inside this image; it was cut short"
+                )
+            parts.append(part)
+            start, left = start + len(part), left - len(part)
+        return b"".join(parts)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Listing":
+        """Return the listing of these images, in the order given."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Listing(
+            self.source,
+            self.root,
+            [self.names[i] for i in chosen],
+            self.labels[chosen],
+            self.class_names,
+            None if self.offsets is None else self.offsets[chosen],
+            None if self.sizes is None else self.sizes[chosen],
+        )
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of names, labels, class names and places; not of the content."""
+        content = {
+            "source": self.source,
+            "root": str(self.root),
+            "names": self.names,
+            "labels": self.labels.tolist(),
+            "class_names": self.class_names,
+            "offsets": None if self.offsets is None else self.offsets.tolist(),
+            "sizes": None if self.sizes is None else self.sizes.tolist(),
+        }
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def chosen(listing: Listing, dataset: Mapping[str, Any], key: str) -> Listing:
+    """Return the images that `limit` and `subset` of a data set's config leave.
+
+    Raises RfatlasError if they do not fit the number of images.
+    """
+    listing = listing.select(range(limited(dataset, len(listing), key)))
+    if dataset.get("subset") is not None:
+        size = subset_size(dataset, len(listing), key)
+        seed = dataset["subset"].get("seed", 0)
+        listing = listing.select(stratified(listing.names, listing.labels, size, seed))
+    return listing
+
+
+def limited(dataset: Mapping[str, Any], available: int, key: str) -> int:
+    """Return how many of the images `limit` leaves; RfatlasError if it is no positive integer."""
+    limit = dataset.get("limit")
+    return available if limit is None else min(available, _positive(limit, f"{key}.limit"))
+
+
+def subset_size(dataset: Mapping[str, Any], available: int, key: str) -> int:
+    """Return how many of the images `subset` leaves; RfatlasError if there are not as many."""
+    if dataset.get("subset") is None:
+        return available
+    size = _positive(dataset["subset"]["size"], f"{key}.subset.size")
+    if size > available:
+        raise RfatlasError(
+            f"{key}.subset.size: {size}, but there are {available} images; give at most {available}"
+        )
+    return size
+
+
+def _positive(value: Any, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise RfatlasError(f"{key}: {value!r}; give a positive integer, or null for all images")
+    return value
+
+
+def stratified(names: Sequence[str], labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Return the indices, ascending, of a subset with equally many images of each class.
+
+    Classes with too few images give all they have and the others share the rest; what does not
+    divide evenly goes to classes chosen by the seed. Images are drawn by the SHA-256 of seed and
+    name, so the draw depends on no library's random stream and on no other class. `labels` int64
+    (N,); unknown (-1) counts as one class. Needs 0 < size <= N.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    # The largest equal share that does not overshoot: counts below it give everything.
+    low, high = 0, int(counts.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        if np.minimum(counts, middle).sum() <= size:
+            low = middle
+        else:
+            high = middle - 1
+    quota = np.minimum(counts, low)
+    spare = [int(label) for label, count in zip(classes, counts, strict=True) if count > low]
+    spare.sort(key=lambda label: _draw(seed, f"class {label}"))
+    extra = set(spare[: size - int(quota.sum())])
+    chosen = []
+    for label, share in zip(classes, quota, strict=True):
+        members = np.flatnonzero(labels == label).tolist()
+        members.sort(key=lambda i: _draw(seed, names[i]))
+        chosen += members[: int(share) + (int(label) in extra)]
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
