@@ -1,7 +1,8 @@
 """Decode the photographs of a data set and pack them into one file."""
 
 from rfatlas.files import jobs
-from rfatlas.images import images, sources
+from rfatlas.images import images
+from rfatlas.sources import catalogue
 
 with jobs.job(snakemake) as log:
     dataset = dict(snakemake.params.dataset)
@@ -9,7 +10,7 @@ with jobs.job(snakemake) as log:
         # The rule scenes has drawn them by now and left a list.
         dataset["path"] = snakemake.input.labels
     resize, crop = int(snakemake.wildcards.resize), int(snakemake.wildcards.crop)
-    listing = sources.list_images(dataset, key=f"datasets.{snakemake.wildcards.dataset}")
+    listing = catalogue.list_images(dataset, key=f"datasets.{snakemake.wildcards.dataset}")
     counts = images.pack(
         listing,
         snakemake.output.images,

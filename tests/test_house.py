@@ -13,7 +13,7 @@ LIBRARY = ROOT / "scripts" / "rfatlas"
 #: A module imports from its own row and from rows above it only.
 ROWS = [
     {"errors", "statistics", "stages"},
-    {"files"},
+    {"files", "sources"},
     {"images", "demo_net"},
     {"plan", "network"},
     {"fields", "models"},

@@ -2,7 +2,7 @@
 
 Both decode, convert, resize to 256 and crop to 224 with the same number of worker processes,
 started anew each time. The peer does nothing else: it returns nothing and stores nothing. Ours also
-hashes each file, writes the packed file with its journal, and confirms it on disk. Rounds
+hashes each file, writes the packed file, and confirms it on disk. Rounds
 alternate; medians are compared.
 
 Run: python tests/benchmarks/images.py [--folder photographs] [--images 800] [--workers 2]
@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rfatlas.images import images
+from rfatlas.sources import catalogue, source
+
 ROOT = Path(__file__).resolve().parents[2]
-from rfatlas.images import images, source, sources  # noqa: E402
 
 RESIZE, CROP = 256, 224
 
@@ -94,7 +96,7 @@ def main() -> None:
             make_photographs(folder / "made", 100)
             files = sorted((folder / "made").iterdir())
         paths = link(files, folder / "links", options.images)
-        listing = sources.list_images({"source": "folders", "path": str(folder / "links")})
+        listing = catalogue.list_images({"source": "folders", "path": str(folder / "links")})
         output = folder / "packed.h5"
         times: dict[str, list[float]] = {"ours": [], "peer": []}
         peer(paths[:50], options.workers)  # the files come into the disk cache

@@ -14,8 +14,9 @@ from torch import nn
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
-from rfatlas.images import images, sources
+from rfatlas.images import images
 from rfatlas.network import model, weight_files
+from rfatlas.sources import catalogue
 
 ATTRS = store.provenance("activations", {"ä": [1, 2]}, "w" * 64, {"list": "x"}, "cpu")
 FLIPS = 200
@@ -49,7 +50,7 @@ def packed(path):
         file = path.parent / "photos" / "ab"[i % 2] / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(file)
-    listing = sources.list_images({"source": "folders", "path": str(path.parent / "photos")})
+    listing = catalogue.list_images({"source": "folders", "path": str(path.parent / "photos")})
     images.pack(listing, path, 16, 16)
 
 
@@ -285,7 +286,7 @@ def test_packing_images_works_after_room_is_made(small_disk, tmp_path, monkeypat
         file = tmp_path / "photos" / "a" / f"{i:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (120, 120, 3), dtype=np.uint8)).save(file)
-    listing = sources.list_images({"source": "folders", "path": str(tmp_path / "photos")})
+    listing = catalogue.list_images({"source": "folders", "path": str(tmp_path / "photos")})
     output = small_disk / "packed.h5"
     with pytest.raises(RfatlasError, match=r"packed images need .* GB more, but the disk has"):
         images.pack(listing, output, 120, 120)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rfatlas.errors import RfatlasError
-from rfatlas.images import decoding, images, sources
+from rfatlas.images import decoding, images
+from rfatlas.sources import catalogue
 
 CROP = 24
 # What an image of MAX_PIXELS takes: as it is decoded, and as RGB, each 4 bytes a pixel.
@@ -247,7 +248,7 @@ def test_a_folder_of_everything(tmp_path):
     (album / "a" / 'empty \x1b[31m\n,".png').touch()
     os.mkfifo(album / "a" / "pipe.png")
     (album / "b" / "device.png").symlink_to("/dev/zero")
-    listing = sources.list_images({"source": "folders", "path": str(album)})
+    listing = catalogue.list_images({"source": "folders", "path": str(album)})
     output, table = tmp_path / "packed.h5", tmp_path / "bad.csv"
     images.pack(listing, output, 2 * CROP, CROP, workers=2, on_bad_image="skip", bad_table=table)
     with table.open(newline="", encoding="utf-8") as file:

@@ -21,7 +21,8 @@ from PIL import Image
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
-from rfatlas.images import decoding, images, sources
+from rfatlas.images import decoding, images
+from rfatlas.sources import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -256,7 +257,7 @@ def album(tmp_path):
 
 
 def listed(folder):
-    return sources.list_images({"source": "folders", "path": str(folder)})
+    return catalogue.list_images({"source": "folders", "path": str(folder)})
 
 
 def content(path):
@@ -312,7 +313,7 @@ def test_packed_file(album, tmp_path, workers):
 def test_tar_packs_as_its_unpacked_folder(album, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(album, arcname="")
-    listing = sources.list_images({"source": "imagenet_tar", "path": str(tmp_path / "a.tar")})
+    listing = catalogue.list_images({"source": "imagenet_tar", "path": str(tmp_path / "a.tar")})
     images.pack(listing, tmp_path / "tar.h5", 20, 16, workers=2)
     images.pack(listed(album), tmp_path / "folder.h5", 20, 16)
     (attrs, data), (other_attrs, other) = (
@@ -423,14 +424,15 @@ def test_images_with_values_that_are_not_finite_are_named(tmp_path, value):
 KILLED_PACK = """
 import sys, time
 sys.path.insert(0, "scripts")
-from rfatlas.images import images, sources
+from rfatlas.images import images
+from rfatlas.sources import catalogue
 images.CHUNK = 2
 plain = images._one
 def slow(listing, index, *rest):
     time.sleep(0.2)
     return plain(listing, index, *rest)
 images._one = slow
-listing = sources.list_images({"source": "folders", "path": sys.argv[1]})
+listing = catalogue.list_images({"source": "folders", "path": sys.argv[1]})
 images.pack(listing, sys.argv[2], 20, 16, workers=2)
 """
 
@@ -494,8 +496,10 @@ def test_a_job_that_fails_at_the_end_leaves_nothing(album, tmp_path, monkeypatch
 PEAK = """
 import resource, sys
 sys.path.insert(0, "scripts")
-from rfatlas.images import images, sources
-listing = sources.list_images({"source": "folders", "path": sys.argv[1], "limit": int(sys.argv[3])})
+from rfatlas.images import images
+from rfatlas.sources import catalogue
+dataset = {"source": "folders", "path": sys.argv[1], "limit": int(sys.argv[3])}
+listing = catalogue.list_images(dataset)
 images.pack(listing, sys.argv[2], 64, 64, workers=2)
 whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 print(max(resource.getrusage(who).ru_maxrss for who in whose))

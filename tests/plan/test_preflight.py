@@ -79,7 +79,7 @@ def test_the_second_time_comes_from_the_cache_unless_it_is_damaged(raw, monkeypa
         file.write_text(file.read_text()[:20])
     assert prepare(raw).descriptions == plan.descriptions
     monkeypatch.setattr(subprocess, "run", no_process)
-    monkeypatch.setattr(preflight.sources, "list_images", no_process)
+    monkeypatch.setattr(preflight.catalogue, "list_images", no_process)
     raw["models"]["net"]["layers"] = ["0"]
     again = prepare(raw)
     assert (again.descriptions, again.images) == (plan.descriptions, plan.images)

@@ -82,7 +82,7 @@ def packed_images():
 
 def packed_files(dataset):
     """The files that tell of a data set's images: of scenes drawn here, else those of the user."""
-    files = sources.input_files(dataset_config(dataset), dataset)
+    files = catalogue.input_files(dataset_config(dataset), dataset)
     drawn = dataset_config(dataset)["source"] == "scenes"
     return files if drawn else {name: in_place(file) for name, file in files.items()}
 

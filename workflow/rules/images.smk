@@ -4,7 +4,7 @@
 #   their names or number reruns the rule through `listing`.
 # Writes: results/images/<dataset>_<resize>_<crop>.h5, and ..._bad.csv with the skipped files.
 
-from rfatlas.images import sources
+from rfatlas.sources import catalogue
 
 
 rule images_pack:
@@ -30,7 +30,7 @@ rule images_pack:
         runtime=grown(lambda wildcards: budget.minutes("images", "_".join(wildcards))),
         gpu=0,
     params:
-        dataset=lambda wildcards: sources.used_keys(dataset_config(wildcards.dataset)),
+        dataset=lambda wildcards: catalogue.used_keys(dataset_config(wildcards.dataset)),
         listing=lambda wildcards: plan.images[wildcards.dataset].digest,
         version=versions.stage("images"),
     script:

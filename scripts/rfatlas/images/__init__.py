@@ -1,5 +1,4 @@
-"""Images: from what people have to packed pixels.
+"""Images: from listed photographs to packed pixels.
 
-Sources of photographs, one class each, and their listings; decoding and packing; the scenes that
-the demo looks at.
+Decoding as torchvision does, packing, and the scenes that the demo looks at.
 """

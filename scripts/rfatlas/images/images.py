@@ -24,7 +24,7 @@ from PIL import Image
 from rfatlas.errors import RfatlasError
 from rfatlas.files import disk, jobs, store
 from rfatlas.images import decoding, pool
-from rfatlas.images.listing import Listing
+from rfatlas.sources.listing import Listing
 
 log = logging.getLogger("rfatlas")
 

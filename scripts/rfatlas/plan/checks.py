@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rfatlas.images import sources
 from rfatlas.plan.entries import (
     PROPERTY_GROUPS,
     WEIGHT_SUFFIXES,
@@ -19,6 +18,7 @@ from rfatlas.plan.entries import (
     used,
 )
 from rfatlas.plan.schema import closest, shown
+from rfatlas.sources import catalogue
 
 # Files that rules name as inputs must not look like patterns.
 _WILDCARD = re.compile("[{}]")
@@ -98,13 +98,13 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
 def _related_dataset(
     path: tuple, dataset: dict[str, Any], explicit: Any, is_used: bool
 ) -> Iterator:
-    for key, problem in sources.unread(dataset, explicit if isinstance(explicit, dict) else {}):
+    for key, problem in catalogue.unread(dataset, explicit if isinstance(explicit, dict) else {}):
         value = "" if dataset[key] is None else f"{shown(dataset[key])}: "
         yield (*path, key), value + problem
-    for key, problem in sources.unfit(dataset) if is_used else ():
+    for key, problem in catalogue.unfit(dataset) if is_used else ():
         hint = _near(Path(dataset[key])) if problem.startswith("no such") else ""
         yield (*path, key), f"{shown(dataset[key])}: {problem}{hint}"
-    for key in sources.FILE_KEYS if is_used else ():
+    for key in catalogue.FILE_KEYS if is_used else ():
         if dataset[key] and os.path.isfile(dataset[key]) and _WILDCARD.search(dataset[key]):
             yield (*path, key), f"{shown(dataset[key])} is not allowed; {_NO_BRACES}"
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from rfatlas.errors import RfatlasError, printable
 from rfatlas.files import versions
-from rfatlas.images import sources
 from rfatlas.plan import entries, schema
+from rfatlas.sources import catalogue
 
 CACHE = Path(".snakemake/rfatlas")
 
@@ -126,11 +126,11 @@ def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "datas
         If the data set cannot be listed or has no image.
     """
     if dataset["source"] == "scenes":
-        return Images(sources.count_images(dataset, key=key), 0.0, -1, _digest(dataset))
+        return Images(catalogue.count_images(dataset, key=key), 0.0, -1, _digest(dataset))
     file = cache / "images" / f"{_images_key(dataset)}.json"
     known = _read(file)
     if known is None:
-        found = sources.list_images(dataset, key=key)
+        found = catalogue.list_images(dataset, key=key)
         # A hundred files, spread evenly, tell the mean well enough for an estimate.
         sample = range(0, len(found), max(1, len(found) // 100))
         try:
@@ -293,7 +293,7 @@ def _model_key(model: dict[str, Any]) -> str:
 
 
 def _images_key(dataset: dict[str, Any]) -> str:
-    parts: list[Any] = [dataset, versions.digest("rfatlas.images.sources")]
+    parts: list[Any] = [dataset, versions.digest("rfatlas.sources.catalogue")]
     for key in ("path", "labels", "class_map", "class_names"):
         if dataset[key] is not None:
             parts.append(_stamp(Path(dataset[key])))

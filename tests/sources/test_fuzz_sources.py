@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from standins import imagenet
 
-from rfatlas.images import sources
 from rfatlas.plan import preflight
+from rfatlas.sources import catalogue
 
 BLOCK = tarfile.BLOCKSIZE
 NAME = st.one_of(
@@ -65,7 +65,7 @@ def listed(walled: Path, kind: str, dataset: dict):
     """The listing of a data set (None if it is refused), of which every image lies inside."""
     listing = None
     with fuzzing.trying(kind) as fate:
-        listing = sources.list_images({"source": "imagenet_tar"} | dataset, walled, "datasets.x")
+        listing = catalogue.list_images({"source": "imagenet_tar"} | dataset, walled, "datasets.x")
         assert len(listing) == len(set(listing.names)) == len(listing.labels) > 0
         assert listing.labels.max() < len(listing.class_names) or not listing.class_names
         for index, name in enumerate(listing.names):
@@ -239,7 +239,7 @@ def check_table(tables, form, damages):
     damaged.write_bytes(data)
     dataset = dataset | {key: str(damaged.relative_to(tables))}
     with fuzzing.trying(f"table, {form}"):
-        listing = sources.list_images(dataset, tables, "datasets.x")
+        listing = catalogue.list_images(dataset, tables, "datasets.x")
         assert len(listing) == len(set(listing.names)) == len(listing.labels)
         assert listing.labels.min() >= -1
         assert listing.labels.max() < len(listing.class_names) or not listing.class_names
@@ -248,7 +248,7 @@ def check_table(tables, form, damages):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_tables_are_taken_as_they_are(tables, form):
-    assert len(sources.list_images(FORMS[form][0], tables)) == 20
+    assert len(catalogue.list_images(FORMS[form][0], tables)) == 20
 
 
 # ---- folders
@@ -293,5 +293,5 @@ def test_what_is_not_there_is_refused(walled):
         for source in ("folders", "list", "imagenet_tar"):
             dataset = {"source": source, "path": path}
             with fuzzing.trying("path") as fate:
-                sources.list_images(dataset, walled, "datasets.x")
+                catalogue.list_images(dataset, walled, "datasets.x")
             assert fate.refused and fate.message.startswith("datasets.x.path")

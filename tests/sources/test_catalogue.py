@@ -13,8 +13,8 @@ import pytest
 import scipy.io
 
 from rfatlas.errors import RfatlasError
-from rfatlas.images import listing as listings
-from rfatlas.images import sources
+from rfatlas.sources import catalogue
+from rfatlas.sources.listing import stratified
 
 
 def put(folder, *names):
@@ -26,7 +26,7 @@ def put(folder, *names):
 
 def refused(text, dataset, **more):
     with pytest.raises(RfatlasError, match=text):
-        sources.list_images(dataset, **more)
+        catalogue.list_images(dataset, **more)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def devkit(tmp_path):
 
 def test_importing_the_listing_stays_cheap():
     code = (
-        "import sys; sys.path.insert(0, 'scripts'); import rfatlas.images.sources; "
+        "import sys; sys.path.insert(0, 'scripts'); import rfatlas.sources.catalogue; "
         "print([m for m in ('torch', 'torchvision', 'h5py', 'scipy', 'PIL') if m in sys.modules])"
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
@@ -91,7 +91,7 @@ def test_folders_order_and_labels_are_those_of_image_folder(tmp_path):
 
     put(tmp_path, "b/2.jpg", "b/10.PNG", "a b/x.jpeg", "a/z.jpg", "a/sub/1.webp", "a/Sub/2.tif")
     put(tmp_path, "a/notes.txt")
-    listing = sources.list_images({"source": "folders", "path": str(tmp_path)})
+    listing = catalogue.list_images({"source": "folders", "path": str(tmp_path)})
     peer = ImageFolder(tmp_path, loader=None)
     assert [
         (str(tmp_path / n), int(y)) for n, y in zip(listing.names, listing.labels, strict=True)
@@ -103,7 +103,7 @@ def test_folders_order_and_labels_are_those_of_image_folder(tmp_path):
 
 def test_folders_flat_and_hidden(tmp_path):
     put(tmp_path, "2.jpg", "10.gif", ".hidden.jpg", ".cache/x.jpg", "__MACOSX/y.jpg", "read.me")
-    listing = sources.list_images({"source": "folders", "path": str(tmp_path)})
+    listing = catalogue.list_images({"source": "folders", "path": str(tmp_path)})
     assert listing.names == ["10.gif", "2.jpg"]
     assert listing.labels.tolist() == [-1, -1]
     assert listing.class_names == []
@@ -113,7 +113,7 @@ def test_folders_follow_links_but_no_circle(tmp_path):
     put(tmp_path, "real/1.jpg", "data/a/2.jpg")
     (tmp_path / "data" / "b").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
-    listing = sources.list_images({"source": "folders", "path": str(tmp_path / "data")})
+    listing = catalogue.list_images({"source": "folders", "path": str(tmp_path / "data")})
     assert listing.names == ["a/2.jpg", "b/1.jpg"]
 
 
@@ -121,9 +121,9 @@ def test_folders_of_some_wnids_keep_the_labels_of_the_whole(tmp_path, devkit):
     chosen = [devkit.wnids[i] for i in (17, 400, 3)]
     put(tmp_path / "some", *(f"{wnid}/1.jpg" for wnid in chosen))
     dataset = {"source": "folders", "path": str(tmp_path / "some")}
-    listing = sources.list_images(dataset | {"class_map": str(devkit.synsets)})
+    listing = catalogue.list_images(dataset | {"class_map": str(devkit.synsets)})
     assert sorted(listing.labels) == sorted(sorted(devkit.wnids).index(w) for w in chosen)
-    assert sources.list_images(dataset).labels.tolist() == [0, 1, 2]
+    assert catalogue.list_images(dataset).labels.tolist() == [0, 1, 2]
     put(tmp_path / "some", "cats/1.jpg")
     refused("cats", dataset | {"class_map": str(devkit.synsets)})
 
@@ -154,7 +154,7 @@ def test_folder_names_must_be_utf8(tmp_path):
 
 @pytest.mark.parametrize("form", ["mat", "table"])
 def test_devkit_ids_are_not_labels(devkit, form):
-    listing = sources.list_images(
+    listing = catalogue.list_images(
         devkit.dataset | {"labels": str(devkit.truth), "class_map": str(getattr(devkit, form))}
     )
     assert listing.names == devkit.names
@@ -166,14 +166,14 @@ def test_devkit_ids_are_not_labels(devkit, form):
 
 def test_devkit_labels_follow_the_number_in_the_name(devkit):
     os.remove(devkit.folder / devkit.names[1])
-    listing = sources.list_images(
+    listing = catalogue.list_images(
         devkit.dataset | {"labels": str(devkit.truth), "class_map": str(devkit.mat)}
     )
     assert listing.labels.tolist() == [devkit.labels[i] for i in (0, 2, 3, 4)]
 
 
 def test_kaggle_form(devkit):
-    listing = sources.list_images(
+    listing = catalogue.list_images(
         devkit.dataset | {"labels": str(devkit.kaggle), "class_map": str(devkit.synsets)}
     )
     assert listing.labels.tolist() == devkit.labels
@@ -181,7 +181,7 @@ def test_kaggle_form(devkit):
     refused("names . classes, not ImageNet's 1000", devkit.dataset | {"labels": str(devkit.kaggle)})
     with devkit.kaggle.open("a") as file:
         file.writelines(f"other{i},{wnid} 0 0 1 1\n" for i, wnid in enumerate(devkit.wnids))
-    listing = sources.list_images(devkit.dataset | {"labels": str(devkit.kaggle)})
+    listing = catalogue.list_images(devkit.dataset | {"labels": str(devkit.kaggle)})
     assert listing.labels.tolist() == devkit.labels
 
 
@@ -239,7 +239,7 @@ def test_tar_is_read_in_place(devkit, tmp_path, form):
     members = {f"./{name}": os.urandom(700 + i) for i, name in enumerate(reversed(devkit.names))}
     dataset = make_tar(tmp_path / "val.tar", members, form)
     dataset |= {"labels": str(devkit.truth), "class_map": str(devkit.mat)}
-    listing = sources.list_images(dataset)
+    listing = catalogue.list_images(dataset)
     assert listing.names == devkit.names
     assert listing.labels.tolist() == devkit.labels
     assert [listing.open(i) for i in range(5)] == [members[f"./{n}"] for n in devkit.names]
@@ -251,13 +251,13 @@ def test_tar_of_class_folders_equals_the_unpacked_folder(tmp_path):
     put(tmp_path / "u" / "val", "b/1.jpg", f"a/{long}", "a/s/2.jpg", "c c/é.jpg", "a/x.txt")
     with tarfile.open(tmp_path / "u.tar", "w") as archive:
         archive.add(tmp_path / "u", arcname=".")
-    packed = sources.list_images({"source": "imagenet_tar", "path": str(tmp_path / "u.tar")})
-    plain = sources.list_images({"source": "folders", "path": str(tmp_path / "u" / "val")})
+    packed = catalogue.list_images({"source": "imagenet_tar", "path": str(tmp_path / "u.tar")})
+    plain = catalogue.list_images({"source": "folders", "path": str(tmp_path / "u" / "val")})
     assert packed.names == [f"val/{name}" for name in plain.names]
     assert packed.labels.tolist() == plain.labels.tolist()
     assert packed.class_names == plain.class_names
     assert [packed.open(i) for i in range(4)] == [plain.open(i) for i in range(4)]
-    flat = sources.list_images(make_tar(tmp_path / "f.tar", {"2.jpg": b"2", "1.jpg": b"1"}))
+    flat = catalogue.list_images(make_tar(tmp_path / "f.tar", {"2.jpg": b"2", "1.jpg": b"1"}))
     assert (flat.names, flat.labels.tolist()) == (["1.jpg", "2.jpg"], [-1, -1])
 
 
@@ -301,7 +301,7 @@ def test_tar_refused(tmp_path):
         for name in ("a/1.jpg", "./a/1.jpg"):
             archive.addfile(tarfile.TarInfo(name))
     refused("duplicate entry 'a/1.jpg'", dataset)
-    listing = sources.list_images(make_tar(path, {"a/1.jpg": bytes(30000)}))
+    listing = catalogue.list_images(make_tar(path, {"a/1.jpg": bytes(30000)}))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(RfatlasError, match="cut short"):
         listing.open(0)
@@ -311,14 +311,14 @@ def test_list_plain_form(tmp_path):
     put(tmp_path, "my photos/a b.jpg", "c.jpg", "#d.jpg")
     file = tmp_path / "list.txt"
     file.write_text("# path label\n\nmy photos/a b.jpg 3\n  c.jpg\t-1  \r\n./#d.jpg 0\n")
-    listing = sources.list_images({"source": "list", "path": "list.txt"}, base=tmp_path)
+    listing = catalogue.list_images({"source": "list", "path": "list.txt"}, base=tmp_path)
     assert listing.names == ["my photos/a b.jpg", "c.jpg", "./#d.jpg"]
     assert listing.labels.tolist() == [3, -1, 0]
     assert listing.class_names == []
     assert listing.open(0) == b"my photos/a b.jpg"
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n\n")
     dataset = {"source": "list", "path": str(file), "class_names": str(tmp_path / "names.txt")}
-    assert sources.list_images(dataset).class_names == ["ant", "bee", "cat", "dog"]
+    assert catalogue.list_images(dataset).class_names == ["ant", "bee", "cat", "dog"]
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
     refused("3 names, but labels reach 3", dataset)
 
@@ -331,7 +331,7 @@ def test_list_csv_form(tmp_path, source):
         rows.writerow(["wnid", "label", "class_name", "file"])
         rows.writerows([["n1", 2, "red, dark", "x/a,b.png"], ["n2", 0, "blue", "x/c.png"]])
         rows.writerow(["n1", 2, "red, dark", "x/d.png"])
-    listing = sources.list_images({"source": source, "path": str(tmp_path / "labels.csv")})
+    listing = catalogue.list_images({"source": source, "path": str(tmp_path / "labels.csv")})
     assert listing.names == ["x/a,b.png", "x/c.png", "x/d.png"]
     assert listing.labels.tolist() == [2, 0, 2]
     assert listing.class_names == ["blue", "1", "red, dark"]
@@ -375,10 +375,10 @@ def folder_of(tmp_path, counts):
 
 def test_limit_takes_the_first(tmp_path):
     dataset = folder_of(tmp_path, {"a": 3, "b": 3})
-    everything = sources.list_images(dataset)
-    assert sources.list_images(dataset | {"limit": 4}).names == everything.names[:4]
-    assert sources.list_images(dataset | {"limit": 100}).names == everything.names
-    both = sources.list_images(dataset | {"limit": 4, "subset": {"size": 3, "seed": 1}})
+    everything = catalogue.list_images(dataset)
+    assert catalogue.list_images(dataset | {"limit": 4}).names == everything.names[:4]
+    assert catalogue.list_images(dataset | {"limit": 100}).names == everything.names
+    both = catalogue.list_images(dataset | {"limit": 4, "subset": {"size": 3, "seed": 1}})
     assert set(both.names) < set(everything.names[:4]) and len(both) == 3
     for bad in (0, -1, 2.5, True, "3"):
         refused("limit: .*positive integer", dataset | {"limit": bad})
@@ -388,10 +388,10 @@ def test_limit_takes_the_first(tmp_path):
 def test_subset_is_stratified(tmp_path, size):
     counts = {"a": 6, "b": 2, "c": 6, "d": 1}
     dataset = folder_of(tmp_path, counts)
-    everything = sources.list_images(dataset)
+    everything = catalogue.list_images(dataset)
     seen = set()
     for seed in range(12):
-        listing = sources.list_images(dataset | {"subset": {"size": size, "seed": seed}})
+        listing = catalogue.list_images(dataset | {"subset": {"size": size, "seed": seed}})
         assert len(listing) == size
         positions = [everything.names.index(name) for name in listing.names]
         assert positions == sorted(positions)
@@ -402,7 +402,7 @@ def test_subset_is_stratified(tmp_path, size):
             if taken[one] < counts[one]:
                 assert taken[one] >= max(taken.values()) - 1
         seen.add(tuple(listing.names))
-        again = sources.list_images(dataset | {"subset": {"size": size, "seed": seed}})
+        again = catalogue.list_images(dataset | {"subset": {"size": size, "seed": seed}})
         assert again.names == listing.names
     assert len(seen) > 1 or size == 15
 
@@ -412,7 +412,7 @@ def test_subset_draws_each_image_alike():
     labels = np.zeros(10, dtype=np.int64)
     drawn = Counter()
     for seed in range(1000):
-        drawn.update(listings.stratified(names, labels, 3, seed).tolist())
+        drawn.update(stratified(names, labels, 3, seed).tolist())
     # 300 expected each, standard deviation 14.5.
     assert all(235 < drawn[i] < 365 for i in range(10))
 
@@ -428,44 +428,44 @@ def test_subset_refused(tmp_path):
 
 def test_scenes_are_counted_before_they_are_drawn(tmp_path):
     dataset = {"source": "scenes", "count": 10, "size": 64, "seed": 1}
-    assert sources.count_images(dataset) == 10
-    assert sources.count_images(dataset | {"limit": 4}) == 4
-    assert sources.count_images(dataset | {"limit": 40, "subset": {"size": 7, "seed": 0}}) == 7
+    assert catalogue.count_images(dataset) == 10
+    assert catalogue.count_images(dataset | {"limit": 4}) == 4
+    assert catalogue.count_images(dataset | {"limit": 40, "subset": {"size": 7, "seed": 0}}) == 7
     with pytest.raises(RfatlasError, match="10 images"):
-        sources.count_images(dataset | {"subset": {"size": 11, "seed": 0}})
-    assert sources.count_images(folder_of(tmp_path, {"a": 3}) | {"limit": 2}) == 2
+        catalogue.count_images(dataset | {"subset": {"size": 11, "seed": 0}})
+    assert catalogue.count_images(folder_of(tmp_path, {"a": 3}) | {"limit": 2}) == 2
 
 
 def test_files_and_keys_that_the_rule_depends_on():
     every = {"path": "p", "labels": "l", "class_map": "m", "class_names": None, "limit": None}
     every |= {"count": 10, "size": 64, "seed": 1, "subset": {"size": 3, "seed": 0}}
-    assert sources.input_files(every | {"source": "scenes"}, "x") == {
+    assert catalogue.input_files(every | {"source": "scenes"}, "x") == {
         "labels": "results/scenes/x/labels.csv",
         "drawn": "results/scenes/x/images",
     }
-    assert sources.input_files(every | {"source": "imagenet_tar"}, "x") == {
+    assert catalogue.input_files(every | {"source": "imagenet_tar"}, "x") == {
         "path": "p",
         "truth": "l",
         "class_map": "m",
     }
     folder = every | {"source": "imagenet_val"}
-    assert sources.input_files(folder, "x") == {"truth": "l", "class_map": "m"}
+    assert catalogue.input_files(folder, "x") == {"truth": "l", "class_map": "m"}
     # A change of the scenes' defaults must not rerun photographs.
-    assert list(sources.used_keys(folder)) == ["class_map", "labels", "path", "source", "subset"]
-    assert "count" in sources.used_keys(every | {"source": "scenes"})
+    assert list(catalogue.used_keys(folder)) == ["class_map", "labels", "path", "source", "subset"]
+    assert "count" in catalogue.used_keys(every | {"source": "scenes"})
 
 
 def test_digest_tells_listings_apart(tmp_path):
     dataset = folder_of(tmp_path, {"a": 3, "b": 1})
-    first = sources.list_images(dataset)
-    assert sources.list_images(dataset).digest() == first.digest()
-    assert sources.list_images(dataset | {"limit": 3}).digest() != first.digest()
+    first = catalogue.list_images(dataset)
+    assert catalogue.list_images(dataset).digest() == first.digest()
+    assert catalogue.list_images(dataset | {"limit": 3}).digest() != first.digest()
     put(tmp_path / "d", "a/9.jpg")
-    assert sources.list_images(dataset).digest() != first.digest()
+    assert catalogue.list_images(dataset).digest() != first.digest()
 
 
 def test_shared_photographs(shared_data):
-    listing = sources.list_images(
+    listing = catalogue.list_images(
         {"source": "list", "path": str(shared_data / "photographs" / "labels.csv")}
     )
     assert len(listing) == 400

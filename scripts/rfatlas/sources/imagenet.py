@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from rfatlas.errors import RfatlasError
-from rfatlas.images.listing import Listing
-from rfatlas.images.source import Source, csv_row, is_image
+from rfatlas.sources.listing import Listing
+from rfatlas.sources.source import Source, csv_row, is_image
 
 #: Number of classes of ImageNet's classification task, the leaves of its hierarchy.
 CLASSES = 1000
@@ -84,7 +84,7 @@ def _read_mat(source: Source) -> list[tuple[int | None, str, str]]:
     # scipy's reader dies on some damaged files; a process of its own takes nothing along.
     scripts = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
-        [sys.executable, "-m", "rfatlas.images.imagenet", str(source.class_map)],
+        [sys.executable, "-m", "rfatlas.sources.imagenet", str(source.class_map)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": scripts},

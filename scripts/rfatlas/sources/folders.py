@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rfatlas.images import imagenet
-from rfatlas.images.listing import Listing
-from rfatlas.images.source import Source, is_image
+from rfatlas.sources import imagenet
+from rfatlas.sources.listing import Listing
+from rfatlas.sources.source import Source, is_image
 
 
 class Folders(Source):

@@ -9,10 +9,10 @@ import tarfile
 
 import numpy as np
 
-from rfatlas.images import imagenet
-from rfatlas.images.folders import by_class
-from rfatlas.images.listing import Listing
-from rfatlas.images.source import Source, is_image
+from rfatlas.sources import imagenet
+from rfatlas.sources.folders import by_class
+from rfatlas.sources.listing import Listing
+from rfatlas.sources.source import Source, is_image
 
 #: Bytes behind the last member of an archive that must be zero as far as they are there.
 _END = 1 << 20

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rfatlas.images.listing import Listing
-from rfatlas.images.source import Source, csv_row
+from rfatlas.sources.listing import Listing
+from rfatlas.sources.source import Source, csv_row
 
 _LABEL = re.compile(r"-1|[0-9]{1,6}")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rfatlas.errors import RfatlasError, printable
-from rfatlas.images.archives import ImagenetTar
-from rfatlas.images.folders import Folders
-from rfatlas.images.imagenet import ImagenetVal
-from rfatlas.images.listing import Listing, chosen, limited, subset_size
-from rfatlas.images.lists import List, Scenes
-from rfatlas.images.source import FILE_KEYS, Source
+from rfatlas.sources.archives import ImagenetTar
+from rfatlas.sources.folders import Folders
+from rfatlas.sources.imagenet import ImagenetVal
+from rfatlas.sources.listing import Listing, chosen, limited, subset_size
+from rfatlas.sources.lists import List, Scenes
+from rfatlas.sources.source import FILE_KEYS, Source
 
 SOURCES: dict[str, type[Source]] = {
     "folders": Folders,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rfatlas.errors import RfatlasError
-from rfatlas.images.listing import Listing
+from rfatlas.sources.listing import Listing
 
 #: File name endings taken as images in folders and archives: torchvision's, and GIF.
 IMAGE_SUFFIXES = (
