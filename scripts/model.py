@@ -10,8 +10,8 @@ from rfatlas.network import devices, model, weight_files
 
 with jobs.job(snakemake) as log:
     config = snakemake.params.model
-    input = model.resolve_input(config)
     network = model.make(config)
+    input = model.resolve_input(config, network)
     if weight_files.random_seed(config["weights"]) is not None:
         with (
             devices.acquire(snakemake.params.device) as device,

@@ -143,12 +143,15 @@ def finished(tmp_path_factory):
     for i in range(8):
         (folder / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40)).save(folder / "photos" / "ab"[i % 2] / f"{i}.png")
-    (folder / "net.py").write_text(NET + "\n\ndef again(width=6):\n    return Net(width)\n")
+    (folder / "net.py").write_text(NET + "\n\nfrom part import again\n")
+    (folder / "part.py").write_text(
+        "def again(width=6):\n    import net\n\n    return net.Net(width)\n"
+    )
     scope = {}
     exec(NET, scope)
     torch.manual_seed(0)
-    weights = {name: tensor.numpy() for name, tensor in scope["make"]().state_dict().items()}
-    np.savez(folder / "one.npz", **weights)
+    weights = scope["make"]().state_dict().items()
+    np.savez(folder / "one.npz", **{f"net.{name}": tensor.numpy() for name, tensor in weights})
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     rehearsals.finish(folder, folder / "config.yaml")
     return folder
@@ -193,6 +196,7 @@ CHANGES = {
     "models.<name>.factory": {"models.two.factory": "net.py:again"},
     "models.<name>.kwargs": {"models.two.kwargs": {"width": 7}},
     "models.<name>.weights": {"models.two.weights": "random:3"},
+    "models.<name>.weights_key": {"models.one.weights_key": "net"},
     "models.<name>.sha256": {"models.one.sha256": DIGEST},
     "models.<name>.layers": {"models.two.layers": [*LAYERS, "layer1.1"]},
     "models.<name>.input": {"models.two.input": {**SIZE, "resize": 36}},
@@ -298,6 +302,16 @@ def test_a_finished_folder_has_nothing_to_do(finished):
 @pytest.mark.parametrize("key", sorted(set(KEYS) - {WITHOUT, "runs"}))
 def test_a_key_reruns_the_stages_of_its_row(after, key):
     assert stages(rehearsals.jobs(*after[key])) == expected(key)
+
+
+def test_an_edit_of_what_a_factory_imports_reruns_the_model(finished):
+    file = finished / "part.py"
+    text, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    file.write_bytes(text + b"# edited\n")
+    found = stages(rehearsals.jobs(*rehearsed(finished, {"none": {}})["none"]))
+    file.write_bytes(text)
+    os.utime(file, ns=times)
+    assert found == with_followers({"model"})
 
 
 def test_another_run_reruns_of_the_others_what_shows_all_runs(after):

@@ -2,6 +2,7 @@
 that were planted. Code in them never runs, and memory stays bounded.
 """
 
+import argparse
 import io
 import json
 import os
@@ -78,6 +79,9 @@ FILES = {
     "w.pth": as_pickle(SOUND),
     "w.pt": as_pickle({"state_dict": {f"module.{k}": v for k, v in SOUND.items()}, "epoch": 3}),
     "old.pth": as_pickle(SOUND, legacy=True),
+    "args.pth": as_pickle(
+        {"args": argparse.Namespace(lr=np.float64(0.1)), "net": SOUND, "history": np.arange(3)}
+    ),
 }
 
 
@@ -162,7 +166,23 @@ def test_state_dicts(walled, changes, gone, prefix, nest, legacy):
     net, _ = loaded(file, "weights, state dict")
     if net is not None:
         assert not {name for name in gone - set(changes) if "num_batches" not in name}
-        assert prefix != "net." and nest != "weights"
+
+
+WORDS = st.sampled_from("module _orig_mod model net backbone encoder_q 0 state_dict ema".split())
+
+
+@given(st.lists(WORDS, max_size=4), st.lists(WORDS, max_size=3), st.booleans(), st.data())
+def test_weights_below_any_keys_and_prefixes(walled, prefix, keys, legacy, data):
+    """With or without others beside them, the weights are those that were planted."""
+    content = {".".join([*prefix, name]): tensor for name, tensor in SOUND.items()}
+    for key in reversed(keys):
+        content = {key: content}
+        if data.draw(st.booleans()):
+            content[f"{key}_of"] = {"state": {0: {"momentum": torch.ones(4)}}, "epoch": 3}
+    file = walled / "prefixed.bin"
+    file.write_bytes(as_pickle(content, legacy))
+    net, _ = loaded(file, "weights, prefixes")
+    assert same(net, SOUND)
 
 
 # ---- code

@@ -117,7 +117,9 @@ BAD = [
     ("models.net.factory", "nett.py:make", None, ["no such file", "did you mean 'net.py'?"]),
     ("models.net.weights", "nett.pth", None, ["no such file", "did you mean 'net.pth'?"]),
     ("models.net.weights", "files/net.pth", None, ["no such file", "nor a folder files"]),
-    ("models.net.weights", "files/net.ckpt", None, [".safetensors"]),
+    ("models.net.weights", "net.ckpt", None, ["no such file", "did you mean 'net.pth'?"]),
+    ("models.net.kwargs", {"pretrained": True}, "models.net.kwargs.pretrained", ["`weights`"]),
+    ("models.r.weights_key", "ema", None, ["with random weights it must be null"]),
     ("models.net.weights", "http://x.org/net.pth", None, ["https:", "file:"]),
     ("models.net.weights", "file:///nowhere/net.pth", None, ["no such file"]),
     ("models.net.weights", "https://x.org/net.pth", "models.net.sha256", ["SHA-256"]),
@@ -262,6 +264,31 @@ def test_files_of_the_repository_are_found_from_elsewhere(good):
     assert loaded["models"]["net"]["weights"] == "net.pth"
     found = loaded["models"]["net"]["factory"]
     assert found == f"{ROOT / 'tests/models/resnet20.py'}:resnet20"
+
+
+def test_the_home_folder_is_known_by_its_sign(good, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    net = good["models"]["net"]
+    net |= {"factory": "~/net.py:make", "weights": "~/net.pth"}
+    good["datasets"]["photos"]["path"] = "~/photos"
+    good["datasets"]["photos"]["class_names"] = "~/truth.csv"
+    loaded = config.load(good)
+    assert loaded["models"]["net"]["factory"] == f"{tmp_path}/net.py:make"
+    assert loaded["models"]["net"]["weights"] == f"{tmp_path}/net.pth"
+    photos = loaded["datasets"]["photos"]
+    assert (photos["path"], photos["class_names"]) == (
+        f"{tmp_path}/photos",
+        f"{tmp_path}/truth.csv",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["net.ckpt", "model_best.pth.tar", "weights", "Net.PTH", "a b.bin"]
+)
+def test_weights_may_be_called_anything(good, name, tmp_path):
+    (tmp_path / name).touch()
+    good["models"]["net"]["weights"] = name
+    assert config.check(good)[0] == []
 
 
 def test_a_duplicate_key_is_refused(tmp_path):

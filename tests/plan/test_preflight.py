@@ -98,6 +98,25 @@ def test_an_edited_factory_and_other_arguments_are_noticed(raw):
     assert channels() == 12
 
 
+def test_an_edit_of_what_the_factory_imports_is_noticed(raw, monkeypatch):
+    Path("helper.py").write_text("KERNEL = 3\n")
+    text = NET.replace("width, 3)", "width, KERNEL)")
+    Path("net.py").write_text(f"from helper import KERNEL\n{text}")
+    plan = prepare(raw)
+    assert plan.descriptions["net"]["layers"][0]["size"] == 3
+    files = [Path(file).name for file in plan.descriptions["net"]["imports"]]
+    assert files == ["helper.py", "net.py"]
+    Path("helper.py").write_text("KERNEL = 5   # larger\n")
+    assert prepare(raw).descriptions["net"]["layers"][0]["size"] == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", no_process)
+        assert prepare(raw).descriptions["net"]["layers"][0]["size"] == 5
+    Path("helper.py").write_text("oops\n")
+    assert "NameError: name 'oops' is not defined" in refused(raw)
+    Path("helper.py").unlink()
+    assert "No module named 'helper'" in refused(raw)
+
+
 def test_other_weights_under_the_same_name_are_noticed(raw):
     raw["models"]["net"]["weights"] = "net.pth"
     network = torch.nn.Sequential(

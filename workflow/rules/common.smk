@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from rfatlas import stages
 from rfatlas.plan import config as rfatlas_config
-from rfatlas.files import versions
+from rfatlas.files import paths, versions
 from rfatlas.plan import entries, estimates, preflight
 from rfatlas.errors import RfatlasError
 
@@ -120,13 +120,11 @@ def group_in_place(name):
 
 
 def model_files(run):
-    """The files of the user that a run's network is made from."""
-    entry = model_config(run)
-    files = [
-        entries.factory_file(entry["factory"]),
-        entries.local_weights(entry["weights"]),
-    ]
-    return [in_place(file) for file in files if file is not None]
+    """The files of the user that a run's network is made from: its factory, with what that imports,
+    and its weights."""
+    weights = paths.weights_file(model_config(run)["weights"])
+    files = list(description(run)["imports"]) + ([weights] if weights else [])
+    return [in_place(file) for file in files]
 
 
 def model_params(run):

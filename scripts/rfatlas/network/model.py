@@ -1,5 +1,4 @@
-"""Stage `model`: build a network from its factory, load its weights as tensors, describe its
-layers.
+"""Stage `model`: build a network, load its weights as tensors, describe its layers.
 
 The stage writes `results/<run>/model.safetensors` (every tensor of the network, whatever form its
 weights came in, with factory and preprocessing in the header) and `results/<run>/model.json`
@@ -7,18 +6,15 @@ weights came in, with factory and preprocessing in the header) and `results/<run
 """
 
 import contextlib
-import difflib
-import functools
 import hashlib
 import importlib
-import importlib.util
 import json
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,118 +25,59 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rfatlas.errors import RfatlasError, printable
-from rfatlas.files import disk, versions
-from rfatlas.network import graph, weight_files
+from rfatlas.errors import RfatlasError
+from rfatlas.files import disk, paths, versions
+from rfatlas.network import factories, graph, weight_files
+from rfatlas.network.factories import build
 
 log = logging.getLogger("rfatlas")
-
-
-# ---- factory
-
-
-def build(factory: str, kwargs: Mapping[str, Any], seed: int | None = None) -> nn.Module:
-    """Return the network that `factory` makes: a dotted path or `path/to/file.py:callable`.
-
-    With `seed` the weights are those that the factory draws from torch's generator at that seed;
-    the global generator is left as it was. Raises RfatlasError if the factory is missing, fails, or
-    returns no `nn.Module`.
-    """
-    make = _find_factory(factory)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0 if seed is None else seed)
-        try:
-            module = make(**kwargs)
-        except (Exception, SystemExit) as error:
-            raise RfatlasError(
-                f"factory: {factory} with kwargs {dict(kwargs)} failed: {_reason(error)}"
-            ) from error
-    if not isinstance(module, nn.Module):
-        raise RfatlasError(
-            f"factory: {factory} returned {type(module).__name__}; it must return a torch.nn.Module"
-        )
-    return module.eval()
-
-
-def _find_factory(factory: str) -> Callable[..., nn.Module]:
-    if ":" in factory:
-        path, _, name = factory.rpartition(":")
-        holder = _import_file(path)
-    else:
-        path, _, name = factory.rpartition(".")
-        if path.split(".")[0] == "torchvision":
-            from rfatlas.network.torchvision_ops import torchvision
-
-            torchvision()
-        try:
-            holder = importlib.import_module(path)
-        except (ImportError, ValueError) as error:
-            raise RfatlasError(
-                f"factory: {factory!r} cannot be imported ({error}); "
-                "use a dotted path or path/to/file.py:callable"
-            ) from error
-    make = getattr(holder, name, None)
-    if not callable(make):
-        known = [key for key, value in vars(holder).items() if callable(value)]
-        near = difflib.get_close_matches(name, known, 8)
-        raise RfatlasError(
-            f"factory: {factory!r}: no callable {name!r} in {path}; "
-            f"closest are {', '.join(near) or 'none'}"
-        )
-    return make
-
-
-@functools.cache
-def _import_file(path: str) -> Any:
-    if not Path(path).is_file():
-        raise RfatlasError(f"factory: no file {path}; give path/to/file.py:callable")
-    name = "rfatlas_user_" + hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:12]
-    specification = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    try:
-        specification.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise RfatlasError(f"factory: {path} cannot be run: {_reason(error)}") from error
-    return module
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {printable(str(error), 300)}"
 
 
 # ---- preprocessing
 
 
-def resolve_input(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {resize, crop, mean, std}: from torchvision's named weights, with what the config
-    gives put over it.
+def resolve_input(config: Mapping[str, Any], module: nn.Module | None = None) -> dict[str, Any]:
+    """Return {resize, crop, mean, std, interpolation}: from torchvision's named weights or from
+    what timm says of its network `module`, with what the config gives put over it.
 
     `resize` and `crop` in pixels, `mean` and `std` per colour channel of code values in 0..1.
     Raises RfatlasError if neither knows a value.
     """
-    known: dict[str, Any] = {}
+    known = {"interpolation": "bilinear"}
     weights = config["weights"]
-    named = (
-        not weight_files.is_local(weights)
-        and weight_files.random_seed(weights) is None
-        and "://" not in weights
-    )
-    if named and not weights.startswith("file:"):
+    if "timm" in sys.modules and hasattr(module, "pretrained_cfg"):
+        known |= _input_of_timm(module)
+    elif weight_files.is_name(weights):
         transform = weight_files.torchvision_weights(config["factory"], weights).transforms()
         known = {
             "resize": int(transform.resize_size[0]),
             "crop": int(transform.crop_size[0]),
             "mean": list(transform.mean),
             "std": list(transform.std),
+            "interpolation": transform.interpolation.value,
         }
     known |= {k: v for k, v in (config.get("input") or {}).items() if v is not None}
     missing = [key for key in ("resize", "crop", "mean", "std") if key not in known]
     if missing:
         raise RfatlasError(
-            f"input: {', '.join(missing)} not given, and only torchvision's named weights bring "
-            "their own"
+            f"input: {', '.join(missing)} not given, and only torchvision's named weights and "
+            "timm's networks bring their own"
         )
+    return known
+
+
+def _input_of_timm(module: nn.Module) -> dict[str, Any]:
+    """The settings with which timm's own transform for evaluation shows images to its network."""
+    # Not a requirement of rfatlas: who has such a network has timm.
+    found = importlib.import_module("timm.data").resolve_model_data_config(module)
+    _, height, width = found["input_size"]
+    known = {
+        "mean": list(found["mean"]),
+        "std": list(found["std"]),
+        "interpolation": found["interpolation"],
+    }
+    if height == width and found["crop_mode"] == "center":
+        known |= {"resize": math.floor(height / found["crop_pct"]), "crop": height}
     return known
 
 
@@ -291,12 +228,12 @@ def make(config: Mapping[str, Any]) -> nn.Module:
     Downloads what is named by URL or by torchvision's name. A random network still lacks its batch-
     norm statistics (see `reestimate_batch_norm`).
     """
-    factory, weights = config["factory"], config["weights"]
+    weights = config["weights"]
     seed = weight_files.random_seed(weights)
-    module = build(factory, config.get("kwargs") or {}, seed)
+    module = build(config["factory"], config.get("kwargs") or {}, seed)
     if seed is None:
-        path = locate(config)
-        weight_files.load_tensors(module, weight_files.read_tensors(path), str(weights))
+        tensors = weight_files.read_tensors(locate(config))
+        weight_files.load_tensors(module, tensors, weights, config.get("weights_key"))
     return module
 
 
@@ -304,22 +241,18 @@ def locate(config: Mapping[str, Any]) -> Path:
     """Return the file that holds the weights of an entry of `models:`, downloading it if need
     be."""
     weights, sha256 = config["weights"], config.get("sha256") or ""
-    if weight_files.is_local(weights):
-        path = Path(weights)
-        if (
-            sha256
-            and path.is_file()
-            and not weight_files.sha256_of(path).startswith(sha256.lower())
-        ):
-            raise RfatlasError(
-                f"weights: {path} has sha256 {weight_files.sha256_of(path)}, expected {sha256}"
-            )
-        return path
-    if re.match(r"(file|https):", weights):
+    path = paths.weights_file(weights)
+    if path is None and weight_files.is_name(weights):
+        url = weight_files.torchvision_weights(config["factory"], weights).url
+        digits = re.search(r"-([0-9a-f]{8,})\.", url)
+        return weight_files.fetch(url, digits[1] if digits else "", weight_files.cache_folder())
+    if path is None:
         return weight_files.fetch(weights, sha256, weight_files.cache_folder())
-    url = weight_files.torchvision_weights(config["factory"], weights).url
-    digits = re.search(r"-([0-9a-f]{8,})\.", url)
-    return weight_files.fetch(url, digits[1] if digits else "", weight_files.cache_folder())
+    if sha256 and path.is_file():
+        found = weight_files.sha256_of(path)
+        if found != sha256.lower():
+            raise RfatlasError(f"weights: {path} has sha256 {found}, expected {sha256}")
+    return path
 
 
 def save(
@@ -395,20 +328,21 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
 
 
 def _describe_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    weights = config["weights"]
-    local = weight_files.is_local(weights) or weights.startswith("file:")
-    input = resolve_input(config)
     # What lies on a URL is checked by the job that downloads it; everything else right now.
+    local = paths.weights_file(config["weights"]) is not None
     module = make(config) if local else build(config["factory"], config.get("kwargs") or {}, 0)
+    input = resolve_input(config, module)
     try:
-        return describe(module, input)
+        description = describe(module, input)
     except RfatlasError:
         raise
     except Exception as error:
         raise RfatlasError(
             f"factory: {config['factory']} builds a network that fails on an input of 3 x "
-            f"{input['crop']} x {input['crop']}: {_reason(error)}"
+            f"{input['crop']} x {input['crop']}: {factories.reason(error)}"
         ) from error
+    files = map(Path, factories.imported())
+    return description | {"imports": {str(file): weight_files.sha256_of(file) for file in files}}
 
 
 def main() -> None:

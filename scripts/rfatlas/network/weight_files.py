@@ -5,11 +5,14 @@ import hashlib
 import http.client
 import logging
 import os
+import pickle
 import re
 import socket
+import sys
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,27 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rfatlas.errors import RfatlasError, printable
-from rfatlas.files import disk
+from rfatlas.files import disk, paths
 
 log = logging.getLogger("rfatlas")
 
-_NESTED_UNDER = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
+# What wrappers put into the names of a network's tensors, also in their middle.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Where the weights of several are, if a checkpoint has more than one set of them.
+_FIRST = ("", "state_dict", "model_state_dict", "model", "net")
 _SHOWN = 8
+_MOST_LEVELS = 64
+_MOST_CLASSES = 500
 _DOWNLOAD_TIMEOUT_S = 60
 # Weights hardly shrink in an archive; what swells so much was made to fill the memory.
 _SWELLING = 100
 _SMALL_BYTES = 1 << 26
+# Calls that only make data, of the parts of Python, NumPy and torch.
+_HARMLESS = re.compile(
+    r"(pathlib|datetime|decimal|fractions|uuid|enum)\..*|types\.SimpleNamespace|operator\.getitem"
+    r"|collections\.\w+|functools\.partial|copyreg\._reconstructor"
+    r"|builtins\.(frozenset|list|tuple|dict|range|slice|object|int|float|str|bool)"
+)
 
 
 def random_seed(weights: str) -> int | None:
@@ -38,9 +51,9 @@ def random_seed(weights: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def is_local(weights: str) -> bool:
-    """Return whether `weights` names a file of this machine (a path, not a name, URL or seed)."""
-    return Path(weights).suffix in _READERS and not re.match(r"[a-z]+:", weights)
+def is_name(weights: str) -> bool:
+    """Return whether `weights` is a name of torchvision's: no file, URL or seed."""
+    return paths.weights_file(weights) is None and ":" not in weights
 
 
 def torchvision_weights(factory: str, name: str) -> Any:
@@ -64,20 +77,13 @@ def torchvision_weights(factory: str, name: str) -> Any:
 
 
 def fetch(url: str, sha256: str, folder: Path) -> Path:
-    """Return the local path of a `file:` or `https:` URL, downloaded into `folder` and checked.
+    """Return the local path of an `https:` URL, downloaded into `folder` and checked.
 
     `sha256` holds at least 8 leading hex digits (torchvision's file names carry 8). A download
     appears under its name only when complete and checked. Raises RfatlasError on a wrong digest or
     a failed download.
     """
-    parts = urllib.parse.urlparse(url)
-    if parts.scheme == "file":
-        path = Path(urllib.parse.unquote(parts.path))
-        if not path.is_file():
-            raise RfatlasError(f"weights: {url}: no such file")
-        check_digest(path, url, sha256)
-        return path
-    path = folder / Path(parts.path).name
+    path = folder / Path(urllib.parse.urlparse(url).path).name
     folder.mkdir(parents=True, exist_ok=True)
     # Two jobs that need the same weights: the second waits and finds them.
     with path.with_name(path.name + ".lock").open("a") as lock:
@@ -85,13 +91,6 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
         if not (path.is_file() and sha256_of(path).startswith(sha256.lower())):
             _download(url, path, sha256.lower())
     return path
-
-
-def check_digest(path: Path, url: str, sha256: str) -> None:
-    """Raise RfatlasError unless the sha256 of a file begins with the hex digits expected."""
-    found = sha256_of(path)
-    if not found.startswith(sha256.lower()):
-        raise RfatlasError(f"weights: {url} has sha256 {found}, expected {sha256}")
 
 
 def _download(url: str, path: Path, sha256: str) -> None:
@@ -127,47 +126,45 @@ def cache_folder() -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the named tensors of a .safetensors, .npz, .pth, .pt or .th file.
+    """Return every tensor of a file of weights by name, whatever the file is called: .safetensors,
+    NumPy's .npz, or what torch.save writes.
 
-    Pickled checkpoints are read with torch's tensor-only loader, so no code of theirs runs; a
-    checkpoint may keep its tensors under `state_dict`, `model_state_dict`, `model` or `net`, and
-    carry `module.` prefixes. Raises RfatlasError if the file is missing, unreadable, holds code, or
-    no tensors.
+    Tensors in dicts of dicts are named with the keys on the way, `ema/state_dict/conv1.weight`; a
+    network that was pickled whole gives its state dict. No code of a pickle runs: objects of other
+    classes are read as bare data. Raises RfatlasError if the file is missing, unreadable, calls
+    functions, or holds no tensors.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise RfatlasError(f"weights: {path}: unknown ending; use one of {', '.join(_READERS)}")
     if not path.is_file():
         raise RfatlasError(f"weights: {path}: no such file")
     _refuse_bomb(path)
     try:
-        content = reader(path)
+        content = _read(path)
+        tensors = dict(_named(content, set()))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        pickled = isinstance(error, pickle.UnpicklingError)
+        refused = "; a file that holds pickled objects is refused: save its state_dict alone"
         raise RfatlasError(
-            f"weights: {path} cannot be read as tensors ({type(error).__name__}: "
-            f"{printable(reason, 200)}); a file that holds pickled objects is refused: save its "
-            "state_dict alone"
+            f"weights: {path} cannot be read as tensors ({_reason(error)})"
+            f"{refused if pickled else ''}"
         ) from error
-    for key in _NESTED_UNDER:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {
-            name: tensor
-            for name, tensor in content.items()
-            if isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        }
     if not tensors:
-        raise RfatlasError(f"weights: {path} holds no named tensors")
-    _check_plain(tensors, path)
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        keys = content if isinstance(content, dict) else []
+        held = [f"{printable(str(key), 40)} ({type(content[key]).__name__})" for key in keys]
+        raise RfatlasError(
+            f"weights: {path} holds no named tensors, only "
+            f"{_listed(held) if held else type(content).__name__}"
+        )
     return tensors
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and the line of its message that says what is wrong."""
+    if isinstance(error, RfatlasError):
+        return str(error)
+    # torch puts advice before the cause.
+    cause = str(error).rpartition("WeightsUnpickler error:")[2].strip() or str(error)
+    return f"{type(error).__name__}: {printable(cause.strip().partition(chr(10))[0], 200)}"
 
 
 def _refuse_bomb(path: Path) -> None:
@@ -183,84 +180,310 @@ def _refuse_bomb(path: Path) -> None:
         )
 
 
-def _check_plain(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def _read(path: Path) -> Any:
+    """The content of a file of weights, by what it begins with."""
+    with path.open("rb") as file:
+        head = file.read(40)
+    if head[8:9] == b"{":
+        return load_file(path)
+    if head.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            arrays = all(name.endswith(".npy") for name in archive.namelist())
+        if arrays:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+    elif not head.startswith(b"\x80"):
+        raise RfatlasError(
+            f"it begins with {head!r}, unlike safetensors, NumPy's archives and torch.save's files"
+        )
+    return _read_checkpoint(path)
+
+
+def _read_checkpoint(path: Path) -> Any:
+    """What torch.save wrote, read by torch's loader of tensors, in which every class that it does
+    not know gets a stand-in without code."""
+    stand_ins: list[tuple[type, str]] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals([*_numpy(), *stand_ins]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            break
+        except pickle.UnpicklingError as error:
+            unknown = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+            if not unknown or len(stand_ins) >= _MOST_CLASSES:
+                raise
+        name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
+        stand_ins.append((_stand_in(name), name))
+    if stand_ins:
+        names = _listed(name for _, name in stand_ins)
+        log.info("weights: %s: not read, as it is no tensor: what is of %s", path, names)
+    return content
+
+
+def _stand_in(name: str) -> type:
+    """A class without code for one that a pickle names: its objects are empty dicts, which the
+    pickle then fills. Called as a function it gives such an object only where `name` makes data."""
+    foreign = name.split(".")[0] not in sys.stdlib_module_names | {"torch", "numpy"}
+    kinds = {"collections.defaultdict": OrderedDict, "collections.deque": list}
+
+    class Called(type):
+        def __call__(cls, *args: Any) -> Any:
+            if not foreign and not _HARMLESS.fullmatch(name):
+                raise pickle.UnpicklingError(f"it calls {printable(name, 80)}")
+            return kinds.get(name, _Data)()
+
+    return Called("StandIn", (), {"__new__": lambda cls, *args: OrderedDict()})
+
+
+class _Data:
+    """What a call in a pickle gave, less its content."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _numpy() -> list[tuple[Any, str]]:
+    """What NumPy's arrays and scalars are pickled with, under its names of now and before 2.0."""
+    known = [(_Data, "rfatlas.data"), (np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray")]
+    for core in ("numpy.core", "numpy._core"):
+        known.append((np._core.multiarray.scalar, f"{core}.multiarray.scalar"))
+        known.append((_empty_array, f"{core}.multiarray._reconstruct"))
+    kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
+    return known + [(kind, f"{kind.__module__}.{kind.__qualname__}") for kind in kinds]
+
+
+def _empty_array(*args: Any) -> np.ndarray:
+    return np.ndarray(0, np.uint8)
+
+
+def _named(value: Any, seen: set[int], name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checkpoint with their names; what is in several places, once."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        value = torch.from_numpy(value)
+    if isinstance(value, torch.Tensor) and name:
+        yield name, value
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        for joint, key, child in _children(value):
+            if name.count("/") < _MOST_LEVELS:
+                yield from _named(child, seen, f"{name}{joint}{key}" if name else str(key))
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(how its name is joined to the one before, key, value) of what a container holds."""
+    state = getattr(value, "__dict__", {})
+    if "_parameters" in state and "_modules" in state:  # a network, or part of one
+        for part in ("_parameters", "_buffers", "_modules"):
+            for key, child in state[part].items():
+                if key not in state.get("_non_persistent_buffers_set", ()):
+                    yield ".", key, child
+        return
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(key, str | int):
+            yield "/", key, child
+
+
+def load_tensors(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str, key: str | None = None
+) -> None:
+    """Copy `tensors`, named as by `read_tensors`, into the network.
+
+    Their names may begin with the keys of dicts and with prefixes (`state_dict/module.`), where all
+    tensors of the network are found behind one and the same; where there are several such, the
+    weights are those below `key`. Raises RfatlasError that lists every missing, unexpected or
+    misshaped tensor, those that are no floating-point numbers where the network has them, and those
+    with NaN or infinite values.
+    """
+    own = module.state_dict()
+    given = _fitting(own, tensors, source, key)
+    # Old checkpoints lack these counters, and evaluation never reads them.
+    missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in own]
+    both = [name for name in own if name in given]
+    misshaped = [name for name in both if given[name].shape != own[name].shape]
+    fitting = [name for name in both if given[name].shape == own[name].shape]
+    unreal = [
+        f"{name} {given[name].dtype}".replace("torch.", "")
+        for name in fitting
+        if own[name].is_floating_point() and not given[name].is_floating_point()
+    ]
+    # Values that are finite in 64 bits need not be in 32.
+    infinite = [
+        _first_infinite(name, given[name].to(own[name].dtype))
+        for name in fitting
+        if given[name].is_floating_point()
+        and not torch.isfinite(given[name].to(own[name].dtype)).all()
+    ]
+    sizes = [f"{n} {tuple(given[n].shape)} instead of {tuple(own[n].shape)}" for n in misshaped]
+    problems = [
+        f"{len(names)} {what}: {_listed(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshaped", sizes),
+            ("of no floating-point numbers", unreal),
+            ("with NaN or infinite values", infinite),
+        )
+        if names
+    ]
+    if missing or unexpected or misshaped:
+        problems.append(
+            f"the network's tensors begin with {_listed(own, 3)}, those of the file with "
+            f"{_listed(tensors, 3)}"
+        )
+        problems += _guess(own, given, missing, unexpected, misshaped)
+    if problems:
+        raise RfatlasError(f"weights: {source} does not fit the network: {'; '.join(problems)}")
+    module.load_state_dict({**own, **given})
+
+
+def _listed(names: Iterable[str], most: int = _SHOWN) -> str:
+    names = list(names)
+    shown = ", ".join(printable(name, 100) for name in names[:most])
+    more = len(names) - most
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _fitting(
+    own: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    key: str | None,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a file under the names of the network, and those beside them that it does not
+    have; where none fit, the nearest to that."""
+    asked = key.split(".") if key else []
+    words = {name: re.split("[/.]", name) for name in tensors}
+    words = {name: parts for name, parts in words.items() if parts[: len(asked)] == asked}
+    if not words:
+        known = dict.fromkeys(re.split("[/.]", name)[0] for name in tensors)
+        raise RfatlasError(
+            f"weights_key: {key!r}: {source} has no tensors below it; it has some below "
+            f"{_listed(known)}"
+        )
+    names = {name: name.split(".") for name in own}
+    shared = os.path.commonprefix(list(names.values()))
+    inner = {name: parts[len(shared) :] for name, parts in names.items()}
+    places = _places(words, names)
+    fitting = [prefix for prefix, place in places.items() if _fits(own, tensors, place)]
+    if not fitting and len({tuple(parts[:-1]) for parts in inner.values()}) > 1:
+        # The network is wrapped, its weights are not.
+        within = _places(words, inner)
+        fitting = [prefix for prefix, place in within.items() if _fits(own, tensors, place)]
+        places = within if fitting else places
+
+    def beside(prefix: tuple[str, ...]) -> list[str]:
+        used = set(places[prefix].values())
+        dicts = {name.rpartition("/")[0] for name in used}
+        return [
+            name
+            for name, parts in words.items()
+            if name not in used
+            and name.rpartition("/")[0] in dicts
+            and tuple(parts[: len(prefix)]) == prefix
+        ]
+
+    def order(prefix: tuple[str, ...]) -> tuple[bool, int]:
+        first = prefix[0] if prefix else ""
+        return bool(beside(prefix)), _FIRST.index(first) if first in _FIRST else len(_FIRST)
+
+    fitting.sort(key=order)
+    if not places:
+        return {name: tensors[name] for name in words}
+    nearest = max(places, key=lambda prefix: len(places[prefix]))
+    chosen = fitting[0] if fitting else nearest
+    place = places[chosen]
+    for prefix in fitting or [chosen]:
+        _check_plain({name: tensors[name] for name in places[prefix].values()}, source)
+    others = [
+        ".".join(prefix)
+        for prefix in fitting[1:]
+        if any(not torch.equal(tensors[place[n]], tensors[places[prefix][n]]) for n in place)
+    ]
+    if others:
+        log.warning(
+            "weights: %s: those below %r are taken; those below %s fit, too: choose by weights_key",
+            *(source, printable(".".join(chosen)), _listed(map(repr, others))),
+        )
+    renamed = {mine: name for mine, name in place.items() if mine != name}
+    if fitting and renamed:
+        log.info(
+            "weights: %s: %s of the network is %s of the file, and so on (%d of its %d tensors)",
+            *(source, *map(printable, next(iter(renamed.items()))), len(place), len(tensors)),
+        )
+    found = {mine: tensors[name] for mine, name in place.items()}
+    return {name: tensors[name] for name in beside(chosen)} | found
+
+
+def _places(
+    words: Mapping[str, list[str]], names: Mapping[str, list[str]]
+) -> dict[tuple[str, ...], dict[str, str]]:
+    """For every beginning of the names in a file, here as lists of words: {name of the network:
+    name of the file that is the same behind this beginning}."""
+    exact = {tuple(parts): name for name, parts in names.items()}
+    loose = {_unwrapped(parts): name for name, parts in names.items()}
+    places: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for name, parts in words.items():
+        for start in range(min(len(parts), _MOST_LEVELS)):
+            prefix, stem = tuple(parts[:start]), tuple(parts[start:])
+            if stem in exact:
+                places[prefix][exact[stem]] = name
+            elif stem[0] not in _WRAPPERS and _unwrapped(stem) in loose:
+                places[prefix].setdefault(loose[_unwrapped(stem)], name)
+    return places
+
+
+def _unwrapped(parts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(part for part in parts if part not in _WRAPPERS)
+
+
+def _fits(
+    own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], place: Mapping[str, str]
+) -> bool:
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    return needed <= place.keys() and all(
+        tensors[name].shape == own[mine].shape for mine, name in place.items()
+    )
+
+
+def _check_plain(tensors: Mapping[str, torch.Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise RfatlasError(
-                f"weights: {path}: {printable(name, 80)} is a quantized or sparse tensor, or one "
+                f"weights: {source}: {printable(name, 80)} is a quantized or sparse tensor, or one "
                 "without values; save plain ones"
             )
 
 
-def _read_checkpoint(path: Path) -> Any:
-    # A checkpoint often notes its accuracy as a NumPy scalar, which is data, not code.
-    scalar_types = [np.dtype, np._core.multiarray.scalar, *_numpy_dtype_classes()]
-    with torch.serialization.safe_globals(scalar_types):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _numpy_dtype_classes() -> list[type]:
-    return [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "b1")]
-
-
-def _read_npz(path: Path) -> dict[str, torch.Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-_READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": load_file,
-    ".npz": _read_npz,
-    ".pth": _read_checkpoint,
-    ".pt": _read_checkpoint,
-    ".th": _read_checkpoint,
-}
-
-
-def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Copy `tensors` into the network.
-
-    Raises RfatlasError that lists every missing, unexpected or misshaped tensor, those that are no
-    floating-point numbers where the network has them, and those with NaN or infinite values.
-    """
-    own = module.state_dict()
-    problems = []
-    # Old checkpoints lack these counters, and evaluation never reads them.
-    missing = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
-    unexpected = [name for name in tensors if name not in own]
-    given = [name for name in own if name in tensors]
-    misshaped = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in given
-        if tensors[name].shape != own[name].shape
-    ]
-    fitting = [name for name in given if tensors[name].shape == own[name].shape]
-    unreal = [
-        f"{name} {tensors[name].dtype}".replace("torch.", "")
-        for name in fitting
-        if own[name].is_floating_point() and not tensors[name].is_floating_point()
-    ]
-    # Values that are finite in 64 bits need not be in 32.
-    infinite = [
-        _first_infinite(name, tensors[name].to(own[name].dtype))
-        for name in fitting
-        if tensors[name].is_floating_point()
-        and not torch.isfinite(tensors[name].to(own[name].dtype)).all()
-    ]
-    for what, names in (
-        ("missing", missing),
-        ("unexpected", unexpected),
-        ("misshaped", misshaped),
-        ("of no floating-point numbers", unreal),
-        ("with NaN or infinite values", infinite),
-    ):
-        if names:
-            shown = ", ".join(printable(name, 100) for name in names[:_SHOWN])
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            problems.append(f"{len(names)} {what}: {shown}{more}")
-    if problems:
-        raise RfatlasError(f"weights: {source} does not fit the network: {'; '.join(problems)}")
-    module.load_state_dict({**own, **tensors})
+def _guess(
+    own: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
+) -> Iterator[str]:
+    """What may be behind tensors that do not fit, in a few words."""
+    heads = {name.rpartition(".")[0] for name in misshaped}
+    head = list(own)[-1].rpartition(".")[0]
+    if misshaped and not missing and not unexpected:
+        sizes = {(given[n].shape[:1], own[n].shape[:1]) for n in misshaped}
+        old, new = next(iter(sizes))
+        if heads == {head} and len(sizes) == len(old) == len(new) == 1:
+            yield (
+                f"perhaps {head} has {old[0]} outputs there and {new[0]} here: the number "
+                "of classes is a keyword argument of most factories (kwargs)"
+            )
+        else:
+            yield "perhaps the same network in another width, or with other blocks"
+    elif not missing and not misshaped:
+        yield "perhaps the factory builds a part of that network, or a shallower one"
+    elif not unexpected and not misshaped:
+        yield "perhaps the file holds a part of the network, or a shallower one"
+    elif [own[n].shape for n in missing] == [given[n].shape for n in unexpected]:
+        old, new = printable(unexpected[0], 100), missing[0]
+        yield f"perhaps the same tensors under other names: {old} there is {new} here"
+    elif len(missing) > len(own) / 2:
+        yield "perhaps the weights of another network"
 
 
 def _first_infinite(name: str, tensor: torch.Tensor) -> str:

@@ -10,13 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rfatlas.plan.entries import (
-    PROPERTY_GROUPS,
-    WEIGHT_SUFFIXES,
-    factory_file,
-    local_weights,
-    used,
-)
+from rfatlas.files import paths
+from rfatlas.plan.entries import PROPERTY_GROUPS, used
 from rfatlas.plan.schema import closest, shown
 from rfatlas.sources import catalogue
 
@@ -56,14 +51,21 @@ def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tup
 def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterator:
     weights, written = model["weights"], shown(model["weights"])
     where = (*path, "weights")
-    if weights.startswith("random") and not re.fullmatch(r"random:\d{1,9}", weights):
+    random = re.match("random(:|$)", weights)
+    if random and not re.fullmatch(r"random:\d{1,9}", weights):
         yield where, f"{written} is not allowed; random weights are random:SEED, e.g. random:0"
-    elif weights.startswith("random:") and model["sha256"] is not None:
+    for key in ("sha256", "weights_key"):
+        if random and model[key] is not None:
+            yield (
+                (*path, key),
+                f"{shown(model[key])} is not allowed; with random weights it must be null",
+            )
+    if model["kwargs"].get("pretrained") is True:
         yield (
-            (*path, "sha256"),
-            f"{shown(model['sha256'])} is not allowed; with random weights it must be null",
+            (*path, "kwargs", "pretrained"),
+            "true is not allowed; the weights are those that `weights` names",
         )
-    elif weights.startswith("https:") and model["sha256"] is None:
+    if weights.startswith("https:") and model["sha256"] is None:
         yield (
             (*path, "sha256"),
             f"null is not allowed with weights {written}; give the SHA-256 of the file "
@@ -71,16 +73,13 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
         )
     elif re.match(r"[a-z]+:", weights) and not weights.startswith(("random:", "https:", "file:")):
         yield where, f"{written} is not allowed; URLs are https: (with sha256) or file:"
-    file = local_weights(weights)
-    if file is not None:
-        if not str(file).endswith(WEIGHT_SUFFIXES):
-            kinds = ", ".join(WEIGHT_SUFFIXES)
-            yield where, f"{written} is not allowed; weights files end in {kinds}"
-        elif is_used and not os.path.isfile(file):
+    file = paths.weights_file(weights)
+    if file is not None and is_used:
+        if not os.path.isfile(file):
             yield where, f"{written}: no such file{_near(file)}"
-        elif is_used and _WILDCARD.search(str(file)):
+        elif _WILDCARD.search(str(file)):
             yield where, f"{written} is not allowed; {_NO_BRACES}"
-    file = factory_file(model["factory"])
+    file = paths.factory_file(model["factory"])
     if file is not None and is_used:
         written = shown(model["factory"])
         if not os.path.isfile(file):

@@ -15,8 +15,8 @@ import yaml
 
 from rfatlas import stages
 from rfatlas.errors import RfatlasError, printable
+from rfatlas.files import paths
 from rfatlas.plan.checks import related
-from rfatlas.plan.entries import factory_file, local_weights
 from rfatlas.plan.schema import (
     ROOT,
     check_extent,
@@ -129,11 +129,11 @@ def _found(path: str) -> str:
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
     for model in config["models"].values():
-        if local_weights(model["weights"]) is not None and not model["weights"].startswith("file:"):
-            model["weights"] = _found(model["weights"])
-        file = factory_file(model["factory"])
-        if file is not None:
-            model["factory"] = f"{_found(str(file))}:{model['factory'].rpartition(':')[2]}"
+        weights, factory = model["weights"], model["factory"]
+        if (file := paths.weights_file(weights)) and not weights.startswith("file:"):
+            model["weights"] = _found(str(file))
+        if file := paths.factory_file(factory):
+            model["factory"] = f"{_found(str(file))}:{factory.rpartition(':')[2]}"
     for dataset in config["datasets"].values():
         for key in ("path", "labels", "class_map", "class_names"):
             if dataset[key] is not None:

@@ -1,15 +1,9 @@
-"""What the entries of a checked config mean: which stages are on, what files they name."""
+"""What the entries of a checked config mean: which stages are on, which run is whose twin."""
 
-import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rfatlas import stages
-
-#: Endings by which a `weights:` is a file; anything else without a slash is a torchvision name.
-WEIGHT_SUFFIXES = (".pth", ".pt", ".th", ".safetensors", ".npz")
 
 #: Groups of channels that the columns of channels.csv define.
 PROPERTY_GROUPS = ("inactive", "double_opponent", "orientation_selective")
@@ -64,20 +58,3 @@ def stimulus_sample(
     last = channels["all_up_to"]
     whole = last in names and names.index(layer) <= names.index(last)
     return None if whole else channels["sample"]
-
-
-def local_weights(weights: str) -> Path | None:
-    """The file that `weights:` names, or None for a URL, a seed or a torchvision name."""
-    if weights.startswith("file:"):
-        return Path(re.sub(r"^file:(//)?", "", weights))
-    if re.match(r"[a-z]+:", weights):
-        return None
-    if weights.endswith(WEIGHT_SUFFIXES) or "/" in weights:
-        return Path(os.path.expanduser(weights))
-    return None
-
-
-def factory_file(factory: str) -> Path | None:
-    """The file of `path/to/file.py:callable`, or None for a dotted path."""
-    file, colon, _ = factory.rpartition(":")
-    return Path(os.path.expanduser(file)) if colon and file.endswith(".py") else None

@@ -5,6 +5,7 @@ all models that are not in the cache yet, and checks their weights while it is t
 process never imports torch. With everything cached, all this takes milliseconds.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rfatlas.errors import RfatlasError, printable
-from rfatlas.files import versions
+from rfatlas.files import paths, versions
 from rfatlas.plan import entries, schema
 from rfatlas.sources import catalogue
 
@@ -44,7 +45,8 @@ class Plan:
     """The config together with what it refers to.
 
     `descriptions` maps models to what `results/<run>/model.json` will hold (less the filter
-    norms), `images` maps data sets to their size; both only for what some run uses.
+    norms), and the digests of the user's own files that its factory imports as `imports`; `images`
+    maps data sets to their size; both only for what some run uses.
     """
 
     config: dict[str, Any]
@@ -106,8 +108,13 @@ def describe(
     `python -m rfatlas.network.model describe`.
     """
     files = {name: cache / "models" / f"{_model_key(model)}.json" for name, model in models.items()}
-    descriptions = {name: _read(file) for name, file in files.items()}
-    missing = {name: models[name] for name, found in descriptions.items() if found is None}
+    descriptions = {name: _read_description(file) for name, file in files.items()}
+    missing = {
+        name: models[name]
+        for name, found in descriptions.items()
+        if found is None
+        or any(_sha256(Path(file)) != old for file, old in found["imports"].items())
+    }
     problems: list[str] = []
     if missing:
         fresh, problems = _describe_in_process(missing)
@@ -279,17 +286,34 @@ def _model_key(model: dict[str, Any]) -> str:
         versions.digest("rfatlas.network.model"),
         importlib.metadata.version("torch"),
     ]
-    factory = entries.factory_file(model["factory"])
-    if factory is not None:
-        parts.append(hashlib.sha256(factory.read_bytes()).hexdigest())
-    elif model["factory"].startswith("torchvision."):
-        parts.append(importlib.metadata.version("torchvision"))
-    elif model["factory"].startswith("rfatlas."):
-        parts.append(versions.digest(model["factory"].rpartition(".")[0]))
-    weights = entries.local_weights(model["weights"])
+    file, path = paths.factory_file(model["factory"]), model["factory"].rpartition(".")[0]
+    if file is not None:
+        parts.append(_sha256(file))
+    elif path.startswith("rfatlas."):
+        parts.append(versions.digest(path))
+    else:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            parts.append(importlib.metadata.version(path.partition(".")[0]))
+    weights = paths.weights_file(model["weights"])
     if weights is not None:
         parts.append(_stamp(weights))
     return _digest(parts)
+
+
+def _read_description(file: Path) -> dict[str, Any] | None:
+    """The description in `file`; None where there is none, or a file of the factory has changed."""
+    found = _read(file)
+    if found and all(_sha256(Path(path)) == old for path, old in found["imports"].items()):
+        return found
+    return None
+
+
+def _sha256(file: Path) -> str | None:
+    """The digest of a file's content; None where there is no such file."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _images_key(dataset: dict[str, Any]) -> str:
