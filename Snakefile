@@ -25,7 +25,6 @@ include: "workflow/rules/images.smk"
 include: "workflow/rules/activations.smk"
 include: "workflow/rules/receptive_fields.smk"
 include: "workflow/rules/virtual_filters.smk"
-include: "workflow/rules/skip_residual.smk"
 include: "workflow/rules/gabor.smk"
 include: "workflow/rules/gratings.smk"
 include: "workflow/rules/color.smk"
@@ -60,7 +59,7 @@ rule all:
 # A target for every stage. Those of one layer at a time are rules with wildcards, which Snakemake
 # takes for no target: `snakemake all_gabor` makes them for all layers of all runs. In a loop, as the
 # register of stages says all about them.
-for stage in stages.STAGES:
+for stage in (stage for stage in stages.STAGES if not stage.part_of):
 
     rule:
         name:

@@ -23,7 +23,15 @@ with (
     channels, top = crops.top_tables(
         activations[layer], settings["source"], settings["top_k"], settings["channels"]
     )
+    split, units = settings.get("skip_residual"), top["image"].shape[1]
     receptive_fields.measure(
-        network, layer, store.array(packed["images"]), channels, top, settings["keep"], work
+        network,
+        layer,
+        store.array(packed["images"]),
+        channels,
+        top,
+        settings["keep"],
+        0 if split is None else split["top_k"] or units,
+        work,
     )
     log.info("%s: %d channels, %d units", layer, len(channels), (top["image"] >= 0).sum())

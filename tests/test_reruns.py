@@ -28,15 +28,14 @@ pytestmark = pytest.mark.workflow
 # columns changed.
 READERS = {
     "scenes": "images",
-    "images": "model activations receptive_fields skip_residual gratings color preferred_stimulus "
+    "images": "model activations receptive_fields gratings color preferred_stimulus "
     "ablation channels ablation_groups figures atlas",
-    "model": "activations receptive_fields virtual_filters skip_residual gabor gratings color "
+    "model": "activations receptive_fields virtual_filters gabor gratings color "
     "preferred_stimulus ablation channels ablation_groups compare findings figures atlas",
-    "activations": "receptive_fields skip_residual color preferred_stimulus ablation channels "
+    "activations": "receptive_fields color preferred_stimulus ablation channels "
     "ablation_groups compare figures atlas",
     "receptive_fields": "virtual_filters gabor color preferred_stimulus channels figures atlas",
     "virtual_filters": "gabor color channels figures atlas",
-    "skip_residual": "channels atlas",
     "gabor": "channels figures",
     "gratings": "channels figures atlas",
     "color": "channels figures atlas",
@@ -67,8 +66,7 @@ def with_followers(stages) -> set[str]:
 
 # Stages of single layers, whose rules have their names; all of such a stage is `all_<stage>`.
 OF_LAYERS = set(
-    "receptive_fields skip_residual gabor gratings color preferred_stimulus ablation "
-    "ablation_groups".split()
+    "receptive_fields gabor gratings color preferred_stimulus ablation ablation_groups".split()
 )
 
 
@@ -271,7 +269,7 @@ WITHOUT = "runs.<name>.without"
 SWITCHES = [f"stages.{stage}" for stage in EVERY]
 # What is off with a switch besides the stage itself, and what is off in a run without the stage.
 OFF = {
-    "receptive_fields": {"gabor", "skip_residual"},
+    "receptive_fields": {"gabor"},
     "color": {"opponency"},
     "ablation": {"ablation_groups"},
 }
@@ -372,10 +370,7 @@ MODEL = f"{PACKED} model_weights"
 UNITS = f"{MODEL} activations_range activations_merge"
 FIELDS = f"{UNITS} receptive_fields"
 VIRTUAL = f"{FIELDS} virtual_filters_compose"
-TABLE = (
-    f"{VIRTUAL} skip_residual gabor gratings color preferred_stimulus ablation "
-    "ablation_gather channels_join"
-)
+TABLE = f"{VIRTUAL} gabor gratings color preferred_stimulus ablation ablation_gather channels_join"
 GROUPS = "ablation_groups ablation_groups_tables"
 FIGURES = " ".join(
     f"figures_{topic}of"
@@ -390,7 +385,6 @@ TARGETS = {
     "activations": UNITS,
     "receptive_fields": FIELDS,
     "virtual_filters": VIRTUAL,
-    "skip_residual": f"{UNITS} skip_residual",
     "gabor": f"{VIRTUAL} gabor",
     "gratings": f"{MODEL} gratings",
     "color": f"{VIRTUAL} color",

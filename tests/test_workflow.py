@@ -19,8 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = [*sorted(ROOT.glob("config/*.yaml")), *sorted(ROOT.glob("tests/configs/*.yaml"))]
 # Stages of single layers, whose rules have their names; all of such a stage is `all_<stage>`.
 OF_LAYERS = (
-    "receptive_fields skip_residual gabor gratings color preferred_stimulus ablation "
-    "ablation_groups".split()
+    "receptive_fields gabor gratings color preferred_stimulus ablation ablation_groups".split()
 )
 TARGETS = [f"all_{stage}" for stage in OF_LAYERS] + (
     "all scenes train_demo images model activations virtual_filters channels orientation opponency "
@@ -377,7 +376,7 @@ def test_the_report_is_sorted_by_stage_run_and_layer(report):
 # What reads channels.csv, and what reads the receptive fields and the top units besides.
 TABLE = {"channels", "orientation", "opponency", "ablation_groups", "findings", "figures", "atlas"}
 FIELDS = TABLE | {"gabor", "color", "preferred_stimulus", "virtual_filters"}
-UNITS = FIELDS | {"receptive_fields", "skip_residual", "ablation"}
+UNITS = FIELDS | {"receptive_fields", "ablation"}
 
 
 @pytest.mark.parametrize(
@@ -418,13 +417,13 @@ def test_a_change_of_one_run_leaves_the_other_alone(small):
 
 
 def test_a_run_may_go_without_stages_that_others_have(small):
-    without = ["gratings", "gabor", "virtual_filters", "skip_residual", "preferred_stimulus"]
+    without = ["gratings", "gabor", "virtual_filters", "preferred_stimulus"]
     run = {"model": "two", "dataset": "scenes", "without": without}
     models = yaml.safe_load((small[0] / "config.yaml").read_text())["models"]
     models["two"]["weights"] = "random:5"
     models["one"]["weights"] = "random:6"
     found = jobs(again(small, runs={"two": run}, models=models))
-    assert {found[stage] for stage in ("gratings", "gabor", "skip_residual")} == {3}, "of one alone"
+    assert {found[stage] for stage in ("gratings", "gabor")} == {3}, "of one alone"
     assert found["virtual_filters_compose"] == 1 and found["receptive_fields"] == 2 * 3
     assert "figures_of_two" in found and "figures_orientation_of_one" in found
     assert "figures_orientation_of_two" not in found and "figures_gratings_of_two" not in found

@@ -38,7 +38,8 @@ class Stage:
     follows
         Stages without a switch are on where one of these is (always, if there are none).
     part_of
-        The stage whose jobs do its work, if it has no jobs of its own.
+        The stage whose jobs do its work and whose files hold it, if it has no jobs of its own; it
+        is off where that stage is, and switching it makes that stage run again.
     version
         Raised by hand when the same config gives other numbers than before; None for a cheap stage,
         which is run again whenever its code changes (see `rfatlas.files.versions`).
@@ -135,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
         files=("results/{run}/receptive_fields/{layer}.h5",),
         switch=True,
         off_when="only activations are wanted; this takes long",
-        version=1,
+        version=2,
         mem_mb=3000,
         columns=True,
         pictures=(
@@ -143,6 +144,19 @@ STAGES: tuple[Stage, ...] = (
             ("mean_gradient", "mean gradient"),
             ("effective", "effective RF"),
         ),
+    ),
+    Stage(
+        "skip_residual",
+        "Skip and residual",
+        "splits gradients into the parts of skip connection and residual branch",
+        "layer",
+        switch=True,
+        off_when="the split is not wanted",
+        like="receptive_fields",
+        part_of="receptive_fields",
+        columns=True,
+        reason="skip_reason",
+        pictures=(("skip", "skip part"), ("residual", "residual part")),
     ),
     Stage(
         "virtual_filters",
@@ -159,22 +173,6 @@ STAGES: tuple[Stage, ...] = (
         columns=True,
         reason="virtual_reason",
         pictures=(("virtual_filter", "virtual filter"), ("virtual_linear", "its linear response")),
-    ),
-    Stage(
-        "skip_residual",
-        "Skip and residual",
-        "splits gradients into the parts of skip connection and residual branch",
-        "layer",
-        reads=("images", "model", "activations"),
-        files=("results/{run}/skip_residual/{layer}.h5",),
-        switch=True,
-        off_when="the split is not wanted",
-        like="receptive_fields",
-        version=1,
-        mem_mb=3000,
-        columns=True,
-        reason="skip_reason",
-        pictures=(("skip", "skip part"), ("residual", "residual part")),
     ),
     Stage(
         "gabor",
@@ -358,8 +356,14 @@ def target(name: str) -> str:
 
 
 def with_columns() -> list[str]:
-    """Names of the stages that bring columns to channels.csv, in their order."""
-    return [stage.name for stage in STAGES if stage.columns]
+    """Names of the stages whose tables bring columns to channels.csv, in their order; the columns
+    of a part are in the table of its stage."""
+    return [stage.name for stage in STAGES if stage.columns and not stage.part_of]
+
+
+def parts(name: str) -> list[str]:
+    """Names of the parts of a stage."""
+    return [stage.name for stage in STAGES if stage.part_of == name]
 
 
 def readers(name: str) -> list[str]:

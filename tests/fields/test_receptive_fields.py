@@ -81,11 +81,13 @@ def top_tables(network: model.LoadedModel, layer: str, images: np.ndarray, k: in
     return {"value": value, "image": image, "yx": yx}
 
 
-def measure(network, layer, images, top, output, channels=None, keep=3, memory_mb=3000.0):
+def measure(network, layer, images, top, output, channels=None, keep=3, memory_mb=3000.0, parts=0):
     channels = np.arange(len(top["image"])) if channels is None else channels
     work = task("receptive_fields", output, memory_mb)
-    receptive_fields.measure(network, layer, images, channels, top, keep, work)
-    return pd.read_csv(output.with_suffix(".csv"))
+    receptive_fields.measure(network, layer, images, channels, top, keep, parts, work)
+    table = pd.read_csv(output.with_suffix(".csv"))
+    assert table["channel"].tolist() == list(range(network.graph.shape(layer)[0]))
+    return table.iloc[channels].reset_index(drop=True)
 
 
 # ---- exactness
@@ -259,14 +261,16 @@ def test_energy_inside_counts_what_the_window_cuts_off(tmp_path):
 def test_batches_and_memory_do_not_change_results(tmp_path, monkeypatch, batch, memory):
     network, images = loaded(resnet18(4), 64), photographs(3, 64, 7)
     top = top_tables(network, "layer2.0", images, 5, 6)
-    measure(network, "layer2.0", images, top, tmp_path / "a.h5")
+    first = measure(network, "layer2.0", images, top, tmp_path / "a.h5", parts=3)
     if batch:
         plan = crops.Plan(block=4, batch=batch)
         monkeypatch.setattr(receptive_fields, "plan", lambda *args: plan)
-    measure(network, "layer2.0", images, top, tmp_path / "b.h5", memory_mb=memory)
+    again = measure(network, "layer2.0", images, top, tmp_path / "b.h5", None, 3, memory, parts=3)
+    pd.testing.assert_frame_equal(first, again, rtol=1e-4, atol=1e-5)
     with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
         assert np.array_equal(a["count"][:], b["count"][:])
-        for key in ("gradient", "mean_gradient", "mean_image", "effective"):
+        assert np.array_equal(a["parts/count"][:], b["parts/count"][:])
+        for key in ("gradient", "mean_gradient", "mean_image", "effective", "parts/skip"):
             np.testing.assert_allclose(a[key], b[key], atol=2e-5 * np.abs(a[key][:]).max())
 
 
@@ -332,12 +336,12 @@ def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
 import test_receptive_fields as t
 from rfatlas.fields import crops, receptive_fields
 
-crops._SAVE_EVERY_S = 0.0
+receptive_fields._SAVE_EVERY_S = 0.0
 receptive_fields.plan = lambda *args: crops.Plan(block=4, batch=2)
 network, images = t.loaded(t.resnet18(4), 64), t.photographs(3, 64, 7)
 top = t.top_tables(network, "layer2.0", images, 6, 10)
 receptive_fields.look = counted(receptive_fields.look)
-t.measure(network, "layer2.0", images, top, output)
+t.measure(network, "layer2.0", images, top, output, parts=2)
 """
     check_resumes(script, tmp_path, lambda batches: (4, batches // 2))
 

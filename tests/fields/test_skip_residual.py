@@ -1,5 +1,5 @@
 """Skip and residual: the parts against whole networks with one branch detached, sums against loops,
-blocks without one of the branches, and jobs that are killed."""
+blocks without one of the branches."""
 
 import sys
 from pathlib import Path
@@ -9,15 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kills import check_resumes
 from tasks import task
 from test_receptive_fields import loaded, photographs, resnet18, top_tables, whole_image
 from test_virtual_filters import TwoWays, Untraceable, randomise
 from torch import nn
 
 from rfatlas.demo_net import resnet_demo
-from rfatlas.errors import RfatlasError
-from rfatlas.fields import crops, skip_residual
+from rfatlas.fields import crops, receptive_fields, skip_residual
 from rfatlas.files import store
 from rfatlas.network import weight_files
 from rfatlas.network.torchvision_ops import torchvision
@@ -26,14 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 from resnet20 import resnet20
 
 ROOT = Path(__file__).resolve().parents[2]
-ATTRS = store.provenance("skip_residual", {})
 
 
-def measure(network, layer, images, top, output, channels=None, memory_mb=3000.0):
+def measure(network, layer, images, top, output, channels=None, parts=None):
+    """The columns of all channels of a layer; of each channel `parts` units are split, or all."""
     channels = np.arange(len(top["image"])) if channels is None else channels
-    work = task("skip_residual", output, memory_mb)
-    skip_residual.measure(network, layer, images, channels, top, work)
-    return pd.read_csv(output.with_suffix(".csv"))
+    parts = parts or top["image"].shape[1]
+    work = task("receptive_fields", output)
+    receptive_fields.measure(network, layer, images, channels, top, 1, parts, work)
+    return pd.read_csv(output.with_suffix(".csv"))[["channel", *skip_residual.COLUMNS]]
 
 
 class Detached(nn.Module):
@@ -87,9 +86,9 @@ def test_parts_are_the_gradients_with_the_other_branch_detached(
     assert len(channels) == 3
     top = {key: rows[channels] for key, rows in top.items()}
     table = measure(network, layer, images, top, tmp_path / "x.h5", channels)
-    with store.open(tmp_path / "x.h5", "skip_residual") as file:
-        found = {key: file[key][:].astype(float) for key in ("skip", "residual")}
-        assert file.attrs["reason"] == ""
+    with store.open(tmp_path / "x.h5", "receptive_fields") as file:
+        found = {key: file[f"parts/{key}"][:].astype(float) for key in ("skip", "residual")}
+    assert table["skip_reason"][channels].isna().all()
     cut = crops.window(network.graph.geometry(layer), extent)
     block = network.module.get_submodule(layer)
     for i, c in enumerate(channels):
@@ -144,7 +143,8 @@ def test_real_resnet18_adds_up_to_its_gradients(tmp_path, shared_data):
         measure(network, layer, images, top, tmp_path / f"{layer}.h5", channels)
         cut = crops.window(network.graph.geometry(layer), extent)
         with h5py.File(tmp_path / f"{layer}.h5") as file:
-            found = file["skip"][:].astype(float) + file["residual"][:]
+            found = file["parts/skip"][:].astype(float) + file["parts/residual"][:]
+            np.testing.assert_allclose(file["mean_gradient"][:], found, atol=1e-6)
         for i, c in enumerate(channels):
             n, (y, x) = top["image"][i, 0], top["yx"][i, 0]
             _, whole = whole_image(network, layer, images[n], c, y, x)
@@ -188,7 +188,7 @@ def test_share_of_the_skip_is_zero_in_a_block_without_one(tmp_path):
     assert (table["skip_reason"][driven] == skip_residual.SKIPLESS).all()
     assert table["skip_energy_share"][~driven].isna().all()
     with store.open(tmp_path / "x.h5") as file:
-        assert "skip" not in file and file.attrs["reason"] == skip_residual.SKIPLESS
+        assert "parts" not in file
 
 
 @pytest.mark.parametrize(
@@ -204,11 +204,9 @@ def test_share_of_the_skip_is_zero_in_a_block_without_one(tmp_path):
 def test_where_no_block_ends_the_table_says_so(make, extent, layer, reason, tmp_path):
     network, images = loaded(make().eval(), extent), photographs(2, extent)
     top = top_tables(network, layer, images, 3, 4)
-    work = task("skip_residual", tmp_path / "x.h5")
-    found = skip_residual.measure(network, layer, images, np.arange(4), top, work)
-    table = pd.read_csv(tmp_path / "x.csv")
-    assert found == reason and (table["skip_reason"][:4] == reason).all()
-    numbers = table.drop(columns=["layer", "channel", "skip_reason"])
+    table = measure(network, layer, images, top, tmp_path / "x.h5")
+    assert (table["skip_reason"][:4] == reason).all()
+    numbers = table.drop(columns=["channel", "skip_reason"])
     assert numbers.isna().all(axis=None)
 
 
@@ -228,8 +226,7 @@ def test_sums_are_those_of_a_loop_over_units(tmp_path):
     table = measure(network, layer, images, top, tmp_path / "x.h5", channels)
     assert len(table) == 128
     with h5py.File(tmp_path / "x.h5") as file:
-        found = {key: file[key][:] for key in file}
-    assert found["channel"].tolist() == channels.tolist()
+        found = {key: file["parts"][key][:] for key in file["parts"]}
     block, s = network.module.layer2[0], found["skip"].shape[-1]
     kept = {}
     block.downsample.register_forward_hook(lambda m, a, value: kept.update(skip=value))
@@ -290,50 +287,24 @@ def test_sums_are_those_of_a_loop_over_units(tmp_path):
     assert silent["skip_reason"] == skip_residual.SILENT
     others = np.delete(np.arange(128), channels)
     assert (table["skip_reason"][others] == skip_residual.LEFT_OUT).all()
-    numbers = table.drop(columns=["layer", "channel", "skip_reason"])
+    numbers = table.drop(columns=["channel", "skip_reason"])
     assert numbers.iloc[[channels[2], *others]].isna().all(axis=None)
     assert numbers.iloc[channels[:2]].notna().all(axis=None)
 
 
-@pytest.mark.parametrize(("batch", "memory"), [(1, 3000.0), (5, 3000.0), (None, 700.0)])
-def test_batches_and_memory_do_not_change_results(tmp_path, monkeypatch, batch, memory):
+def test_the_strongest_units_alone_can_be_split(tmp_path):
     network, images = loaded(resnet18(4), 64), photographs(3, 64, 7)
     top = top_tables(network, "layer2.0", images, 5, 6)
-    measure(network, "layer2.0", images, top, tmp_path / "a.h5")
-    if batch:
-        monkeypatch.setattr(crops, "plan", lambda *args: crops.Plan(block=4, batch=batch))
-    measure(network, "layer2.0", images, top, tmp_path / "b.h5", memory_mb=memory)
-    with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
-        assert np.array_equal(a["count"][:], b["count"][:])
-        for key in ("skip", "residual"):
-            np.testing.assert_allclose(a[key], b[key], atol=2e-5 * np.abs(a[key][:]).max())
-    a, b = (pd.read_csv(tmp_path / name) for name in ("a.csv", "b.csv"))
-    pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-5)
-
-
-# ---- faults
-
-
-def test_activations_of_other_weights_are_refused(tmp_path):
-    network, images = loaded(resnet18(5), 64), photographs(2, 64)
-    top = top_tables(network, "layer1.0", images, 3, 4)
-    with pytest.raises(
-        RfatlasError, match=r"layer layer1\.0, channel \d+: .* cached .* activations\.h5"
-    ):
-        measure(loaded(resnet18(6), 64), "layer1.0", images, top, tmp_path / "x.h5")
-    assert not (tmp_path / "x.h5").exists()
-
-
-def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
-    script = """
-import test_skip_residual as t
-from rfatlas.fields import crops, skip_residual
-
-crops._SAVE_EVERY_S = 0.0
-crops.plan = lambda *args: crops.Plan(block=4, batch=2)
-network, images = t.loaded(t.resnet18(4), 64), t.photographs(3, 64, 7)
-top = t.top_tables(network, "layer2.0", images, 6, 10)
-skip_residual.look = counted(skip_residual.look)
-t.measure(network, "layer2.0", images, top, output)
-"""
-    check_resumes(script, tmp_path, lambda batches: (4, batches // 2))
+    table = measure(network, "layer2.0", images, top, tmp_path / "some.h5", parts=2)
+    measure(network, "layer2.0", images, top, tmp_path / "all.h5")
+    few = {key: rows[:, :2] for key, rows in top.items()}
+    expected = measure(network, "layer2.0", images, few, tmp_path / "few.h5")
+    pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
+    some, all_, few = (h5py.File(tmp_path / f"{name}.h5") for name in ("some", "all", "few"))
+    with some, all_, few:
+        for key in ("skip", "residual", "count"):
+            scale = 2e-5 * np.abs(few["parts"][key][:]).max()
+            np.testing.assert_allclose(some["parts"][key], few["parts"][key], atol=scale)
+        for key in ("mean_gradient", "mean_abs_gradient", "effective", "energy_inside"):
+            scale = 2e-5 * np.abs(all_[key][:]).max()
+            np.testing.assert_allclose(some[key], all_[key], atol=scale, err_msg=key)

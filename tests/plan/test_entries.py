@@ -29,6 +29,17 @@ def test_a_run_goes_without_stages(good):
     assert not entries.stage_on(config.load(good), "gratings", "b")
 
 
+def test_a_part_of_a_stage_is_off_where_the_stage_is(good):
+    assert entries.stage_on(config.load(good), "skip_residual", "a")
+    good["runs"]["a"]["without"] = ["receptive_fields"]
+    good["stages"] = {"skip_residual": True}
+    loaded = config.load(good)
+    assert entries.stage_on(loaded, "skip_residual", "b")
+    assert not entries.stage_on(loaded, "skip_residual", "a")
+    loaded["stages"]["receptive_fields"] = False
+    assert not entries.stage_on(loaded, "skip_residual")
+
+
 def test_the_random_twin_of_a_run_differs_from_it_in_its_weights_alone(good):
     net = good["models"]["net"]
     good["models"] |= {

@@ -156,10 +156,18 @@ def test_activations_on_disk_are_values_per_image_lists_and_kept_maps():
     assert found.cost("activations", "a").disk == pytest.approx(half), "of one range"
 
 
-def test_receptive_fields_cost_the_crop_twice_for_every_unit():
-    found = budget(activations={"top_k": 10})
-    near = 2 * ((9 + 1) / 100) ** 2 * 1.0 * 8 * 10
-    far = 2 * 2.0 * 16 * 10
+@pytest.mark.parametrize(
+    ("split", "passes"),
+    [
+        ({"stages": {"skip_residual": False}}, 2),
+        ({}, 3),
+        ({"skip_residual": {"top_k": 4}}, 2.4),
+    ],
+)
+def test_receptive_fields_cost_the_crop_twice_for_every_unit_and_once_more_if_split(split, passes):
+    found = budget(activations={"top_k": 10}, **split)
+    near = passes * ((9 + 1) / 100) ** 2 * 1.0 * 8 * 10
+    far = passes * 2.0 * 16 * 10
     assert work(found, "receptive_fields") == pytest.approx((near + far) / (5 * 4), rel=0.01)
 
 
@@ -167,8 +175,9 @@ def test_receptive_fields_on_disk_are_what_the_file_holds():
     found = costs(budget(receptive_fields={"keep": 5, "channels": 4}), "receptive_fields")
     for layer, side in (("near", 9), ("far", 100)):
         patches, gradients = 4 * 5 * side**2 * 3, 4 * 5 * side**2 * 3 * 4
-        means, counts = 4 * 4 * 3 * side**2 * 8, 4 * side**2 * 4
-        assert found[layer].disk == patches + gradients + means + counts
+        means, counts = 4 * 4 * 3 * side**2 * 8, 2 * 4 * side**2 * 4
+        parts = 4 * 2 * 3 * side**2 * 4
+        assert found[layer].disk == patches + gradients + means + counts + parts
 
 
 def test_what_runs_no_network_costs_what_the_register_says_of_each_channel():

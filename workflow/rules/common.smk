@@ -368,7 +368,6 @@ def compare_figures():
 # The stages whose files of each layer the atlas shows; of the others their columns are.
 ATLAS_TOPICS = [
     "receptive_fields",
-    "skip_residual",
     "gratings",
     "color",
     "preferred_stimulus",
@@ -385,7 +384,7 @@ def atlas_layers(run):
 def atlas_absent(run):
     """Why the atlas of a run has nothing of a stage."""
     found = {}
-    for stage in ["gabor", "virtual_filters", *ATLAS_TOPICS]:
+    for stage in [stage.name for stage in stages.STAGES if stage.columns]:
         if stage in settings["runs"][run]["without"]:
             found[stage] = f"this run goes without it (runs.{run}.without in the config)"
         elif not stage_on(stage, run):
@@ -403,6 +402,11 @@ def atlas_groups(run):
 def stage_on(name, run=None):
     """Whether a stage is part of the plain `snakemake` call, and that run takes part in it."""
     return entries.stage_on(settings, name, run)
+
+
+def parts(stage, run):
+    """The parts of a stage that a run has, which its jobs do along with it."""
+    return [part for part in stages.parts(stage) if stage_on(part, run)]
 
 
 def runs_with(stage):

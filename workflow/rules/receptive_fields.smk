@@ -1,4 +1,5 @@
-# Stage receptive_fields: what the units that every channel likes best look at.
+# Stage receptive_fields: what the units that every channel likes best look at, and with its part
+# skip_residual how much of that comes through the skip connection.
 # In:  results/<run>/activations.h5, results/images/<dataset>_<resize>_<crop>.h5,
 #      results/<run>/model.safetensors
 # Out: results/<run>/receptive_fields/<layer>.h5 and .csv
@@ -25,7 +26,8 @@ rule receptive_fields:
         gpu=gpus(),
         attempt=attempts,
     params:
-        settings=settings["receptive_fields"],
+        settings=lambda wildcards: settings["receptive_fields"]
+        | {part: settings[part] for part in parts("receptive_fields", wildcards.run)},
         device=settings["device"],
         tf32=settings["tf32"],
         version=versions.stage("receptive_fields"),

@@ -479,7 +479,6 @@ DATASETS = {
     "color": ("channel", "place", "hue", "hue_response", "hue_rgb", "blank", "tuned", "frequency"),
     "preferred_stimulus": ("channel", "image", "off_image"),
     "ablation": ("channel", "label"),
-    "skip_residual": ("channel",),
 }
 
 

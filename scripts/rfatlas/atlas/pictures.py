@@ -88,8 +88,8 @@ def tiles(
         found += _opponency(files["color"])
     if "virtual_filters" in files:
         found += _virtual(files["virtual_filters"])
-    if "skip_residual" in files:
-        found += _parts(files["skip_residual"])
+    if "parts" in files.get("receptive_fields", {}):
+        found += _parts(files["receptive_fields"])
     return found
 
 
@@ -253,11 +253,9 @@ def _virtual(group: h5py.Group) -> list[Tile]:
 
 def _parts(file: h5py.File) -> list[Tile]:
     """The parts of the mean gradient through skip connection and residual branch, on one scale."""
-    if "skip" not in file:
-        return []
-    rows = _rows(file)
-    parts = {name: store.array(file[name]) for name in ("skip", "residual")}
-    count = store.array(file["count"])
+    rows, group = _rows(file), file["parts"]
+    parts = {name: store.array(group[name]) for name in ("skip", "residual")}
+    count = store.array(group["count"])
     titles = {"skip": "skip part", "residual": "residual part"}
     found = []
     for name, title in titles.items():

@@ -7,28 +7,18 @@ padding there is the network's own, and everywhere else the unit depends on noth
 crop. All crops of a layer have one size.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from rfatlas.errors import RfatlasError
-from rfatlas.files import store
 from rfatlas.network.devices import room
 from rfatlas.network.graph import Geometry
 from rfatlas.network.model import normalise
 
 _CPU = torch.device("cpu")
-
-# A recomputed activation further from the cached one than this share of the layer's largest means
-# that the two come from other weights or images; float32 rounding stays far below.
-_CERTIFICATE_LIMIT = 1e-2
-
-# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
-_SAVE_EVERY_S = 30.0
 
 
 # ---- geometry
@@ -181,66 +171,6 @@ def batches(units: Units, cut: Window, size: int) -> Iterator[list[np.ndarray]]:
 # ---- pixels
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch of crops, on a device, and the units that lie in them.
-
-    `pictures` uint8 (B, 3, h, w); normalisation `mean` and `std` (3,); for each round its units,
-    the places (channel, y, x) of these in the crop's own map, int64 (n,) each, and the pixel (top,
-    left) of the crop at which their stored windows begin.
-    """
-
-    pictures: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
-    members: list[Units]
-    places: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    corners: list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def load_batch(
-    model: Any,
-    cut: Window,
-    images: Any,
-    channels: np.ndarray,
-    units: Units,
-    rounds: list[np.ndarray],
-) -> Batch:
-    """Return one batch (see `batches`) of crops of `images` uint8 (N, H, H, 3).
-
-    `images` is indexed by the units' image; `channels` maps their slots to channels of the layer.
-    """
-    device, input = model.device, model.description["input"]
-    members = [units.take(rows) for rows in rounds]
-
-    def move(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.from_numpy(a).to(device) for a in arrays)
-
-    return Batch(
-        gather(images, cut, members[0], device),
-        torch.tensor(input["mean"], device=device),
-        torch.tensor(input["std"], device=device),
-        members,
-        [
-            move(
-                channels[member.slot].astype(np.int64),
-                cut.position_in_crop(member.y, 0),
-                cut.position_in_crop(member.x, 1),
-            )
-            for member in members
-        ],
-        [
-            move(
-                *(
-                    cut.window_start(p, axis) - cut.crop_start(p, axis)
-                    for axis, p in enumerate((member.y, member.x))
-                )
-            )
-            for member in members
-        ],
-    )
-
-
 def gather(images: Any, cut: Window, units: Units, device: torch.device) -> torch.Tensor:
     """Return the crops uint8 (n, 3, h, w), on a device, of the given units.
 
@@ -313,161 +243,28 @@ def plan(
 
 
 def forward(
-    module: torch.nn.Module,
+    model: Any,
+    network: torch.nn.Module,
     pictures: torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
     rounds: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
 ) -> Iterator[tuple[torch.Tensor, Any, tuple, bool]]:
     """Yield, per round of a batch, what its gradients are taken of.
 
-    These are pixels (m, 3, h, w) of the first m crops; what `module` makes of them; the round's
+    These are pixels (m, 3, h, w) of the first m crops; what `network` makes of them; the round's
     places in it, (crop, channel, y, x), each int64 (n,); and whether later rounds need the same
-    graph. `pictures` float (B, 3, h, w) in 0..1, before normalisation with `mean` and `std` (3,).
+    graph. `pictures` float (B, 3, h, w) in 0..1, before the model's normalisation. A round is
+    (channel, y, x), each int64 (n,), of units that lie in the first n crops.
 
     A backward pass goes through all crops that went forward, and later rounds need few of them:
     once half are idle, the others go forward again alone.
     """
-    kept = 0
+    kept, input = 0, model.description["input"]
+    mean, std = (torch.tensor(input[key], device=pictures.device) for key in ("mean", "std"))
     for number, (channel, y, x) in enumerate(rounds):
         if 2 * len(channel) <= kept or number == 0:
             kept = len(channel)
             pixels = pictures[:kept].detach().requires_grad_()
-            output = module(normalise(pixels, mean, std))
+            output = network(normalise(pixels, mean, std))
         crop = torch.arange(len(channel), device=pixels.device)
         following = len(rounds[number + 1][0]) if number + 1 < len(rounds) else 0
         yield pixels, output, (crop, channel, y, x), 2 * following > kept
-
-
-# ---- channels
-
-
-class Block:
-    """Channels that are worked on together, and what is summed up of them, batch by batch.
-
-    A stage says how a round of units is added (`add`), what its progress is (`state`, arrays by
-    name) and how that is taken up again (`resume`).
-    """
-
-    def __init__(self, cut: Window):
-        self.cut = cut
-
-    def add(self, units: Units, seen: Any) -> None:
-        """Add what the units of one round see."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return all that `resume` needs."""
-        raise NotImplementedError
-
-    def resume(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take up a state that was saved."""
-        raise NotImplementedError
-
-    def fields(self) -> dict[str, np.ndarray]:
-        """Return the large datasets of the block's channels."""
-        raise NotImplementedError
-
-    def rows(self) -> dict[str, np.ndarray]:
-        """Return the small results of the block's channels."""
-        raise NotImplementedError
-
-    def run(
-        self,
-        look: Callable[[Units, list[np.ndarray]], Iterator[tuple[Units, Any]]],
-        first: int,
-        units: Units,
-        batch: int,
-        partial: store.Partial,
-        advance: Callable[[int], Any],
-    ) -> None:
-        """Show the units what `look` yields for them, in batches of `batch` crops.
-
-        `first` names the block in `partial`, where progress is saved and taken up; `advance` is
-        called with the number of units of each finished batch.
-        """
-        finished = self._restore(partial, first)
-        saved, cost = time.monotonic(), 0.0
-        for number, rounds in enumerate(batches(units, self.cut, batch)):
-            if number >= finished:
-                for members, seen in look(units, rounds):
-                    self.add(members, seen)
-                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
-                    begun = time.monotonic()
-                    progress = {"block": np.array(first), "finished": np.array(number + 1)}
-                    partial.save("state", self.state() | progress)
-                    saved = time.monotonic()
-                    cost = saved - begun
-            advance(sum(map(len, rounds)))
-
-    def _restore(self, partial: store.Partial, first: int) -> int:
-        """Take up saved progress of this block; return how many batches are in it."""
-        if "state" not in partial.names():
-            return 0
-        state = partial.load("state")
-        if state["block"] != first:
-            return 0
-        self.resume(state)
-        return int(state["finished"])
-
-
-def run_blocks(
-    make: Callable[[int], Block],
-    look: Callable[[np.ndarray, Units, list[np.ndarray]], Iterator[tuple[Units, Any]]],
-    scheme: Plan,
-    channels: np.ndarray,
-    top: Mapping[str, np.ndarray],
-    partial: store.Partial,
-    fields: store.Allocated,
-    bar: Callable[..., Any],
-) -> dict[str, np.ndarray]:
-    """Work through all channels of a layer in blocks that `make(size)` gives; return their rows.
-
-    `channels` (C,) and the tables `top` of their units (see `top_tables`). Finished blocks write
-    their `fields` and are not done again.
-    """
-    done = set(partial.names())
-    with bar(total=int((top["image"] >= 0).sum()), unit="unit") as progress:
-        for first in range(0, len(channels), scheme.block):
-            name = f"block-{first:06d}"
-            slots = slice(first, min(first + scheme.block, len(channels)))
-            units = list_units(*(top[key][slots] for key in ("value", "image", "yx")))
-            if name in done:
-                progress.update(len(units))
-                continue
-            block = make(slots.stop - first)
-            block.run(
-                lambda units, rounds, slots=slots: look(channels[slots], units, rounds),
-                int(channels[first]),
-                units,
-                scheme.batch,
-                partial,
-                progress.update,
-            )
-            for key, rows in block.fields().items():
-                fields.write(key, first, rows)
-            partial.save(name, block.rows())
-    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
-    return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
-
-
-# ---- certificate
-
-
-def check_certificate(
-    layer: str, channels: np.ndarray, certificate: np.ndarray, value: np.ndarray
-) -> None:
-    """Raise RfatlasError if activations (C, K) recomputed from crops are not the cached ones.
-
-    `certificate` (C, K): |recomputed - cached|, NaN for places without a unit; `value` the cached;
-    `channels` (C,) their numbers.
-    """
-    if np.isnan(certificate).all():
-        return
-    worst = np.unravel_index(np.nanargmax(certificate), certificate.shape)
-    if certificate[worst] > _CERTIFICATE_LIMIT * np.abs(value).max():
-        raise RfatlasError(
-            f"layer {layer}, channel {channels[worst[0]]}: the activation recomputed from the crop "
-            f"differs by {certificate[worst]:.3g} from the cached {value[worst]:.6g}; "
-            "activations.h5 comes from other weights or images: delete it and rerun that stage"
-        )

@@ -10,7 +10,8 @@ Units that lie in the same crop (deep layers, whose crop is the whole image) sha
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from scipy import optimize
 from torch import nn
 
 from rfatlas import statistics
-from rfatlas.fields import crops
-from rfatlas.fields.crops import Plan, Units, Window, cut_windows, window
+from rfatlas.errors import RfatlasError
+from rfatlas.fields import crops, skip_residual
+from rfatlas.fields.crops import Plan, Units, Window, cut_windows
 from rfatlas.files import store
 from rfatlas.files.task import Task
 
@@ -30,31 +32,17 @@ from rfatlas.files.task import Task
 # 1 - 0.9545, the two-sigma level); of a Gaussian, all within 2.49 sigma.
 ERF_THRESHOLD = 0.0455
 
+# A recomputed activation further from the cached one than this share of the layer's largest means
+# that the two come from other weights or images; float32 rounding stays far below.
+_CERTIFICATE_LIMIT = 1e-2
+
+# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
+_SAVE_EVERY_S = 30.0
+
 _CPU = torch.device("cpu")
 
 
-# ---- gradients
-
-
-def unit_gradients(
-    prefix: nn.Module,
-    pictures: torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    rounds: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield, per round, the activations (n,) of its units and their gradients (n, 3, h, w).
-
-    `pictures` float (B, 3, h, w) are crops: pixels in 0..1, before normalisation with `mean` and
-    `std` (3,); the gradient is with respect to them. A round is (channel, y, x), each int64 (n,),
-    of units that lie in the first n crops: their sum is differentiated in one backward pass, and no
-    crop sees another's unit.
-    """
-    for pixels, output, at, keep in crops.forward(prefix, pictures, mean, std, rounds):
-        output = output[:, :, None, None] if output.ndim == 2 else output
-        values = output[at]
-        (gradient,) = torch.autograd.grad(values.sum(), pixels, retain_graph=keep)
-        yield values.detach(), gradient[: len(values)]
+# ---- units
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Seen:
 
     Activation `value` (n,); in the stored windows `gradient` (n, 3, S, S) float32, `image` (n, 3,
     S, S) uint8 and `inside` (n, S, S) bool, true in the image; `energy` (n,) float64, the squared
-    gradient summed over the whole image.
+    gradient summed over the whole image; the `parts` of the gradient, None where it is whole.
     """
 
     value: torch.Tensor
@@ -71,101 +59,67 @@ class Seen:
     image: torch.Tensor
     inside: torch.Tensor
     energy: torch.Tensor
+    parts: skip_residual.Parts | None
 
 
 def look(
     model: Any,
-    prefix: nn.Module,
+    network: nn.Module,
     cut: Window,
     images: Any,
     channels: np.ndarray,
     units: Units,
     rounds: list[np.ndarray],
+    split: bool = False,
 ) -> Iterator[tuple[Units, Seen]]:
     """Yield, per round of one batch (see `crops.batches`), its units and what they see.
 
-    `images` uint8 (N, H, H, 3) is indexed by the units' image; `channels` maps their slots to
-    channels of the layer that `prefix` computes.
+    `network` gives a layer's value, or with `split` what `graph.split_block` does. `images` uint8
+    (N, H, H, 3) is indexed by the units' image; `channels` maps their slots to channels of the
+    layer. Gradients are with respect to pixels in 0..1. The sum of a round's units is
+    differentiated in one backward pass (two for both parts), as no crop sees another's unit.
     """
-    batch = crops.load_batch(model, cut, images, channels, units, rounds)
-    results = unit_gradients(
-        prefix, batch.pictures.float() / 255, batch.mean, batch.std, batch.places
-    )
-    for member, corner, (value, gradient) in zip(
-        batch.members, batch.corners, results, strict=True
-    ):
-        pixels = batch.pictures[: len(member)]
-        yield (
-            member,
-            Seen(
-                value,
-                cut_windows(gradient, *corner, cut.size),
-                cut_windows(pixels, *corner, cut.size),
-                cut_windows(torch.ones_like(pixels[:, :1]), *corner, cut.size)[:, 0] > 0,
-                gradient.double().square().sum((1, 2, 3)),
-            ),
+    device = model.device
+
+    def moved(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(array).to(device) for array in arrays)
+
+    members = [units.take(rows) for rows in rounds]
+    pictures = crops.gather(images, cut, members[0], device)
+    places = [
+        moved(
+            channels[member.slot].astype(np.int64),
+            cut.position_in_crop(member.y, 0),
+            cut.position_in_crop(member.x, 1),
         )
-
-
-# ---- sums over units
-
-
-class Sums:
-    """Running sums over the units of `channels` channels, in float64, on a device.
-
-    `fields` (5, channels, 3, S, S): gradients of odd ranks (1st, 3rd, ...) and of even ranks,
-    absolute gradients, images, absolute gradients times images; `counts` (2, channels, S, S): how
-    many windows of odd and of even ranks have that pixel in the image.
-    """
-
-    def __init__(self, channels: int, size: int, device: torch.device):
-        self.fields = torch.zeros(5, channels, 3, size, size, dtype=torch.float64, device=device)
-        self.counts = torch.zeros(2, channels, size, size, dtype=torch.int32, device=device)
-
-    def add(
-        self,
-        slot: torch.Tensor,
-        rank: torch.Tensor,
-        gradient: torch.Tensor,
-        image: torch.Tensor,
-        inside: torch.Tensor,
-    ) -> None:
-        """Add units: channel slot and rank (n,), gradient and image (n, 3, S, S), inside (n, S, S)
-        in {0, 1}."""
-        odd, even = rank % 2 == 0, rank % 2 == 1
-        gradient, image = gradient.double(), image.double()
-        self.fields[0].index_add_(0, slot[odd], gradient[odd])
-        self.fields[1].index_add_(0, slot[even], gradient[even])
-        size = gradient.abs()
-        self.fields[2].index_add_(0, slot, size)
-        self.fields[3].index_add_(0, slot, image)
-        self.fields[4].index_add_(0, slot, size * image)
-        self.counts[0].index_add_(0, slot[odd], inside[odd].int())
-        self.counts[1].index_add_(0, slot[even], inside[even].int())
-
-    def means(self) -> dict[str, np.ndarray]:
-        """Return `count` and the mean fields (zero where no unit has the pixel)."""
-        odd, even, size, image, effective = self.fields.cpu().numpy()
-        count = self.counts.sum(0).cpu().numpy()
-        divisor = np.maximum(count, 1)[:, None]
-        return {
-            "count": count,
-            "mean_image": image / divisor,
-            "mean_gradient": (odd + even) / divisor,
-            "mean_abs_gradient": size / divisor,
-            "effective": effective / divisor,
-        }
-
-    def split_half(self) -> np.ndarray:
-        """Return the correlation (channels,) of the mean gradients of odd and even ranks; NaN below
-        two units."""
-        halves = [
-            (self.fields[i] / self.counts[i].clamp(min=1)[:, None]).flatten(1).cpu().numpy()
-            for i in (0, 1)
-        ]
-        result = statistics.correlation(*halves)
-        result[self.counts[1].flatten(1).amax(1).cpu().numpy() == 0] = np.nan
-        return result
+        for member in members
+    ]
+    passes = crops.forward(model, network, pictures.float() / 255, places)
+    for member, (pixels, output, at, keep) in zip(members, passes, strict=True):
+        corner = moved(
+            *(
+                cut.window_start(place, axis) - cut.crop_start(place, axis)
+                for axis, place in enumerate((member.y, member.x))
+            )
+        )
+        if split:
+            value, parts = (
+                output[0][at],
+                skip_residual.look(output, pixels, at, keep, corner, cut.size),
+            )
+            gradient = parts.skip + parts.residual
+            energy = parts.energy @ parts.energy.new_tensor([1, 1, 2])
+        else:
+            output = output[:, :, None, None] if output.ndim == 2 else output
+            value, parts = output[at], None
+            (whole,) = torch.autograd.grad(value.sum(), pixels, retain_graph=keep)
+            whole = whole[: len(member)]
+            gradient = cut_windows(whole, *corner, cut.size)
+            energy = whole.double().square().sum((1, 2, 3))
+        seen = pictures[: len(member)]
+        inside = cut_windows(torch.ones_like(seen[:, :1]), *corner, cut.size)[:, 0] > 0
+        image = cut_windows(seen, *corner, cut.size)
+        yield member, Seen(value.detach(), gradient, image, inside, energy, parts)
 
 
 # ---- effective receptive field
@@ -228,7 +182,7 @@ def effective_rf(mean_abs_gradient: np.ndarray) -> tuple[float, float, float]:
     return sigma, r2, fraction
 
 
-# ---- one layer
+# ---- channels
 
 
 def plan(
@@ -239,11 +193,141 @@ def plan(
     crop_bytes: float,
     memory_mb: float,
     device: torch.device = _CPU,
+    split: bool = False,
 ) -> Plan:
     """Return block and batch sizes for a layer (see `crops.plan`) of which `keep` units per channel
     are kept one by one."""
-    per_pixel = 5 * 3 * 8 * 2 + 4 * 3 + keep * 3 * 5
+    per_pixel = 5 * 3 * 8 * 2 + 4 * 3 + keep * 3 * 5 + split * skip_residual.PIXEL_BYTES
     return crops.plan(cut, channels, units, per_pixel, crop_bytes, memory_mb, device)
+
+
+class _Block:
+    """Channels that are worked on together, and in `held`, by name, all that is kept of them until
+    they are finished.
+
+    `halves` (channels, 2, 3, S, S) sums of the gradients of odd ranks (1st, 3rd, ...) and of even
+    ranks, and how many windows have the pixel in the image (`counts`); sums of absolute gradients,
+    of images, and of absolute gradients times images; the energy of the gradients `inside` the
+    windows and in all.
+    """
+
+    def __init__(
+        self, cut: Window, channels: int, k: int, keep: int, split: bool, device: torch.device
+    ):
+        window = cut.size, cut.size
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64, device=device) -> torch.Tensor:
+            return torch.zeros(channels, *shape, dtype=dtype, device=device)
+
+        self.held = {
+            "halves": zeros(2, 3, *window),
+            "counts": zeros(2, *window, dtype=torch.int32),
+            **{name: zeros(3, *window) for name in ("size", "image", "effective")},
+            "inside": zeros(),
+            "energy": zeros(),
+            "patch": zeros(keep, *window, 3, dtype=torch.uint8, device=_CPU),
+            "gradient": zeros(keep, 3, *window, dtype=torch.float32, device=_CPU),
+            "certificate": torch.full((channels, k), np.nan),
+        }
+        self.parts = skip_residual.Sums(cut, channels, device) if split else None
+        self.held |= self.parts.held if split else {}
+
+    def add(self, units: Units, seen: Seen) -> None:
+        """Add what the units of one round see."""
+        held, device = self.held, seen.gradient.device
+        slot, rank = torch.from_numpy(units.slot), torch.from_numpy(units.rank)
+        held["certificate"][slot, rank] = (seen.value.cpu() - torch.from_numpy(units.value)).abs()
+        kept = rank < held["patch"].shape[1]
+        at = slot[kept], rank[kept]
+        held["patch"][at] = seen.image[kept.to(device)].permute(0, 2, 3, 1).cpu()
+        held["gradient"][at] = seen.gradient[kept.to(device)].cpu()
+        slot, half = slot.to(device), (2 * slot + rank % 2).to(device)
+        gradient, image = seen.gradient.double(), (seen.image.float() / 255).double()
+        size = gradient.abs()
+        for name, place, values in (
+            ("halves", half, gradient),
+            ("counts", half, seen.inside.int()),
+            ("size", slot, size),
+            ("image", slot, image),
+            ("effective", slot, size * image),
+            ("inside", slot, gradient.square().sum((1, 2, 3))),
+            ("energy", slot, seen.energy),
+        ):
+            held[name].view(-1, *values.shape[1:]).index_add_(0, place, values)
+        if seen.parts is not None:
+            self.parts.add(slot, seen.parts, seen.inside)
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """Return the large datasets: means, zero where no unit has the pixel."""
+        held = {name: values.cpu().numpy() for name, values in self.held.items()}
+        count = held["counts"].sum(1)
+        divisor = np.maximum(count, 1)[:, None]
+        parts = self.parts.means() if self.parts else {}
+        return {
+            "patch": held["patch"],
+            "gradient": held["gradient"],
+            "count": count,
+            "mean_image": held["image"] / divisor,
+            "mean_gradient": held["halves"].sum(1) / divisor,
+            "mean_abs_gradient": held["size"] / divisor,
+            "effective": held["effective"] / divisor,
+            **{f"parts/{name}": values for name, values in parts.items()},
+        }
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Return the small results, a row per channel."""
+        held = {name: values.cpu().numpy() for name, values in self.held.items()}
+        effective = np.array([effective_rf(one) for one in self.fields()["mean_abs_gradient"]])
+        halves = held["halves"] / np.maximum(held["counts"], 1)[:, :, None]
+        split_half = statistics.correlation(*halves.reshape(len(halves), 2, -1).swapaxes(0, 1))
+        split_half[held["counts"][:, 1].max((1, 2)) == 0] = np.nan
+        with np.errstate(divide="ignore", invalid="ignore"):
+            energy_inside = (held["inside"] / held["energy"]).astype(np.float32)
+        return {
+            "certificate": held["certificate"],
+            "energy_inside": energy_inside,
+            "split_half": split_half,
+            "erf_sigma": effective[:, 0],
+            "erf_r2": effective[:, 1],
+            "erf_fraction": effective[:, 2],
+            **(self.parts.columns() if self.parts else {}),
+        }
+
+    def run(
+        self,
+        batches: Iterator[tuple[bool, list[np.ndarray]]],
+        look: Callable[[list[np.ndarray], bool], Iterator[tuple[Units, Seen]]],
+        first: int,
+        partial: store.Partial,
+        advance: Callable[[int], Any],
+    ) -> None:
+        """Add what `look` yields for each of the block's batches (see `_batches`).
+
+        `first` names the block in `partial`, where progress is saved and taken up; `advance` is
+        called with the number of units of each finished batch.
+        """
+        finished, saved, cost = 0, time.monotonic(), 0.0
+        if "state" in partial.names():
+            state = partial.load("state")
+            if state.pop("block") == first:
+                finished = state.pop("finished")
+                for name, values in self.held.items():
+                    values.copy_(torch.from_numpy(state[name]))
+        for number, (split, rounds) in enumerate(batches, 1):
+            if number > finished:
+                for members, seen in look(rounds, split):
+                    self.add(members, seen)
+                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
+                    begun = time.monotonic()
+                    progress = {"block": np.array(first), "finished": np.array(number)}
+                    held = {name: values.cpu().numpy() for name, values in self.held.items()}
+                    partial.save("state", held | progress)
+                    saved = time.monotonic()
+                    cost = saved - begun
+            advance(sum(map(len, rounds)))
+
+
+# ---- one layer
 
 
 def measure(
@@ -253,143 +337,133 @@ def measure(
     channels: np.ndarray,
     top: Mapping[str, np.ndarray],
     keep: int,
+    parts: int,
     task: Task,
 ) -> None:
-    """Write `<layer>.h5` (docs/files.md) and its table.
+    """Write `<layer>.h5` (docs/files.md) and its table, of all channels of the layer.
 
     `images` uint8 (N, H, H, 3); `channels` (C,) the channels to analyse; `top` their `value` (C,
-    K), `image` (C, K) and `yx` (C, K, 2); `keep` (P): patches and gradients kept per channel.
-    Killed, the work resumes from `<output>.partial`. Raises RfatlasError if recomputed activations
-    are not the cached ones.
+    K), `image` (C, K) and `yx` (C, K, 2); `keep`: patches and gradients kept per channel; `parts`:
+    units per channel whose gradients are split (see `skip_residual`), 0 for a table without its
+    columns. Killed, the work resumes from `<output>.partial`. Raises RfatlasError if recomputed
+    activations are not the cached ones.
     """
-    image_size = model.description["input"]["crop"]
-    cut = window(model.graph.geometry(layer), image_size)
-    k = top["image"].shape[1]
+    graph, image_size = model.graph, model.description["input"]["crop"]
+    cut = crops.window(graph.geometry(layer), image_size)
+    (n, k), s = top["image"].shape, cut.size
     keep = min(keep, k)
-    ratio = (cut.crop / image_size) ** 2
-    kept_bytes = model.graph.kept_bytes(layer) * ratio
-    scheme = plan(cut, len(channels), k, keep, kept_bytes, task.memory_mb, model.device)
+    split, reason = skip_residual.split(graph, layer) if parts else (None, "")
+    kept_bytes = graph.kept_bytes(layer) * (cut.crop / image_size) ** 2
+    scheme = plan(cut, n, k, keep, kept_bytes, task.memory_mb, model.device, split is not None)
     partial = store.Partial(
         task.output,
-        task.fingerprint(block=scheme.block, batch=scheme.batch, channels=channels.tolist()),
+        task.fingerprint(
+            block=scheme.block, batch=scheme.batch, channels=channels.tolist(), parts=parts
+        ),
     )
-    n, s = len(channels), cut.size
-    field = ((n, 3, s, s), np.float64)
+    field, count = ((n, 3, s, s), np.float64), ((n, s, s), np.int32)
+    part = {"parts/count": count} | dict.fromkeys(
+        ("parts/skip", "parts/residual"), ((n, 3, s, s), np.float32)
+    )
     fields = store.Allocated(
         partial.folder / store.FIELDS,
         {
             "channel": ((n,), np.int32),
             "patch": ((n, keep, s, s, 3), np.uint8),
             "gradient": ((n, keep, 3, s, s), np.float32),
-            "count": ((n, s, s), np.int32),
+            "count": count,
             "mean_image": field,
             "mean_gradient": field,
             "mean_abs_gradient": field,
             "effective": field,
             "energy_inside": ((n,), np.float32),
             "certificate": ((n, k), np.float32),
+            **(part if split is not None else {}),
         },
         {**task.attrs, **crops.attributes(cut), "whole_image": cut.geometry is None},
     )
     fields.write("channel", 0, channels)
-    prefix = model.graph.prefix(layer)
-    rows = crops.run_blocks(
-        lambda size: _Block(cut, size, k, keep, model.device),
-        lambda *work: look(model, prefix, cut, images, *work),
-        scheme,
-        channels,
-        top,
-        partial,
-        fields,
-        task.bar,
-    )
-    crops.check_certificate(layer, channels, rows["certificate"], top["value"])
+    networks = {False: graph.prefix(layer), True: split}
+    with task.bar(total=int((top["image"] >= 0).sum()), unit="unit") as progress:
+        for first in range(0, n, scheme.block):
+            name, slots = f"block-{first:06d}", slice(first, first + scheme.block)
+            units = crops.list_units(*(top[key][slots] for key in ("value", "image", "yx")))
+            if name in partial.names():
+                progress.update(len(units))
+                continue
+            block = _Block(cut, len(channels[slots]), k, keep, split is not None, model.device)
+            work = cut, images, channels[slots], units
+            block.run(
+                _batches(units, cut, scheme.batch, parts if split is not None else 0),
+                lambda rounds, split, work=work: look(model, networks[split], *work, rounds, split),
+                first,
+                partial,
+                progress.update,
+            )
+            for key, values in block.fields().items():
+                fields.write(key, first, values)
+            partial.save(name, block.rows())
+    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
+    rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    check_certificate(layer, channels, rows["certificate"], top["value"])
     for key in ("certificate", "energy_inside"):
         fields.write(key, 0, rows[key])
     fields.complete()
-    store.write_table(_table(layer, channels, rows, top), partial.folder / store.TABLE)
+    table = _table(rows, top)
+    if parts:
+        table |= skip_residual.columns(rows, table["n_units"] > 0, reason)
+    table = pd.DataFrame(table, index=channels).reindex(range(graph.shape(layer)[0]))
+    table.insert(0, "layer", layer)
+    table.insert(1, "channel", table.index)
+    if parts:
+        table["skip_reason"] = table["skip_reason"].fillna(skip_residual.LEFT_OUT)
+    store.write_table(table, partial.folder / store.TABLE)
     store.publish(task.output)
 
 
-class _Block(crops.Block):
-    """The channels worked on together, and all that is kept of them until they are finished."""
+def _batches(
+    units: Units, cut: Window, size: int, parts: int
+) -> Iterator[tuple[bool, list[np.ndarray]]]:
+    """Yield batches (see `crops.batches`), each with whether the gradients of its units are split:
+    those of the first `parts` ranks come first, in batches of their own."""
+    for split in (True, False):
+        rows = np.flatnonzero((units.rank < parts) == split)
+        for rounds in crops.batches(units.take(rows), cut, size):
+            yield split, [rows[round] for round in rounds]
 
-    def __init__(self, cut: Window, channels: int, k: int, keep: int, device: torch.device):
-        super().__init__(cut)
-        self._keep = keep
-        self._sums = Sums(channels, cut.size, device)
-        self._patch = np.zeros((channels, keep, cut.size, cut.size, 3), np.uint8)
-        self._gradient = np.zeros((channels, keep, 3, cut.size, cut.size), np.float32)
-        self._certificate = np.full((channels, k), np.nan, np.float32)
-        self._inside = np.zeros(channels)
-        self._energy = np.zeros(channels)
 
-    def add(self, units: Units, seen: Seen) -> None:
-        device = seen.gradient.device
-        slot, rank = (torch.from_numpy(a).to(device) for a in (units.slot, units.rank))
-        self._sums.add(slot, rank, seen.gradient, seen.image.float() / 255, seen.inside)
-        inside = seen.gradient.double().square().sum((1, 2, 3)).cpu().numpy()
-        np.add.at(self._inside, units.slot, inside)
-        np.add.at(self._energy, units.slot, seen.energy.cpu().numpy())
-        self._certificate[units.slot, units.rank] = np.abs(seen.value.cpu().numpy() - units.value)
-        kept = np.flatnonzero(units.rank < self._keep)
-        at = units.slot[kept], units.rank[kept]
-        self._patch[at] = seen.image[kept].permute(0, 2, 3, 1).cpu().numpy()
-        self._gradient[at] = seen.gradient[kept].cpu().numpy()
+def check_certificate(
+    layer: str, channels: np.ndarray, certificate: np.ndarray, value: np.ndarray
+) -> None:
+    """Raise RfatlasError if activations (C, K) recomputed from crops are not the cached ones.
 
-    def fields(self) -> dict[str, np.ndarray]:
-        return {"patch": self._patch, "gradient": self._gradient, **self._sums.means()}
-
-    def rows(self) -> dict[str, np.ndarray]:
-        size = self._sums.means()["mean_abs_gradient"]
-        effective = np.array([effective_rf(one) for one in size]).reshape(-1, 3)
-        share = np.divide(
-            self._inside,
-            self._energy,
-            out=np.full_like(self._energy, np.nan),
-            where=self._energy > 0,
+    `certificate` (C, K): |recomputed - cached|, NaN for places without a unit; `value` the cached;
+    `channels` (C,) their numbers.
+    """
+    if np.isnan(certificate).all():
+        return
+    worst = np.unravel_index(np.nanargmax(certificate), certificate.shape)
+    if certificate[worst] > _CERTIFICATE_LIMIT * np.abs(value).max():
+        raise RfatlasError(
+            f"layer {layer}, channel {channels[worst[0]]}: the activation recomputed from the crop "
+            f"differs by {certificate[worst]:.3g} from the cached {value[worst]:.6g}; "
+            "activations.h5 comes from other weights or images: delete it and rerun that stage"
         )
-        return {
-            "certificate": self._certificate,
-            "energy_inside": share.astype(np.float32),
-            "split_half": self._sums.split_half(),
-            "erf_sigma": effective[:, 0],
-            "erf_r2": effective[:, 1],
-            "erf_fraction": effective[:, 2],
-        }
-
-    _STATE = ("_patch", "_gradient", "_certificate", "_inside", "_energy")
-
-    def state(self) -> dict[str, np.ndarray]:
-        return {key: getattr(self, key) for key in self._STATE} | {
-            "sums": self._sums.fields.cpu().numpy(),
-            "counts": self._sums.counts.cpu().numpy(),
-        }
-
-    def resume(self, state: Mapping[str, np.ndarray]) -> None:
-        for key in self._STATE:
-            setattr(self, key, state[key])
-        self._sums.fields.copy_(torch.from_numpy(state["sums"]))
-        self._sums.counts.copy_(torch.from_numpy(state["counts"]))
 
 
+#: Columns of the table besides layer and channel; those of the part `skip_residual` follow.
 COLUMNS = (
-    "layer", "channel", "n_units", "certificate_max", "energy_inside", "split_half", "erf_sigma",
-    "erf_r2", "erf_fraction",
+    "n_units", "certificate_max", "energy_inside", "split_half", "erf_sigma", "erf_r2",
+    "erf_fraction",
 )  # fmt: skip
 
 
-def _table(
-    layer: str, channels: np.ndarray, rows: Mapping[str, np.ndarray], top: Mapping[str, np.ndarray]
-) -> pd.DataFrame:
+def _table(rows: Mapping[str, np.ndarray], top: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     used = top["image"] >= 0
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(used, rows["certificate"] / np.abs(top["value"]), -np.inf).max(axis=1)
-    columns = {
-        "layer": layer,
-        "channel": channels,
+    own = {
         "n_units": used.sum(axis=1),
         "certificate_max": np.where(used.any(axis=1), relative, np.nan),
-        **{key: rows[key] for key in COLUMNS[4:]},
     }
-    return pd.DataFrame(columns)[list(COLUMNS)]
+    return own | {name: rows[name] for name in COLUMNS[len(own) :]}

@@ -392,7 +392,8 @@ def publish(output: str | Path) -> None:
 
 
 def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> int:
-    """Make a dataset in one piece, allocated but unset; return its byte offset in the file.
+    """Make a dataset `name` (or `group/name`) in one piece, allocated but unset; return its byte
+    offset in the file.
 
     Its rows can be written beside HDF5 once the file is closed, without touching any metadata.
     """
@@ -402,7 +403,9 @@ def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
     space = h5py.h5s.create_simple(shape)
-    return h5py.h5d.create(file.id, name.encode(), kind, space, layout).get_offset()
+    group, _, name = name.rpartition("/")
+    parent = file.require_group(group or "/")
+    return h5py.h5d.create(parent.id, name.encode(), kind, space, layout).get_offset()
 
 
 class Allocated:

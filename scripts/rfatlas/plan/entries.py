@@ -15,10 +15,13 @@ def used(config: Mapping[str, Any], kind: str) -> list[str]:
 
 
 def stage_on(config: Mapping[str, Any], stage: str, run: str | None = None) -> bool:
-    """Whether a stage is part of the plain `snakemake` call; one without a switch always is.
+    """Whether a stage is part of the plain `snakemake` call; one without a switch always is, a part
+    of another stage only with it.
 
     With `run`: whether that run takes part; it may go `without` stages that others have.
     """
+    if (whole := stages.BY_NAME[stage].part_of) and not stage_on(config, whole, run):
+        return False
     if followed := stages.BY_NAME[stage].follows:
         return any(stage_on(config, other, run) for other in followed)
     if run is not None and stage in config["runs"][run]["without"]:

@@ -295,17 +295,14 @@ class Budget:
 
     def _receptive_fields(self, run: str, layer: Mapping[str, Any]) -> Cost:
         channels = self._measured(layer)
-        pixels = channels * self._side(run, layer) ** 2
-        size = pixels * (15.0 * self.config["receptive_fields"]["keep"] + 4 * 3 * 8 + 4)
-        return self._looks(run, layer, channels * self._top_k("receptive_fields"), "fields", size)
-
-    def _skip_residual(self, run: str, layer: Mapping[str, Any]) -> Cost:
-        channels = self._measured(layer)
-        size = channels * self._side(run, layer) ** 2 * (2 * 3 * 4.0 + 4)
-        # A second backward pass after the forward and the backward one.
-        return self._looks(
-            run, layer, 1.5 * channels * self._top_k("skip_residual"), "fields", size
-        )
+        looks = float(channels * self._top_k("receptive_fields"))
+        size = 15.0 * self.config["receptive_fields"]["keep"] + 4 * 3 * 8 + 4
+        if entries.stage_on(self.config, "skip_residual", run):
+            # A second backward pass after the forward and the backward one.
+            looks += 0.5 * channels * self._top_k("skip_residual")
+            size += 2 * 3 * 4 + 4
+        size *= channels * self._side(run, layer) ** 2
+        return self._looks(run, layer, looks, "fields", size)
 
     def _gratings(self, run: str, layer: Mapping[str, Any]) -> Cost:
         settings, channels = self.config["gratings"], layer["channels"]

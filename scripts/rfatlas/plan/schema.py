@@ -59,9 +59,12 @@ def _switch(name: str) -> dict[str, Any]:
     stage = stages.BY_NAME[name]
     description = stage.meaning[0].upper() + stage.meaning[1:]
     description += "; off, channels.csv lacks its columns." if stage.columns else "."
+    if stage.part_of:
+        description += f" A part of {stage.part_of}, off where that is off."
     description += f" Left out, as {stage.like}." if stage.like else ""
     # What is switched off with it is not run again.
     reruns = [reader for reader in stages.readers(name) if stages.BY_NAME[reader].like != name]
+    reruns = [stage.part_of] if stage.part_of else reruns
     return {
         "description": description,
         "type": "boolean",

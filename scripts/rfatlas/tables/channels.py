@@ -264,8 +264,8 @@ def join(
     """Return `table` with the columns of a stage's tables: `<stage>/<layer>.csv` of each layer, or
     one `<stage>.csv` of all.
 
-    With `first` the stage looked at channels below that number only, and its columns stay empty in
-    the other rows, as in those of layers without a file.
+    With `first` the stage looked at channels below that number only, and its columns may stay empty
+    in the other rows, as in those of layers without a file.
 
     Raises
     ------
@@ -293,10 +293,12 @@ def join(
                 "needs a name of its own"
             )
     layers = table["layer"] if whole else [path.stem for path in paths]
-    expected = table[table["layer"].isin(layers)]
-    expected = expected if first is None else expected[expected["channel"] < first]
-    mine, theirs = pd.MultiIndex.from_frame(expected[KEY]), pd.MultiIndex.from_frame(added[KEY])
-    for missing in mine.difference(theirs, sort=False)[:1]:
+    known = table[table["layer"].isin(layers)]
+    expected = known if first is None else known[known["channel"] < first]
+    mine, needed, theirs = (
+        pd.MultiIndex.from_frame(rows[KEY]) for rows in (known, expected, added)
+    )
+    for missing in needed.difference(theirs, sort=False)[:1]:
         raise RfatlasError(f"stage {stage!r}: no row for layer {missing[0]!r} channel {missing[1]}")
     for extra in theirs.difference(mine, sort=False)[:1]:
         raise RfatlasError(
