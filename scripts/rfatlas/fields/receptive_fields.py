@@ -257,9 +257,13 @@ class _Block:
         if seen.parts is not None:
             self.parts.add(slot, seen.parts, seen.inside)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what is held as arrays."""
+        return {name: values.cpu().numpy() for name, values in self.held.items()}
+
     def fields(self) -> dict[str, np.ndarray]:
         """Return the large datasets: means, zero where no unit has the pixel."""
-        held = {name: values.cpu().numpy() for name, values in self.held.items()}
+        held = self.state()
         count = held["counts"].sum(1)
         divisor = np.maximum(count, 1)[:, None]
         parts = self.parts.means() if self.parts else {}
@@ -276,8 +280,9 @@ class _Block:
 
     def rows(self) -> dict[str, np.ndarray]:
         """Return the small results, a row per channel."""
-        held = {name: values.cpu().numpy() for name, values in self.held.items()}
-        effective = np.array([effective_rf(one) for one in self.fields()["mean_abs_gradient"]])
+        held = self.state()
+        size = held["size"] / np.maximum(held["counts"].sum(1), 1)[:, None]
+        effective = np.array([effective_rf(one) for one in size])
         halves = held["halves"] / np.maximum(held["counts"], 1)[:, :, None]
         split_half = statistics.correlation(*halves.reshape(len(halves), 2, -1).swapaxes(0, 1))
         split_half[held["counts"][:, 1].max((1, 2)) == 0] = np.nan
@@ -320,8 +325,7 @@ class _Block:
                 if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
                     begun = time.monotonic()
                     progress = {"block": np.array(first), "finished": np.array(number)}
-                    held = {name: values.cpu().numpy() for name, values in self.held.items()}
-                    partial.save("state", held | progress)
+                    partial.save("state", self.state() | progress)
                     saved = time.monotonic()
                     cost = saved - begun
             advance(sum(map(len, rounds)))
@@ -384,6 +388,7 @@ def measure(
     )
     fields.write("channel", 0, channels)
     networks = {False: graph.prefix(layer), True: split}
+    networks = {key: crops.differentiable(one, model.device) for key, one in networks.items()}
     with task.bar(total=int((top["image"] >= 0).sum()), unit="unit") as progress:
         for first in range(0, n, scheme.block):
             name, slots = f"block-{first:06d}", slice(first, first + scheme.block)
