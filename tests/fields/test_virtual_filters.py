@@ -292,23 +292,28 @@ def test_correlations_are_scipy_s_and_the_null_is_never_the_channel_s_own():
         [[stats.pearsonr(filters[i].ravel(), gradients[j].ravel())[0] for j in usable]
          for i in usable]
     )  # fmt: skip
-    np.testing.assert_allclose(found.own[usable], np.diag(every), rtol=1e-9)
-    assert np.isnan(found.own[[4, 6]]).all() and np.isnan(found.null[[4, 6]]).all()
+    np.testing.assert_allclose(found["correlation"][usable], np.diag(every), rtol=1e-9)
+    assert (
+        np.isnan(found["correlation"][[4, 6]]).all()
+        and np.isnan(found["correlation_null"][[4, 6]]).all()
+    )
     others = []
-    for row, null in zip(every, found.null[usable], strict=True):
+    for row, null in zip(every, found["correlation_null"][usable], strict=True):
         others.append(int(np.abs(row - null).argmin()))
         assert row[others[-1]] == pytest.approx(null, rel=1e-9)
     assert sorted(others) == list(range(7)), "each gradient serves once as another's null"
     assert all(own != other for own, other in enumerate(others))
     expected = [np.mean(np.delete(row, i) < row[i]) for i, row in enumerate(every)]
-    np.testing.assert_allclose(found.match[usable], expected)
+    np.testing.assert_allclose(found["match"][usable], expected)
 
 
 def test_match_of_unrelated_filters_is_a_half_on_average():
     filters, gradients = np.random.default_rng(1).normal(size=(2, 200, 3, 7, 7))
     found = virtual_filters.agreement(filters, gradients)
-    assert found.match.mean() == pytest.approx(0.5, abs=0.05)
-    assert np.abs(found.null).mean() == pytest.approx(np.abs(found.own).mean(), rel=0.2)
+    assert found["match"].mean() == pytest.approx(0.5, abs=0.05)
+    assert np.abs(found["correlation_null"]).mean() == pytest.approx(
+        np.abs(found["correlation"]).mean(), rel=0.2
+    )
 
 
 @pytest.mark.parametrize("layer", ["conv1", "layer1.0", "layer2.1", "layer3.0"])

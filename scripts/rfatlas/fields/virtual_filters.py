@@ -242,39 +242,27 @@ def correlations(filters: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return rows[0] @ rows[1].T
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How well filters agree with mean gradients, (n,) each.
+def agreement(filters: np.ndarray, gradients: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return how filters (n, ...) agree with mean gradients (n, ...) on the same pixels, (n,) each.
 
-    `own`: correlation of a channel's filter with its own mean gradient; `null`: with that of
-    another channel; `match`: share of the other channels whose mean gradient the filter correlates
-    with less (half for ties), 0.5 by chance.
-    """
-
-    own: np.ndarray
-    null: np.ndarray
-    match: np.ndarray
-
-
-def agreement(filters: np.ndarray, gradients: np.ndarray, seed: int = 0) -> Agreement:
-    """Return how filters (n, ...) agree with mean gradients (n, ...) on the same pixels.
-
-    Each channel's other one is its successor in a shuffled ring of the channels that have both.
+    `correlation` of a channel's filter with its own mean gradient; `correlation_null` with that of
+    another channel, its successor in a shuffled ring of the channels that have both; `match`: share
+    of the other channels whose mean gradient the filter correlates with less (half for ties), 0.5
+    by chance.
     """
     every = correlations(filters, gradients)
     n = len(every)
     own, null, match = np.diag(every).copy(), np.full(n, np.nan), np.full(n, np.nan)
     usable = np.flatnonzero(np.isfinite(own))
-    if len(usable) < 2:
-        return Agreement(own, null, match)
-    ring = np.random.default_rng(seed).permutation(usable)
-    null[ring] = every[ring, np.roll(ring, 1)]
-    others = every[np.ix_(usable, usable)]
-    mine = own[usable, None]
-    less = (others < mine) + 0.5 * (others == mine)
-    np.fill_diagonal(less, 0)
-    match[usable] = less.sum(axis=1) / (len(usable) - 1)
-    return Agreement(own, null, match)
+    if len(usable) >= 2:
+        ring = np.random.default_rng(seed).permutation(usable)
+        null[ring] = every[ring, np.roll(ring, 1)]
+        others = every[np.ix_(usable, usable)]
+        mine = own[usable, None]
+        less = (others < mine) + 0.5 * (others == mine)
+        np.fill_diagonal(less, 0)
+        match[usable] = less.sum(axis=1) / (len(usable) - 1)
+    return {"correlation": own, "correlation_null": null, "match": match}
 
 
 def energies(dataset: Any, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -297,26 +285,21 @@ def compare(
     `mean_gradient` (n, 3, S, S), an array or open dataset, holds those of the channels `channel`
     (n,) of a layer with the geometry `layer`.
     """
-    size = mean_gradient.shape[-1]
-    columns = {
-        name: np.full(len(found.filter), np.nan)
-        for name in COLUMNS
-        if "correlation" in name or "match" in name or "share" in name and "main" not in name
-    }
+    columns = {}
     for prefix, filters in (("virtual", found.filter), ("virtual_linear", found.linear)):
         if filters is None:
             continue
-        ours, theirs = overlap(found.geometry, filters.shape[2:], layer, size)
+        ours, theirs = overlap(found.geometry, filters.shape[2:], layer, mean_gradient.shape[-1])
         result = agreement(
             filters[channel][:, :, *ours], np.asarray(mean_gradient[:, :, *theirs], float)
         )
-        columns[f"{prefix}_correlation"][channel] = result.own
-        columns[f"{prefix}_correlation_null"][channel] = result.null
-        columns[f"{prefix}_match"][channel] = result.match
         if prefix == "virtual":
             inside, total = energies(mean_gradient, *theirs)
             with np.errstate(invalid="ignore"):
-                columns["virtual_window_share"][channel] = inside / total
+                result["window_share"] = inside / total
+        for name, values in result.items():
+            column = columns[f"{prefix}_{name}"] = np.full(len(filters), np.nan)
+            column[channel] = values
     return columns
 
 
