@@ -27,7 +27,7 @@ with (
     if snakemake.input.fields:
         field = stack.enter_context(store.open(snakemake.input.fields, "receptive_fields"))
     if snakemake.input.virtual:
-        filters = stack.enter_context(store.open(snakemake.input.virtual, "virtual_filters"))
+        filters = stack.enter_context(store.open(snakemake.input.virtual))
         virtual = filters[layer]["filter"][:] if "filter" in filters[layer] else None
     top = {
         key: activations[layer][f"{settings['source']}_{key}"][:, : settings["top_k"]]

@@ -14,7 +14,7 @@ with (
     input, layer = snakemake.input, snakemake.wildcards.layer
     virtual = None
     if input.virtual:
-        virtual = files.enter_context(store.open(input.virtual, "virtual_filters"))
+        virtual = files.enter_context(store.open(input.virtual))
     work = task(snakemake, "gabor", ("fields", "virtual"), fields.attrs["weights_sha256"])
     gabor.measure(layer, snakemake.params.channels, fields, input.weights, virtual, work)
     log.info("%s: %d channels", layer, snakemake.params.channels)

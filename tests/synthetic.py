@@ -156,9 +156,9 @@ class Run:
         along = x * np.cos(angle) - y * np.sin(angle)
         sigma = window / 6
         carrier = np.cos(2 * np.pi * along / (0.4 * window) + channel)
-        gabor = np.exp(-(x**2 + y**2) / (2 * sigma**2)) * carrier
+        field = np.exp(-(x**2 + y**2) / (2 * sigma**2)) * carrier
         weights = [(1, 1, 1), (1, -1, 0), (0.5, 0.5, -1)][channel % 3]
-        return np.multiply.outer(np.array(weights, float), gabor)
+        return np.multiply.outer(np.array(weights, float), field)
 
     def _receptive_field(self, folder: Path, layer: Layer) -> None:
         window = min(layer.size or IMAGE, IMAGE)
@@ -218,7 +218,7 @@ class Run:
 def tuning(
     layers: Mapping[str, int] | None = None, seed: int = 0, tuned: float = 0.6
 ) -> pd.DataFrame:
-    """Return an invented channels.csv with the columns of the stages `gabor` and `gratings`.
+    """Return an invented channels.csv with the columns of Gabors and gratings.
 
     `layers` maps layers to channels; only the first has kernels. A share `tuned` of the channels is
     tuned to orientation; the last of each layer answers nothing; the estimates of an orientation
@@ -441,9 +441,9 @@ def color_file(path: Path, rows: pd.DataFrame, window: int = 15, seed: int = 0) 
     preferred = np.radians(rows["hue_deg"].fillna(0).to_numpy())
     answer = 0.5 + np.where(opponent[:, None], np.cos(turn - preferred[:, None]), 0.1)
     y, x = np.indices((window, window)) - (window - 1) / 2
-    gabor = np.exp(-(x**2 + y**2) / (window / 2)) * np.cos(2 * np.pi * x / window)
+    field = np.exp(-(x**2 + y**2) / (window / 2)) * np.cos(2 * np.pi * x / window)
     fields = np.zeros((count, 3, window, window), np.float32)
-    fields[np.arange(count), opponent.astype(int)] = gabor
+    fields[np.arange(count), opponent.astype(int)] = field
     with store.create(path, store.provenance("color", {})) as file:
         file["channel"] = np.arange(count, dtype=np.int32)
         file["orientation"], file["frequency"] = np.arange(0, 180, 45.0), frequency

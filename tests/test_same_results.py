@@ -10,7 +10,7 @@ import pytest
 from same_results import differences
 
 TABLE = "results/run/channels.csv"
-FIELDS = "results/run/gabor/conv1.h5"
+FIELDS = "results/run/gratings/conv1.h5"
 FINDINGS = "results/run/findings.json"
 
 
@@ -28,7 +28,7 @@ def two(tmp_path):
     }
     pd.DataFrame(table).to_csv(first / TABLE, index=False)
     with h5py.File(first / FIELDS, "w") as file:
-        file.attrs["stage"] = "gabor"
+        file.attrs["stage"] = "gratings"
         file.attrs["device"] = "cpu"
         file["group/fit"] = np.array([[1e-3, np.nan, np.inf], [0, -2e-3, 4e-3]], np.float32)
         file["names"] = ["a", "b"]
@@ -135,7 +135,7 @@ def test_attributes_but_for_those_that_tell_how_a_file_was_made(two):
         file["group"].attrs["more"] = 1
     assert differences(*two) == [
         f"{FIELDS}: attribute more of group: only in the second",
-        f"{FIELDS}: attribute stage of /: 1 of 1 differ, first: gabor and color",
+        f"{FIELDS}: attribute stage of /: 1 of 1 differ, first: gratings and color",
     ]
 
 

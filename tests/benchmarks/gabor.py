@@ -29,7 +29,7 @@ def draw(size: int, seed: int) -> np.ndarray:
     x, y = random.uniform(-size / 6, size / 6, (2, n))
     theta, phase = random.uniform(0, 180, n), random.uniform(-180, 180, n)
     parameters = (x, y, *sigma, theta, frequency, phase, np.ones(n), random.normal(0, 0.05, n))
-    fields = gabor_fit.gabor(size, np.stack(parameters, 1))
+    fields = gabor_fit.gabors(size, np.stack(parameters, 1))
     noise = random.uniform(0.05, 0.8, n)[:, None, None] * fields.std((1, 2), keepdims=True)
     return fields + noise * random.normal(size=fields.shape)
 

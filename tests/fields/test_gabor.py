@@ -88,7 +88,7 @@ def noisy(fields: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
 def test_planted_gabors_are_recovered(size):
     true = planted(100, size, size)
     fields = np.array([drawn(size, *parameters) for parameters in true])
-    np.testing.assert_allclose(gabor_fit.gabor(size, true), fields, atol=1e-12)
+    np.testing.assert_allclose(gabor_fit.gabors(size, true), fields, atol=1e-12)
     clean = gabor_fit.fit(fields)
     assert (clean.reason == "").all() and clean.converged.all()
     assert right(clean.parameters, true).all()
@@ -102,14 +102,14 @@ def test_planted_gabors_are_recovered(size):
 
 def test_standard_errors_are_the_scatter_of_repeated_fits():
     true = planted(1, 11, 3)
-    fields = np.repeat(gabor_fit.gabor(11, true), 400, 0)
+    fields = np.repeat(gabor_fit.gabors(11, true), 400, 0)
     found = gabor_fit.fit(noisy(fields, 0.1))
     scatter = (found.parameters - true).std(0)
     np.testing.assert_allclose(np.median(found.errors, 0), scatter, rtol=0.15)
 
 
 def test_units_do_not_matter():
-    fields = noisy(gabor_fit.gabor(9, planted(10, 9, 1)), 0.3)
+    fields = noisy(gabor_fit.gabors(9, planted(10, 9, 1)), 0.3)
     plain = gabor_fit.fit(fields)
     for factor in (1e-9, 1e7):
         scaled = gabor_fit.fit(factor * fields + 3 * factor)
@@ -173,7 +173,7 @@ def curve_fit(field: np.ndarray, start: np.ndarray):
 
 def test_fits_and_errors_are_those_of_curve_fit_from_the_same_starts():
     """Half of each field is noise; scipy differentiates numerically."""
-    fields = noisy(gabor_fit.gabor(9, planted(12, 9, 5)), 0.7, 2)
+    fields = noisy(gabor_fit.gabors(9, planted(12, 9, 5)), 0.7, 2)
     found = gabor_fit.fit(fields)
     centred = fields - fields.mean((1, 2), keepdims=True)
     for index, field in enumerate(fields):
@@ -194,7 +194,7 @@ def test_fits_and_errors_are_those_of_curve_fit_from_the_same_starts():
 def test_large_fields_are_fitted_in_a_window_around_their_energy():
     true = planted(6, 21, 4)
     true[:, :2] = [(20, 9), (-25, 25), (0, 0), (3, -28), (14.3, 0), (-8, -8)]
-    fields = noisy(gabor_fit.gabor(81, true), 0.02)
+    fields = noisy(gabor_fit.gabors(81, true), 0.02)
     found = gabor_fit.fit(fields)
     assert (found.window < 81).all() and (found.window >= gabor_fit.WHOLE).all()
     assert right(found.parameters, true).all()
@@ -282,7 +282,7 @@ def test_selectivity_is_that_of_answers_to_drawn_gratings():
 
 @pytest.mark.parametrize("size", [7, 41])
 def test_turned_and_mirrored_fields_turn_and_mirror_what_is_reported(size):
-    fields = noisy(gabor_fit.gabor(size, planted(20, size, 8)), 0.2)
+    fields = noisy(gabor_fit.gabors(size, planted(20, size, 8)), 0.2)
     plain = gabor_fit.fit(fields).parameters
     turned = gabor_fit.fit(np.rot90(fields, axes=(1, 2)).copy()).parameters
     mirrored = gabor_fit.fit(fields[:, :, ::-1].copy()).parameters
@@ -304,7 +304,7 @@ def test_the_canonical_form_is_the_same_function():
     raw[:, 4], raw[:, 6] = random.uniform(-720, 720, 50), random.uniform(-720, 720, 50)
     raw[::2, 7] *= -1
     found = gabor_fit.canonical(raw)
-    np.testing.assert_allclose(gabor_fit.gabor(9, found), gabor_fit.gabor(9, raw), atol=1e-9)
+    np.testing.assert_allclose(gabor_fit.gabors(9, found), gabor_fit.gabors(9, raw), atol=1e-9)
     assert (found[:, 4] >= 0).all() and (found[:, 4] < 180).all()
     assert (found[:, 6] >= -180).all() and (found[:, 6] < 180).all() and (found[:, 7] > 0).all()
     edge = gabor_fit.canonical([[0, 0, 1, 1, -1e-15, 0.2, 180, 1, 0]])
@@ -389,7 +389,7 @@ def five_kernels() -> np.ndarray:
     true = planted(5, 9, 7)
     true[:, 8] = 0
     colour = np.array([(1, 1, 1), (1, 0.5, -0.2), (0.2, 1, 0.4), (1, -0.4, 0.3), (1e-6, 0, 0)])
-    return colour[:, :, None, None] * gabor_fit.gabor(9, true)[:, None]
+    return colour[:, :, None, None] * gabor_fit.gabors(9, true)[:, None]
 
 
 def test_a_layers_kernels_gradients_and_virtual_filters_agree(layer):
@@ -483,7 +483,7 @@ def planted_network(noise: float) -> tuple[np.ndarray, np.ndarray]:
     true = planted(60, 7, 13)
     true[:, 8] = 0
     colours = np.array([colour(random) for _ in true])
-    kernels = colours[:, :, None, None] * gabor_fit.gabor(7, true)[:, None]
+    kernels = colours[:, :, None, None] * gabor_fit.gabors(7, true)[:, None]
     size = np.sqrt(np.square(kernels).mean((1, 2, 3), keepdims=True))
     kernels += noise * size * random.normal(size=kernels.shape)
     # Fields are fitted along the side of their colour that adds up to more than 0.

@@ -37,7 +37,7 @@ def write(folder: Path) -> None:
     """Write gabor/conv1.h5 and receptive_fields/conv1.h5; channel 5 of six sees nothing."""
     colour = np.tile([0.6, 0, -0.8], (6, 1))
     fields = np.zeros((6, 3, SIZE, SIZE))
-    fields[:4] = np.einsum("nc,nyx->ncyx", colour[:4], gabor_fit.gabor(SIZE, PLANTED[:4]))
+    fields[:4] = np.einsum("nc,nyx->ncyx", colour[:4], gabor_fit.gabors(SIZE, PLANTED[:4]))
     fields[4] = np.random.default_rng(0).normal(size=(3, SIZE, SIZE))
     colour[5] = np.nan
     with store.create(folder / "gabor" / "conv1.h5", store.provenance("gabor", {})) as file:

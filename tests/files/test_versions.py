@@ -139,7 +139,7 @@ def test_an_edit_is_noticed_until_it_is_recorded_and_a_new_version_too(library, 
 def test_the_modules_of_a_stage_are_all_that_its_job_runs():
     wing = {name.rpartition(".")[2] for name in versions.modules("receptive_fields")}
     assert {"receptive_fields", "crops", "statistics", "model", "graph"} <= wing
-    assert not wing & {"store", "jobs", "config", "gabor", "channels"}
+    assert not wing & {"store", "jobs", "config", "gabor_fit", "channels"}
 
 
 def test_the_release_is_the_same_everywhere():

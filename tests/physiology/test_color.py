@@ -70,7 +70,7 @@ def blob(sigma: float, x: float = 0, y: float = 0) -> np.ndarray:
     return np.exp(-((place[None] - x) ** 2 + (-place[:, None] - y) ** 2) / (2 * sigma**2))
 
 
-def gabor(theta: float, frequency: float, phase: float) -> np.ndarray:
+def gabor_field(theta: float, frequency: float, phase: float) -> np.ndarray:
     place = np.arange(SIZE) - (SIZE - 1) / 2
     x, y = place[None], -place[:, None]
     along = x * np.cos(np.radians(theta)) + y * np.sin(np.radians(theta))
@@ -99,7 +99,8 @@ def planted(seed: int) -> tuple[np.ndarray, list[str], list[str]]:
     for number in range(6):
         x, y = random.uniform(-1, 1, 2)
         theta = random.uniform(0, 180)
-        plant("gabor", color_rules.NON, np.ones(3), gabor(theta, 0.18, random.uniform(0, 360)))
+        grating = gabor_field(theta, 0.18, random.uniform(0, 360))
+        plant("grey_gabor", color_rules.NON, np.ones(3), grating)
         plant("grey_blob", color_rules.NON, np.ones(3), blob(1.8, x, y))
         for axis in (1, 2):
             pure = covector(axis)
@@ -139,7 +140,7 @@ def test_planted_classes_are_found_by_every_rule_where_they_must_agree(plant):
     assert table["color_class_unrectified"].tolist() == classes.tolist()
     assert table["color_class_energy"].tolist() == classes.tolist()
     tinted = np.char.startswith(kinds, "tinted")
-    for kind in ("gabor", "grey_blob"):
+    for kind in ("grey_gabor", "grey_blob"):
         # Grey sees gratings and no hue.
         rows = table[kinds == kind]
         assert rows["harris_spatial"].all() and not rows["harris_spectral"].any()
@@ -219,7 +220,7 @@ def test_a_grey_kernel_scores_a_quarter_and_nothing_in_code_space(plant):
         lightness, red_green, blue = expected[sign]
         assert row["color_ratio"] == pytest.approx(red_green / lightness, rel=0.02)
         assert row["color_ratio_s"] == pytest.approx(blue / lightness, rel=0.02)
-    grey = table[np.isin(kinds, ["grey_blob", "gabor"])]
+    grey = table[np.isin(kinds, ["grey_blob", "grey_gabor"])]
     assert grey["color_ratio"].between(0.18, 0.3).all()
     assert grey["color_ratio"].mean() == pytest.approx(0.24, abs=0.02)
     assert grey["color_ratio_rgb"].to_numpy() == pytest.approx(0, abs=1e-5)
@@ -274,7 +275,7 @@ def test_cone_weights_of_planted_fields():
     """Fields made from cones up, of one or two lobes; where these are balanced a plain sum over
     pixels vanishes."""
     to_code = np.linalg.inv(SPACE.code_per_cone)
-    lobes = gabor(40, 0.15, 50)
+    lobes = gabor_field(40, 0.15, 50)
     assert abs(lobes.sum()) < 1e-9 * np.abs(lobes).sum()
     weights = np.array([[0.5, -0.5, 0], [0.3, 0.6, 0.1], [-0.2, -0.2, 0.6], [-0.5, 0.5, 0]])
     for field in (lobes, blob(1.5, 1, 0)):
@@ -308,7 +309,8 @@ def test_share_balance_and_hue_by_hand():
         [
             np.multiply.outer(covector(0), field),
             np.multiply.outer(3 * covector(0) + 4 * red_green, field),
-            np.multiply.outer(red_green, gabor(0, 0.15, 90)) + np.multiply.outer(blue, -field),
+            np.multiply.outer(red_green, gabor_field(0, 0.15, 90))
+            + np.multiply.outer(blue, -field),
             np.multiply.outer(blue - red_green, field),
             np.zeros((3, SIZE, SIZE)),
         ]

@@ -52,7 +52,7 @@ def colour(random: np.random.Generator) -> np.ndarray:
             return direction
 
 
-def gabor(size, theta, frequency, phase, sigma_x, sigma_y, centre=(0, 0)) -> np.ndarray:
+def gabor_field(size, theta, frequency, phase, sigma_x, sigma_y, centre=(0, 0)) -> np.ndarray:
     x, y = axes(size)
     x, y = x - centre[0], y - centre[1]
     angle = np.radians(theta)
@@ -71,7 +71,7 @@ def planted_gabors(count: int, size: int, seed: int) -> np.ndarray:
         sigma = np.minimum(random.uniform(0.45, 0.6, 2) / frequency, size / 4)
         where = random.uniform(-1, 1, 2)
         angles = random.uniform(0, 180), random.uniform(-180, 180)
-        fields.append(gabor(size, angles[0], frequency, angles[1], *sigma, where))
+        fields.append(gabor_field(size, angles[0], frequency, angles[1], *sigma, where))
     return np.array(fields)
 
 
@@ -234,7 +234,7 @@ def test_an_energy_unit_is_complex_and_frequencies_above_the_layers_own_are_mark
 
     network = Energy().eval()
     kernels = [
-        gabor(11, 30, frequency, phase, 2.2, 2.2)
+        gabor_field(11, 30, frequency, phase, 2.2, 2.2)
         for frequency in (0.18, 0.33)
         for phase in (0, 90, 180, 270)
     ]
@@ -350,7 +350,7 @@ def test_a_label_that_changes_with_the_blank_is_flagged(tmp_path):
     """conv1 with three kinds of units: one sees gratings only, one is dark-loving (black drives it
     more than any grating), one is flagged for the mean image alone."""
     kernels = np.zeros((3, 3, 7, 7))
-    kernels[0] = gabor(7, 0, 0.25, 90, 1.5, 1.5)
+    kernels[0] = gabor_field(7, 0, 0.25, 90, 1.5, 1.5)
     kernels[0] -= kernels[0].mean()
     # Selective above grey; black lifts the blank above everything that a grating can do.
     kernels[1] = kernels[0] - 0.4

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rfatlas import stages
 from rfatlas.errors import RfatlasError
 from rfatlas.plan import config
 
@@ -227,11 +228,13 @@ def test_defaults_give_way_to_a_smaller_number_that_is_given(good):
 
 
 def test_a_stage_that_reads_another_is_off_with_it_unless_asked_for(good):
-    assert config.load(good)["stages"]["gabor"]
-    loaded = config.load(changed(good, "stages.receptive_fields", False))
-    assert not loaded["stages"]["gabor"] and loaded["stages"]["gratings"]
-    asked = changed(good, "stages", {"receptive_fields": False, "gabor": True})
-    assert config.load(asked)["stages"]["gabor"]
+    readers = [stage.name for stage in stages.STAGES if stage.like == "receptive_fields"]
+    switches = config.load(good)["stages"]
+    assert readers and all(switches[reader] for reader in readers)
+    switches = config.load(changed(good, "stages.receptive_fields", False))["stages"]
+    assert not any(switches[reader] for reader in readers) and switches["gratings"]
+    asked = changed(good, "stages", {"receptive_fields": False, readers[-1]: True})
+    assert config.load(asked)["stages"][readers[-1]]
 
 
 def test_loading_twice_changes_nothing(good):

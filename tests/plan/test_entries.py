@@ -1,20 +1,24 @@
 """What entries of the config mean: stages that are on, random twins, samples of channels."""
 
+from rfatlas import stages
 from rfatlas.plan import config, entries
+
+#: What the stage orientation looks at.
+FOLLOWED = stages.BY_NAME["orientation"].follows
 
 
 def test_stages_without_a_switch_follow_those_they_look_at(good):
     good["stages"] = {"color": False, "gratings": False}
     loaded = config.load(good)
     assert not entries.stage_on(loaded, "opponency")
-    assert entries.stage_on(loaded, "orientation"), "gabor is on"
+    assert entries.stage_on(loaded, "orientation"), "what it follows besides gratings is on"
     assert entries.stage_on(loaded, "activations")
-    loaded["stages"]["gabor"] = False
+    loaded["stages"] |= dict.fromkeys(FOLLOWED, False)
     assert not entries.stage_on(loaded, "orientation")
 
 
 def test_a_run_goes_without_stages(good):
-    good["runs"]["a"]["without"] = ["gratings", "gabor", "color"]
+    good["runs"]["a"]["without"] = [*FOLLOWED, "color"]
     loaded = config.load(good)
     assert entries.stage_on(loaded, "gratings") and entries.stage_on(loaded, "gratings", "b")
     assert not entries.stage_on(loaded, "gratings", "a")

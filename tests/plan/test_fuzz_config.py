@@ -36,7 +36,7 @@ SOUND = {
     "device": "cpu",
     "runs": {
         "a": {"model": "net", "dataset": "photos"},
-        "b": {"model": "r", "dataset": "photos", "without": ["gabor"]},
+        "b": {"model": "r", "dataset": "photos", "without": ["gratings"]},
     },
     "models": {
         "net": {

@@ -190,7 +190,7 @@ def measure(
     """Write `<layer>.h5` (docs/files.md) and its table.
 
     `channels` of the layer; `fields` its open receptive_fields/<layer>.h5; `weights` the run's
-    model.safetensors; `virtual` the open virtual_filters.h5, None where that stage is off.
+    model.safetensors; `virtual` the open file of virtual filters, None where that stage is off.
     """
     found: dict[str, Source | None] = dict.fromkeys(SOURCES)
     found["gradient"], found["gradient_lum"] = fit_fields(

@@ -94,7 +94,7 @@ _X, _Y, _SX, _SY, _THETA, _F = range(6)
 # ---- the model
 
 
-def gabor(size: int, parameters: np.ndarray) -> np.ndarray:
+def gabors(size: int, parameters: np.ndarray) -> np.ndarray:
     """Return Gabor functions (n, size, size) with `PARAMETERS` (n, 9) on the pixels of a field."""
     x, y, sx, sy, theta, f, phase, amplitude, offset = np.asarray(parameters, float).T[
         :, :, None, None
@@ -783,7 +783,7 @@ def selectivity(parameters: np.ndarray, size: int, lowest: float) -> np.ndarray:
     """
     place = np.arange(size) - (size - 1) / 2
     aperture = np.hypot(place, place[:, None]) <= size / 2
-    fields = gabor(size, parameters) * aperture
+    fields = gabors(size, parameters) * aperture
     u = np.geomspace(lowest, 0.5, _FREQUENCIES)
     curves = []
     for turn in (0, np.pi / 2):

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from rfatlas.fields.gabor_fit import gabor
+from rfatlas.fields.gabor_fit import gabors
 from rfatlas.figures import sheets, style
 
 #: Side of a picture, in pixels.
@@ -119,7 +119,7 @@ def sheet(found: Fitted, run: str, layer: str) -> Figure:
         page.put(row, 1, grey(field, scale))
         if not np.isfinite(parameters).all():
             continue
-        page.put(row, 2, grey(gabor(size, parameters[None])[0], scale))
+        page.put(row, 2, grey(gabors(size, parameters[None])[0], scale))
         corner = page.layout.corner(row, 0)
         shapes = [outline(parameters)]
         if not found.reason[row]:
