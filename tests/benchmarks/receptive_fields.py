@@ -66,7 +66,7 @@ def main() -> None:
             rng.integers(0, width, n),
             np.zeros(n, np.float32),
         )
-        prefix = traced.prefix(layer)
+        prefix = crops.differentiable(traced.prefix(layer), ours.device)
         kept = traced.kept_bytes(layer) * (cut.crop / EXTENT) ** 2
         batch = receptive_fields.plan(cut, channels, n, 9, kept, 3000).batch
         module = peer.get_submodule(layer)
