@@ -414,7 +414,7 @@ def measure(
     for key in ("certificate", "energy_inside"):
         fields.write(key, 0, rows[key])
     fields.complete()
-    table = _table(rows, top)
+    table = _columns(rows, top)
     if parts:
         table |= skip_residual.columns(rows, table["n_units"] > 0, reason)
     table = pd.DataFrame(table, index=channels).reindex(range(graph.shape(layer)[0]))
@@ -463,7 +463,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def _table(rows: Mapping[str, np.ndarray], top: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _columns(
+    rows: Mapping[str, np.ndarray], top: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     used = top["image"] >= 0
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(used, rows["certificate"] / np.abs(top["value"]), -np.inf).max(axis=1)
