@@ -22,6 +22,8 @@ import numpy as np
 
 from rfatlas.ablation import ablate
 from rfatlas.fields import receptive_fields
+from rfatlas.files import store
+from rfatlas.files.task import Task
 from rfatlas.images import scenes
 from rfatlas.images.decoding import decode
 from rfatlas.network import model
@@ -132,10 +134,8 @@ def fields(loaded: model.LoadedModel, description: dict, folder: Path) -> dict[s
         top["value"] = exact[top["image"], rows, top["yx"][..., 0], top["yx"][..., 1]]
 
         def measure(name=name, channels=channels, top=top) -> None:
-            output = folder / f"{name}.h5"
-            receptive_fields.measure(
-                loaded, name, pictures, np.arange(channels), top, output, 4, 3000, {}, {}
-            )
+            task = Task(folder / f"{name}.h5", store.provenance("receptive_fields", {}))
+            receptive_fields.measure(loaded, name, pictures, np.arange(channels), top, 4, 0, task)
 
         units = channels * per_channel
         seconds.append(best(measure) / units)
