@@ -52,7 +52,7 @@ def sources(run: Run, folder: Path, *stages: str) -> atlas.Sources:
         },
         virtual_filters=None,
         columns=ROOT / "docs" / "columns.md",
-        assets=ROOT / "workflow" / "atlas",
+        assets=ROOT / "scripts" / "rfatlas" / "atlas" / "page",
     )
 
 

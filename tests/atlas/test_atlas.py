@@ -210,7 +210,7 @@ def test_markup_in_names_is_text(built):
     overview = handed_over(folder / "atlas", "overview")
     assert overview["classNames"][1] == MARKUP
     page = atlas.render(
-        ROOT / "workflow" / "atlas" / atlas.TEMPLATE,
+        ROOT / "scripts" / "rfatlas" / "atlas" / "page" / atlas.TEMPLATE,
         run=MARKUP,
         facts=dict.fromkeys(("images", "channels", "layers", "top1", "weights", "factory"), MARKUP),
         runs=[MARKUP],
@@ -222,7 +222,11 @@ def test_markup_in_names_is_text(built):
 
 def test_the_page_asks_for_nothing_from_elsewhere(built):
     _, folder, _ = built
-    own = [path for path in (ROOT / "workflow" / "atlas").iterdir() if path.is_file()]
+    own = [
+        path
+        for path in (ROOT / "scripts" / "rfatlas" / "atlas" / "page").iterdir()
+        if path.is_file()
+    ]
     for path in [folder / "atlas" / "index.html", *own]:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|@import|\bfetch\(|XMLHttpRequest|innerHTML", text), path
@@ -517,7 +521,9 @@ def test_the_start_page_leads_to_all_runs(tmp_path):
         entry | {"atlas": True, "findings": False},
         entry | {"name": "a b", "atlas": False, "findings": True},
     ]
-    page = atlas.start_page(runs, {"pair": ["demo", "a b"]}, ROOT / "workflow/atlas" / atlas.START)
+    page = atlas.start_page(
+        runs, {"pair": ["demo", "a b"]}, ROOT / "scripts/rfatlas/atlas/page" / atlas.START
+    )
     assert f"{100 * right:.1f} %" in page
     assert re.findall('href="(.*?)"', page.split("</style>")[1]) == [
         "demo/atlas/index.html",

@@ -3,12 +3,12 @@
 # In:  results/<run>/channels.csv, model.json, activations.h5, the run's packed images (names of
 #      files and classes), the HDF5 files of the stages in ATLAS_TOPICS, virtual_filters.h5,
 #      findings.json and the matched channels of the stage compare, as far as they are on,
-#      docs/columns.md (what the columns mean), workflow/atlas/ (the pages)
+#      docs/columns.md (what the columns mean), scripts/rfatlas/atlas/page/ (the pages)
 # Out: results/<run>/atlas/index.html and what it loads; results/index.html
 # The sites are a group of their own: they look at other runs, and Snakemake follows all that a group
 # depends on once for each of its jobs.
 
-ATLAS_ASSETS = ROOT / "workflow" / "atlas"
+ATLAS_ASSETS = ROOT / "scripts" / "rfatlas" / "atlas" / "page"
 
 
 rule atlas_site:

@@ -5,8 +5,8 @@ disk may not fetch files, so the data are scripts that hand over JSON. `data/ove
 once: layers, and what the columns mean (from docs/columns.md). The values come when they are asked
 for: `data/column-<i>.js` of a column of the table, for the grid and the scatter plot, and
 `data/passports-<layer>-<block>.js` of BLOCK channels with all their numbers, curves and top units;
-pictures likewise. What the page does is in workflow/atlas/; uPlot, which draws the scatter plot's
-axes, is in workflow/atlas/uplot/ as its authors publish it (MIT licence).
+pictures likewise. What the page does is in page/; uPlot, which draws the scatter plot's
+axes, is in page/uplot/ as its authors publish it (MIT licence).
 """
 
 import base64
@@ -48,7 +48,7 @@ HUES = 72
 _DIGITS = 9
 _CURVE_DIGITS = 4
 
-#: What of workflow/atlas/ are templates; everything else there is copied.
+#: What of the page are templates; everything else there is copied.
 TEMPLATE, START = "index.html.j2", "start.html.j2"
 
 
@@ -453,7 +453,7 @@ class Sources:
     one file for all layers. `absent` says of the stages that there is nothing of why that is.
     `findings` is findings.json or None, `matched` the tables matched.csv of the stage `compare`,
     each with its reference in front, `runs` the other runs that have an atlas beside this one's.
-    `columns` is docs/columns.md, `assets` the folder workflow/atlas.
+    `columns` is docs/columns.md, `assets` the folder page.
     """
 
     run: str
