@@ -81,8 +81,25 @@ def create(path: str | Path, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
 _CHUNK_BYTES = 1 << 16
 
 
+class _Missing(RfatlasError, KeyError):
+    """A dataset that a file should have; h5py expects a KeyError in places."""
+
+    __str__ = Exception.__str__
+
+
 class _Group(h5py.Group):
-    """A group whose arrays of numbers get checksums of their chunks."""
+    """A group whose arrays of numbers get checksums of their chunks, and which says what it lacks
+    with the name of the file."""
+
+    def __getitem__(self, name: Any) -> Any:
+        try:
+            found = super().__getitem__(name)
+        except KeyError as error:
+            raise _Missing(
+                f"{self.file.filename}: no dataset {f'{self.name}/{name}'.lstrip('/')!r}; another "
+                "version of rfatlas may have written it, or it was changed: delete it and rerun"
+            ) from error
+        return _Group(found.id) if type(found) is h5py.Group else found
 
     def create_group(self, name: str, track_order: bool | None = None) -> h5py.Group:
         return _Group(super().create_group(name, track_order).id)
