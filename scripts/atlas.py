@@ -7,28 +7,21 @@ from rfatlas.files import jobs
 
 with jobs.job(snakemake) as log:
     files, params = snakemake.input, snakemake.params
-    fields = iter(map(Path, files.fields))
-    virtual = [Path(path) for path in files.virtual_filters]
+    single = ("description", "activations", "images", "channels", "columns")
     atlas.build(
         atlas.Sources(
             run=params.run,
-            description=Path(files.description),
-            activations=Path(files.activations),
-            images=Path(files.images),
-            channels=Path(files.channels),
-            stages={
-                stage: {layer: next(fields) for layer in layers}
-                for stage, layers in params.stages.items()
+            **{name: Path(files[name]) for name in single},
+            source=params.source,
+            stages=params.stages,
+            files={
+                stage["name"]: [Path(file) for file in files.get(stage["name"], [])]
+                for stage in params.stages
             },
-            virtual_filters=virtual[0] if virtual else None,
-            columns=Path(files.columns),
-            assets=Path(files.template).parent,
-            absent=params.absent,
-            findings=Path(files.findings[0]) if files.findings else None,
+            findings=Path(files.findings) if files.findings else None,
             matched=list(zip(params.references, map(Path, files.matched), strict=True)),
             runs=params.runs,
         ),
-        params.source,
         Path(snakemake.output[0]),
         log.info,
     )

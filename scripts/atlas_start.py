@@ -6,11 +6,8 @@ from rfatlas.atlas import atlas
 from rfatlas.files import jobs
 
 with jobs.job(snakemake) as log:
-    params = snakemake.params
-    runs = [
-        {**run, "activations": Path(activations)}
-        for run, activations in zip(params.runs, snakemake.input.activations, strict=True)
-    ]
-    page = atlas.start_page(runs, params.groups, Path(snakemake.input.template))
+    files = zip(snakemake.params.runs, snakemake.input, strict=True)
+    runs = [{**run, "activations": Path(file)} for run, file in files]
+    page = atlas.start_page(runs, snakemake.params.groups)
     Path(snakemake.output[0]).write_text(page, encoding="utf-8")
     log.info("open %s in a browser", Path(snakemake.output[0]).resolve())

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from synthetic import Run
 
+from rfatlas import stages
 from rfatlas.atlas import atlas
 from rfatlas.files import store
 from rfatlas.tables import channels
@@ -38,21 +39,25 @@ def write_table(run: Run, folder: Path, more: pd.DataFrame | None = None) -> pd.
     return store.read_table(folder / "channels.csv")
 
 
-def sources(run: Run, folder: Path, *stages: str) -> atlas.Sources:
-    """The files of an invented run, of these stages."""
+def told(absent: dict[str, str]) -> list[dict]:
+    """What the page is told of the stages, with the reasons why some are `absent`."""
+    return [stage | {"absent": absent.get(stage["name"], "")} for stage in stages.pages()]
+
+
+def sources(run: Run, folder: Path, *names: str) -> atlas.Sources:
+    """The files of an invented run, of stages of these names."""
     return atlas.Sources(
         run=run.name,
         description=folder / "model.json",
         activations=folder / "activations.h5",
         images=folder / "images.h5",
         channels=folder / "channels.csv",
-        stages={
-            stage: {layer.name: folder / stage / f"{layer.name}.h5" for layer in run.layers}
-            for stage in stages
-        },
-        virtual_filters=None,
         columns=ROOT / "docs" / "columns.md",
-        assets=ROOT / "scripts" / "rfatlas" / "atlas" / "page",
+        source="top_per_image",
+        stages=told({}),
+        files={
+            name: [folder / name / f"{layer.name}.h5" for layer in run.layers] for name in names
+        },
     )
 
 

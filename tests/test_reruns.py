@@ -36,7 +36,7 @@ READERS = {
     "ablation_groups compare figures atlas",
     "receptive_fields": "virtual_filters gabor color preferred_stimulus channels figures atlas",
     "virtual_filters": "gabor color channels figures atlas",
-    "gabor": "channels figures",
+    "gabor": "channels figures atlas",
     "gratings": "channels figures atlas",
     "color": "channels figures atlas",
     "preferred_stimulus": "channels figures atlas",

@@ -10,7 +10,27 @@ graph of jobs.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a channel in the atlas.
+
+    Attributes
+    ----------
+    name, title, note
+        Name of its tile (see `rfatlas.atlas.pictures`), caption, how to read it.
+    over
+        The picture that it is an outline on, from the columns <name>_x, <name>_y, ..., if it has no
+        tile of its own.
+    """
+
+    name: str
+    title: str
+    note: str
+    over: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,8 +72,12 @@ class Stage:
         Whether it brings columns to channels.csv.
     reason
         The column that says why a channel has no values of this stage.
+    reasons
+        What the atlas says for words in that column, and for "" where nothing else is known.
     pictures
-        What the atlas shows of it, channel by channel: name of the picture and its label.
+        What the atlas shows of it, channel by channel.
+    pictures_first
+        Whether they are at the top of a passport, not in the section with the numbers.
     """
 
     name: str
@@ -72,7 +96,13 @@ class Stage:
     per_channel: tuple[float, float] = (0.0, 0.0)
     columns: bool = False
     reason: str = ""
-    pictures: tuple[tuple[str, str], ...] = ()
+    reasons: tuple[tuple[str, str], ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    pictures_first: bool = False
+
+
+_UNDRIVEN = ("no_response", "no grating takes it above its answer to grey")
+_WEAK = ("weak", "its largest response is too small to measure")
 
 
 #: In the order of the work, which is also the order of the columns in channels.csv.
@@ -140,10 +170,20 @@ STAGES: tuple[Stage, ...] = (
         mem_mb=3000,
         columns=True,
         pictures=(
-            ("mean_image", "mean image"),
-            ("mean_gradient", "mean gradient"),
-            ("effective", "effective RF"),
+            Picture("mean_image", "mean image", "Mean of what the top units looked at."),
+            Picture(
+                "effective",
+                "effective RF",
+                "Mean of |gradient| × image: the pixels that count, in their colours; black is 0.",
+            ),
+            Picture(
+                "mean_gradient",
+                "mean gradient",
+                "How the activation rises with each pixel, mean over the top units; "
+                "grey is 0, scaled to its own largest values.",
+            ),
         ),
+        pictures_first=True,
     ),
     Stage(
         "skip_residual",
@@ -156,7 +196,15 @@ STAGES: tuple[Stage, ...] = (
         part_of="receptive_fields",
         columns=True,
         reason="skip_reason",
-        pictures=(("skip", "skip part"), ("residual", "residual part")),
+        pictures=tuple(
+            Picture(
+                name,
+                f"{name} part",
+                f"The part of the mean gradient that comes through the {way}; "
+                "both parts on one scale.",
+            )
+            for name, way in (("skip", "skip connection"), ("residual", "residual branch"))
+        ),
     ),
     Stage(
         "virtual_filters",
@@ -172,7 +220,18 @@ STAGES: tuple[Stage, ...] = (
         per_channel=(0.005, 2300),
         columns=True,
         reason="virtual_reason",
-        pictures=(("virtual_filter", "virtual filter"), ("virtual_linear", "its linear response")),
+        pictures=(
+            Picture(
+                "virtual_filter",
+                "virtual filter",
+                "The first layer's kernels, composed through the skip connections alone.",
+            ),
+            Picture(
+                "virtual_linear",
+                "its linear response",
+                "The exact linear response of that path.",
+            ),
+        ),
     ),
     Stage(
         "gabor",
@@ -189,7 +248,25 @@ STAGES: tuple[Stage, ...] = (
         per_channel=(0.014, 750),
         columns=True,
         reason="gabor_reason",
-        pictures=(("gabor", "its Gabor"),),
+        reasons=(
+            ("blob", "its field is a blob, which has no orientation"),
+            ("noise", "its field cannot be told from noise"),
+            ("poor", "no Gabor explains a tenth of its field"),
+            ("steep", "the best fit is near zero at every pixel"),
+            ("weak", "its field is too weak to fit"),
+            ("blank", "its field is constant"),
+            ("small", "its field is smaller than 5 × 5 pixels"),
+        ),
+        pictures=(
+            Picture(
+                "gabor",
+                "its Gabor",
+                "The Gabor fitted to the mean gradient: its envelope at one sigma, "
+                "and a line along its bars.",
+                over="mean_gradient",
+            ),
+        ),
+        pictures_first=True,
     ),
     Stage(
         "gratings",
@@ -204,6 +281,7 @@ STAGES: tuple[Stage, ...] = (
         mem_mb=3000,
         columns=True,
         reason="grating_reason",
+        reasons=(_UNDRIVEN, _WEAK),
     ),
     Stage(
         "color",
@@ -218,7 +296,16 @@ STAGES: tuple[Stage, ...] = (
         mem_mb=3000,
         columns=True,
         reason="color_reason",
-        pictures=(("dkl_lum", "L+M"), ("dkl_lm", "L−M"), ("dkl_s", "S−(L+M)")),
+        reasons=(_UNDRIVEN, _WEAK),
+        pictures=tuple(
+            Picture(
+                name,
+                title,
+                f"The mean gradient along the axis {title}, in its colours; grey is 0, "
+                "the three maps on one scale.",
+            )
+            for name, title in (("dkl_lum", "L+M"), ("dkl_lm", "L−M"), ("dkl_s", "S−(L+M)"))
+        ),
     ),
     Stage(
         "preferred_stimulus",
@@ -233,10 +320,21 @@ STAGES: tuple[Stage, ...] = (
         mem_mb=3000,
         columns=True,
         reason="stimulus_reason",
-        pictures=(
-            ("stimulus", "preferred stimulus"),
-            ("off_stimulus", "least preferred stimulus"),
+        reasons=(
+            ("not_measured", "it is not in the sample of channels (preferred_stimulus.channels)"),
+            ("constant", "no stimulus changes its answer"),
+            ("silent", "no stimulus drives it above 0"),
+            ("no_photograph", "no photograph drives it above 0"),
         ),
+        pictures=(
+            Picture("stimulus", "preferred stimulus", "The input found to drive the unit most."),
+            Picture(
+                "off_stimulus",
+                "least preferred stimulus",
+                "The input found to suppress the unit most.",
+            ),
+        ),
+        pictures_first=True,
     ),
     Stage(
         "ablation",
@@ -250,6 +348,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         mem_mb=4000,
         columns=True,
+        reasons=(("", "this layer or channel is not among those that were ablated"),),
     ),
     Stage(
         "channels",
@@ -364,6 +463,22 @@ def with_columns() -> list[str]:
 def parts(name: str) -> list[str]:
     """Names of the parts of a stage."""
     return [stage.name for stage in STAGES if stage.part_of == name]
+
+
+def pages() -> list[dict[str, Any]]:
+    """What the page of the atlas is told of the stages with columns, as JSON holds it."""
+    return [
+        {
+            "name": stage.name,
+            "title": stage.title,
+            "reason": stage.reason,
+            "reasons": dict(stage.reasons),
+            "pictures": [asdict(picture) for picture in stage.pictures],
+            "first": stage.pictures_first,
+        }
+        for stage in STAGES
+        if stage.columns
+    ]
 
 
 def readers(name: str) -> list[str]:

@@ -10,7 +10,15 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from atlas_site import MARKUP, handed_over, sources, unpacked, write_gratings, write_table
+from atlas_site import (
+    MARKUP,
+    handed_over,
+    sources,
+    told,
+    unpacked,
+    write_gratings,
+    write_table,
+)
 from PIL import Image
 from synthetic import IMAGE, Layer, Run
 
@@ -30,7 +38,7 @@ def built(tmp_path_factory):
     run.class_names[1] = MARKUP
     folder = run.write(tmp_path_factory.mktemp("atlas") / run.name)
     table = write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
     return run, folder, table
 
 
@@ -57,7 +65,7 @@ def test_passports_hold_the_rows_of_the_table(monkeypatch, tmp_path):
     run = Run(layers=[Layer("conv1", 12, 8, 7, 2, 0.5), Layer("layer1.0", 4, 4, 19, 4, 0.5)])
     folder = run.write(tmp_path / "demo")
     table = write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
     row = 0
     for name in ("00-00", "00-01", "00-02", "01-00"):
         data = handed_over(folder / "atlas", f"passports-{name}")
@@ -94,13 +102,14 @@ def test_layers_are_counted_as_the_page_filters():
     table = pd.DataFrame(
         {
             "layer": ["conv1"] * 4 + ["conv2"] * 2,
+            "depth": [0] * 4 + [1] * 2,
             "inactive": pd.array([True, False, True, False, False, False], dtype=object),
             "color_class": ["double_opponent", "single_opponent", None, "x", None, None],
             "zero_q": [0.01, 0.05, 0.2, np.nan, np.nan, np.nan],
             "osi": [0.1, 0.3, np.nan, 0.8, 1.0, 0.5],
         }
     )
-    found = atlas.by_layer(table)
+    found = atlas.layer_measures(table)
     assert [column for _, column, _ in found["measures"]] == [
         "inactive",
         "color_class",
@@ -210,7 +219,7 @@ def test_markup_in_names_is_text(built):
     overview = handed_over(folder / "atlas", "overview")
     assert overview["classNames"][1] == MARKUP
     page = atlas.render(
-        ROOT / "scripts" / "rfatlas" / "atlas" / "page" / atlas.TEMPLATE,
+        atlas.TEMPLATE,
         run=MARKUP,
         facts=dict.fromkeys(("images", "channels", "layers", "top1", "weights", "factory"), MARKUP),
         runs=[MARKUP],
@@ -222,11 +231,7 @@ def test_markup_in_names_is_text(built):
 
 def test_the_page_asks_for_nothing_from_elsewhere(built):
     _, folder, _ = built
-    own = [
-        path
-        for path in (ROOT / "scripts" / "rfatlas" / "atlas" / "page").iterdir()
-        if path.is_file()
-    ]
+    own = [path for path in atlas.PAGE.iterdir() if path.is_file()]
     for path in [folder / "atlas" / "index.html", *own]:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|@import|\bfetch\(|XMLHttpRequest|innerHTML", text), path
@@ -272,7 +277,7 @@ def test_pictures_of_small_fields_are_exact(built):
     run, folder, _ = built
     overview = handed_over(folder / "atlas", "overview")
     layer, entry = run.layers[0], overview["layers"][0]
-    names = [tile["name"] for tile in entry["strip"]["tiles"]]
+    names = entry["strip"]["tiles"]
     assert entry["strip"]["side"] == layer.size == entry["window"]
     with h5py.File(folder / "receptive_fields" / "conv1.h5") as file:
         for channel in (0, 7, 11):
@@ -292,7 +297,7 @@ def test_thumbnails_of_many_channels_stand_in_several_sheets(tmp_path):
     run = Run(layers=[Layer("conv1", 70, 2, 7, 2, 0.5)], images=4, top_k=2)
     folder = run.write(tmp_path / "demo")
     write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
     sheets = sorted((folder / "atlas" / "sprites").glob("mean_image-00-*.webp"))
     assert len(sheets) == 5
     with h5py.File(folder / "receptive_fields" / "conv1.h5") as file:
@@ -307,7 +312,7 @@ def test_pictures_of_large_fields_resemble_them(built):
     run, folder, _ = built
     overview = handed_over(folder / "atlas", "overview")
     entry = overview["layers"][2]
-    names = [tile["name"] for tile in entry["strip"]["tiles"]]
+    names = entry["strip"]["tiles"]
     assert entry["strip"]["side"] == pictures.PICTURE
     with h5py.File(folder / "receptive_fields" / "layer2.0.h5") as file:
         for channel in range(6):
@@ -334,7 +339,7 @@ def test_a_silent_channel_is_hatched_and_has_no_units(built):
         np.testing.assert_array_equal(shown, style.hatch(entry["strip"]["side"]))
     layer = handed_over(folder / "atlas", "passports-01-00")
     assert layer["top"]["units"][2] == []
-    assert layer["missing"][2] == [tile["name"] for tile in entry["strip"]["tiles"]]
+    assert layer["missing"][2] == entry["strip"]["tiles"]
     assert layer["missing"][3] == []
     assert layer["classes"][2] == []
 
@@ -430,7 +435,7 @@ def test_curves_of_color_and_its_maps(tmp_path):
         file.attrs["axis_change"], file["hue_rgb"] = axes, looks
     with store.open(tmp_path / "conv1.h5", "color") as file:
         found = atlas.curves({"color": file}, 3)
-        tiles = pictures.tiles({"color": file}, None, {}, 32, "top_per_image")
+        tiles = pictures.tiles({"color": file}, None, None, {}, 32)
         drawn = [tile.draw(1)[0] for tile in tiles]
     peaks = [found["hue"]["axis"][int(np.argmax(v))] for v in found["hue"]["values"][:2]]
     assert peaks == [0, 90]
@@ -467,11 +472,12 @@ def test_losses_are_those_of_the_first_mode_and_of_its_channels(tmp_path):
         file["shuffle/class_delta"] = np.zeros((2, 2), np.float32)
     with store.open(tmp_path / "conv1.h5", "ablation") as file:
         found = atlas.ablated_classes(file, 3)
-    assert found == {"mode": "mean", "values": [[[0, -1, 1]], None, [[1, -0.3333, 3]]]}
+    losses = {"mode": "mean", "values": [[[0, -1, 1]], None, [[1, -0.3333, 3]]]}
+    assert found == {"losses": losses}
     with store.create(tmp_path / "none.h5", {"stage": "ablation"}) as file:
         file["channel"], file["label"] = np.array([0]), np.array([0])
     with store.open(tmp_path / "none.h5", "ablation") as file:
-        assert atlas.ablated_classes(file, 3) is None
+        assert atlas.ablated_classes(file, 3) == {}
 
 
 def test_matched_channels_are_found_from_both_sides():
@@ -484,7 +490,7 @@ def test_matched_channels_are_found_from_both_sides():
             "correlation": [0.5, np.nan, 0.25, 1],
         }
     )
-    table.attrs["reference"] = "demo"
+    table = ("demo", table)
     assert atlas.matches([table, table], "demo", "conv1", 2) == [
         [["twin", 1, 0.5]],
         [["other", 1, 0.25]],
@@ -500,13 +506,15 @@ def test_pages_get_findings_and_reasons(tmp_path):
     claim = {"claim": "c", "question": "Q?", "sentence": "S.", "missing": None, "rule": "r"}
     rows = [{"table": "t/t.csv", "line": 3, "layer": "conv1"}]
     (folder / "findings.json").write_text(json.dumps({"claims": [claim | {"rows": rows}]}))
-    absent = {"color": "it is off"}
-    given = replace(sources(run, folder), findings=folder / "findings.json", absent=absent)
-    atlas.build(replace(given, runs=["twin"]), "top_per_image", folder / "atlas")
+    about = told({"color": "it is off"})
+    given = replace(sources(run, folder), findings=folder / "findings.json", stages=about)
+    atlas.build(replace(given, runs=["twin"]), folder / "atlas")
     overview = handed_over(folder / "atlas", "overview")
     del claim["rule"]
     assert overview["findings"] == [claim | {"lines": [["t/t.csv", 3]]}]
-    assert overview["absent"] == absent and overview["runs"] == ["twin"]
+    reasons = {stage["name"]: stage["absent"] for stage in overview["stages"]}
+    assert reasons.pop("color") == "it is off" and not any(reasons.values())
+    assert overview["runs"] == ["twin"]
     page = (folder / "atlas" / "index.html").read_text()
     assert '<a href="../../twin/atlas/index.html">twin</a>' in page
 
@@ -521,9 +529,7 @@ def test_the_start_page_leads_to_all_runs(tmp_path):
         entry | {"atlas": True, "findings": False},
         entry | {"name": "a b", "atlas": False, "findings": True},
     ]
-    page = atlas.start_page(
-        runs, {"pair": ["demo", "a b"]}, ROOT / "scripts/rfatlas/atlas/page" / atlas.START
-    )
+    page = atlas.start_page(runs, {"pair": ["demo", "a b"]})
     assert f"{100 * right:.1f} %" in page
     assert re.findall('href="(.*?)"', page.split("</style>")[1]) == [
         "demo/atlas/index.html",
@@ -544,7 +550,7 @@ def test_without_receptive_fields_there_are_still_pages(tmp_path):
     run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
     folder = run.write(tmp_path / "demo")
     write_table(run, folder)
-    atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder), folder / "atlas")
     overview = handed_over(folder / "atlas", "overview")
     assert overview["thumbnails"] == {}
     assert overview["layers"][0]["strip"] is None
@@ -560,7 +566,7 @@ def test_channels_that_a_stage_left_out_are_hatched(tmp_path):
             kept = file[name][:2]
             del file[name]
             file[name] = kept
-    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
     shown = [thumbnail(folder / "atlas", "mean_gradient", 0, channel) for channel in range(4)]
     hatched = [(tile == style.hatch(len(tile))).all() for tile in shown]
     assert hatched == [False, False, True, True]
@@ -573,7 +579,7 @@ def test_a_layer_that_the_model_lacks_is_named(tmp_path):
     table["layer"] = "conv2"
     store.write_table(table, folder / "channels.csv")
     with pytest.raises(RfatlasError, match=r"channels\.csv: layer 'conv2' is not in model\.json"):
-        atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
+        atlas.build(sources(run, folder), folder / "atlas")
 
 
 @pytest.mark.parametrize(
@@ -594,13 +600,13 @@ def test_a_renamed_dataset_is_named(tmp_path, file, dataset):
         changed.move(dataset, "something_else")
     given = sources(run, folder, "receptive_fields", "gratings")
     with pytest.raises(RfatlasError, match=rf"{file}: no dataset '{dataset}'"):
-        atlas.build(given, "top_per_image", folder / "atlas")
+        atlas.build(given, folder / "atlas")
 
 
 def test_the_same_run_gives_the_same_pages(built, tmp_path):
     run, folder, _ = built
     again = tmp_path / "again"
-    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", again)
+    atlas.build(sources(run, folder, "receptive_fields"), again)
     files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
     assert len(files) > 30
     for path in files:

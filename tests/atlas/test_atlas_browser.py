@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from atlas_site import MARKUP, measured, sources, write_gratings, write_table
+from atlas_site import MARKUP, measured, sources, told, write_gratings, write_table
 from synthetic import Layer, Run
 
 from rfatlas.atlas import atlas
@@ -82,12 +82,12 @@ def site(tmp_path_factory):
     (folder / "findings.json").write_text(json.dumps({"claims": claims}))
     given = replace(
         sources(run, folder, "receptive_fields", "gratings", "ablation"),
-        absent=ABSENT,
+        stages=told(ABSENT),
         matched=[("demo", folder / "matched.csv")],
         findings=folder / "findings.json",
         runs=["twin"],
     )
-    atlas.build(given, "top_per_image", folder / "atlas")
+    atlas.build(given, folder / "atlas")
     return run, folder / "atlas" / "index.html", table
 
 
@@ -702,7 +702,7 @@ def test_a_channel_whose_fields_were_not_measured_shows_no_pictures(page, tmp_pa
     rows.loc[measured:, rows.columns.drop(["layer", "channel"])] = np.nan
     rows.to_csv(path.with_suffix(".csv"), index=False)
     write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
     for channel, pictures in ((measured - 1, 9), (measured, 0)):
         page.open(folder / "atlas" / "index.html", f"#conv1/{channel}")
         page.until(lambda: page.one("#passport").is_displayed())
@@ -737,7 +737,7 @@ def test_the_first_numbers_are_those_that_mean_something(page, tmp_path):
     (folder / "model.json").write_text(json.dumps(description))
     table = write_table(run, folder, more)
     assert table["inactive"].tolist()[:3] == [False, False, True]
-    atlas.build(sources(run, folder, "receptive_fields"), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
 
     def glance(channel):
         page.open(folder / "atlas" / "index.html", f"#conv1/{channel}")
@@ -916,10 +916,10 @@ def test_thousands_of_channels_make_few_elements(page, tmp_path):
     # Its receptive fields, which are not shown here, would take as long as all the rest.
     run._receptive_field = lambda *_: None
     folder = run.write(tmp_path / "large")
-    keys = [(layer.name, channel) for layer in layers for channel in range(500)]
-    table = pd.DataFrame(keys, columns=["layer", "channel"])
+    keys = [(layer.name, depth, row) for depth, layer in enumerate(layers) for row in range(500)]
+    table = pd.DataFrame(keys, columns=["layer", "depth", "channel"])
     store.write_table(table.assign(osi=np.linspace(0, 1, 4000)), folder / "channels.csv")
-    atlas.build(sources(run, folder), "top_per_image", folder / "atlas")
+    atlas.build(sources(run, folder), folder / "atlas")
     page.open(folder / "atlas" / "index.html")
     assert page.text("#status") == "4000 of 4000 channels"
     assert len(page.cells()) < 200

@@ -1,43 +1,28 @@
 # Stage atlas: a static site to look at the channels of a run, which opens from disk with no network,
 # and a page that leads to the sites of all runs.
 # In:  results/<run>/channels.csv, model.json, activations.h5, the run's packed images (names of
-#      files and classes), the HDF5 files of the stages in ATLAS_TOPICS, virtual_filters.h5,
-#      findings.json and the matched channels of the stage compare, as far as they are on,
-#      docs/columns.md (what the columns mean), scripts/rfatlas/atlas/page/ (the pages)
+#      files and classes), the HDF5 files of the stages that bring columns, findings.json and the
+#      matched channels of the stage compare, as far as they are on, docs/columns.md (what the
+#      columns mean)
 # Out: results/<run>/atlas/index.html and what it loads; results/index.html
 # The sites are a group of their own: they look at other runs, and Snakemake follows all that a group
 # depends on once for each of its jobs.
 
-ATLAS_ASSETS = ROOT / "scripts" / "rfatlas" / "atlas" / "page"
-
 
 rule atlas_site:
     input:
+        unpack(lambda wildcards: column_files(wildcards.run, "h5")),
         channels="results/{run}/channels.csv",
         description="results/{run}/model.json",
         activations="results/{run}/activations.h5",
         images=lambda wildcards: run_images(wildcards.run),
-        fields=lambda wildcards: [
-            f"results/{wildcards.run}/{stage}/{layer}.h5"
-            for stage, layers in atlas_layers(wildcards.run).items()
-            for layer in layers
-        ],
-        virtual_filters=lambda wildcards: [
-            file
-            for file in [f"results/{wildcards.run}/virtual_filters.h5"]
-            if stage_on("virtual_filters", wildcards.run)
-        ],
-        findings=lambda wildcards: [
-            file
-            for file in [f"results/{wildcards.run}/findings.json"]
-            if stage_on("findings", wildcards.run)
-        ],
+        findings=lambda wildcards: when(
+            stage_on("findings", wildcards.run), f"results/{wildcards.run}/findings.json"
+        ),
         matched=lambda wildcards: expand(
             "results/compare/{group}/matched.csv", group=atlas_groups(wildcards.run)
         ),
         columns=in_place(ROOT / "docs" / "columns.md"),
-        template=in_place(ATLAS_ASSETS / "index.html.j2"),
-        assets=sorted(in_place(path) for path in ATLAS_ASSETS.rglob("*") if path.is_file()),
     output:
         directory("results/{run}/atlas"),
     log:
@@ -56,8 +41,7 @@ rule atlas_site:
     params:
         code=versions.digest("atlas"),
         run="{run}",
-        stages=lambda wildcards: atlas_layers(wildcards.run),
-        absent=lambda wildcards: atlas_absent(wildcards.run),
+        stages=lambda wildcards: atlas_stages(wildcards.run),
         references=lambda wildcards: [
             compare_groups()[group][0] for group in atlas_groups(wildcards.run)
         ],
@@ -69,8 +53,7 @@ rule atlas_site:
 
 rule atlas_start:
     input:
-        activations=expand("results/{run}/activations.h5", run=run_names()),
-        template=in_place(ATLAS_ASSETS / "start.html.j2"),
+        expand("results/{run}/activations.h5", run=run_names()),
     output:
         "results/index.html",
     log:

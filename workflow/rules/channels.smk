@@ -9,7 +9,7 @@ rule channels_join:
         activations="results/{run}/activations.h5",
         description="results/{run}/model.json",
         images=lambda wildcards: run_images(wildcards.run),
-        tables=lambda wildcards: channel_tables(wildcards.run),
+        tables=lambda wildcards: sum(column_files(wildcards.run, "csv").values(), []),
     output:
         report(
             "results/{run}/channels.csv",

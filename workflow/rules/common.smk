@@ -247,18 +247,19 @@ def stage_layers(run, stage):
     return ablation_layers(run) if stage == "ablation" else run_layers(run)
 
 
-def channel_tables(run):
-    """The tables that are joined, in the order of the columns."""
-    names = [stage for stage in stages.with_columns() if stage_on(stage, run)]
-    return [
-        f"results/{run}/{place}.csv"
-        for name in names
-        for place in (
-            [name]
-            if stages.BY_NAME[name].scope == "run"
-            else [f"{name}/{layer}" for layer in stage_layers(run, name)]
-        )
-    ]
+def column_files(run, suffix):
+    """The tables ("csv") or fields ("h5") of a run by stage, of those that bring columns, in their
+    order."""
+    found = {}
+    for name in stages.with_columns():
+        file = f"results/{run}/{name}"
+        if stage_on(name, run):
+            found[name] = (
+                [f"{file}.{suffix}"]
+                if stages.BY_NAME[name].scope == "run"
+                else [f"{file}/{layer}.{suffix}" for layer in stage_layers(run, name)]
+            )
+    return found
 
 
 def ablation_ranges(run):
@@ -365,32 +366,19 @@ def compare_figures():
     }
 
 
-# The stages whose files of each layer the atlas shows; of the others their columns are.
-ATLAS_TOPICS = [
-    "receptive_fields",
-    "gratings",
-    "color",
-    "preferred_stimulus",
-    "ablation",
-]
-
-
-def atlas_layers(run):
-    """The layers of a run whose files the atlas shows, by stage."""
-    stages = [stage for stage in ATLAS_TOPICS if stage_on(stage, run)]
-    return {stage: stage_layers(run, stage) for stage in stages}
-
-
-def atlas_absent(run):
-    """Why the atlas of a run has nothing of a stage."""
-    found = {}
-    for stage in [stage.name for stage in stages.STAGES if stage.columns]:
-        if stage in settings["runs"][run]["without"]:
-            found[stage] = f"this run goes without it (runs.{run}.without in the config)"
-        elif not stage_on(stage, run):
-            found[stage] = f"it is switched off (stages.{stage} in the config)"
-        elif stage == "ablation" and run not in ablation_runs():
-            found[stage] = preflight.no_ablation(plan, run)
+def atlas_stages(run):
+    """What the atlas of a run says of each stage that brings columns; `absent` is why it has
+    nothing of it, if so."""
+    found = []
+    for told in stages.pages():
+        name, absent = told["name"], ""
+        if name in settings["runs"][run]["without"]:
+            absent = f"this run goes without it (runs.{run}.without in the config)"
+        elif not stage_on(name, run):
+            absent = f"it is switched off (stages.{name} in the config)"
+        elif run not in stage_runs(name):
+            absent = preflight.no_ablation(plan, run)
+        found.append({**told, "absent": absent})
     return found
 
 

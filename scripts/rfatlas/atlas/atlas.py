@@ -5,8 +5,9 @@ disk may not fetch files, so the data are scripts that hand over JSON. `data/ove
 once: layers, and what the columns mean (from docs/columns.md). The values come when they are asked
 for: `data/column-<i>.js` of a column of the table, for the grid and the scatter plot, and
 `data/passports-<layer>-<block>.js` of BLOCK channels with all their numbers, curves and top units;
-pictures likewise. What the page does is in page/; uPlot, which draws the scatter plot's
-axes, is in page/uplot/ as its authors publish it (MIT licence).
+pictures likewise. What the page says of a stage comes from the register of stages. What it does is
+in page/; uPlot, which draws the scatter plot's axes, is in page/uplot/ as its authors publish it
+(MIT licence).
 """
 
 import base64
@@ -14,9 +15,10 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from rfatlas import stages, statistics
 from rfatlas.atlas import pictures
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
@@ -48,8 +51,9 @@ HUES = 72
 _DIGITS = 9
 _CURVE_DIGITS = 4
 
-#: What of the page are templates; everything else there is copied.
-TEMPLATE, START = "index.html.j2", "start.html.j2"
+#: The page: two templates; everything else there is copied.
+PAGE = Path(__file__).with_name("page")
+TEMPLATE, START = PAGE / "index.html.j2", PAGE / "start.html.j2"
 
 
 # ---- what the columns mean
@@ -197,16 +201,12 @@ def packed(values: pd.Series) -> dict[str, Any]:
     if sort == "number":
         return {"numbers": _base64(values.to_numpy(float, na_value=np.nan), "<f8")}
     if sort == "boolean":
-        flags = [2 if missing else int(value) for value, missing in _with_gaps(values)]
+        flags = [2 if pd.isna(value) else int(value) for value in values]
         return {"flags": _base64(np.array(flags), "u1")}
     codes, texts = pd.factorize(values)
     width = 2 if len(texts) < 2**16 - 1 else 4
     coded = _base64(codes + 1, f"<u{width}")
     return {"texts": [str(text) for text in texts], "width": width, "codes": coded}
-
-
-def _with_gaps(values: pd.Series) -> Iterable[tuple[Any, bool]]:
-    return zip(values.tolist(), values.isna().tolist(), strict=True)
 
 
 def _base64(values: np.ndarray, dtype: str) -> str:
@@ -228,16 +228,16 @@ MEASURES = (
 )
 
 
-def by_layer(table: pd.DataFrame) -> dict[str, Any]:
+def layer_measures(table: pd.DataFrame) -> dict[str, Any]:
     """Return what each layer has of MEASURES, as far as the table has their columns.
 
-    `measures` are [title, column, filter]; `rows`, one per layer in the order of the table, have
-    for each [how many channels pass the filter, how many have a value], or the median; None where
-    no channel has a value.
+    `measures` are [title, column, filter]; `rows`, one per layer in network order, have for each
+    [how many channels pass the filter, how many have a value], or the median; None where no channel
+    has a value.
     """
     measures = [list(measure) for measure in MEASURES if measure[1] in table]
     rows = []
-    for _, layer in table.groupby("layer", sort=False):
+    for _, _, layer in statistics.by_layer(table):
         found: list[Any] = []
         for _, column, asked in measures:
             known = layer[column].dropna()
@@ -258,21 +258,21 @@ def by_layer(table: pd.DataFrame) -> dict[str, Any]:
 # ---- curves
 
 
-def curves(files: Mapping[str, h5py.File], channels: int) -> dict[str, Any]:
-    """Return the tuning curves of a layer, of those stages that `files` holds.
+def curves(files: Mapping[str, h5py.File | h5py.Group], channels: int) -> dict[str, Any]:
+    """Return what passports draw of a layer, of those stages that `files` holds.
 
-    Each is `axis` (n,) and, per channel, n values or None where the channel has no curve:
-    `orientation` (degrees), `frequency` (cycles per pixel), `phase` (degrees) of the best grating;
-    `hue` (degrees in the DKL plane); `direction` of chromatic gratings (degrees, the plane's other
-    half is the same); `axes`, with an `axis` of frequencies and n values for each of L+M, L-M,
-    S-(L+M). `surface` has two axes, `orientation` and `frequency`, and the responses to all
-    gratings as bytes, 255 for the largest, in base64.
+    Each is `values` by channel, None where a channel has none, and what they have in common. Curves
+    have an `axis` (n,) and n values: `orientation` (degrees), `frequency` (cycles per pixel),
+    `phase` (degrees) of the best grating; `hue` (degrees in the DKL plane); `direction` of
+    chromatic gratings (degrees, the plane's other half is the same); `axes`, with an `axis` of
+    frequencies and n values for each of L+M, L-M, S-(L+M). `surface` has two axes, `orientation`
+    and `frequency`, and the responses to all gratings as bytes, 255 for the largest, in base64.
+    `losses` are `class_losses` in one `mode`.
     """
-    found = {}
-    if "gratings" in files:
-        found |= grating_curves(files["gratings"], channels)
-    if "color" in files:
-        found |= color_curves(files["color"], channels)
+    found: dict[str, Any] = {}
+    for stage, read in CURVES.items():
+        if stage in files:
+            found |= read(files[stage], channels)
     return found
 
 
@@ -280,64 +280,73 @@ def grating_curves(file: h5py.File, channels: int) -> dict[str, Any]:
     """Return the curves through each channel's best grating: what the indices were read from."""
     rectified = "unrectified" in file
     response, blank = file["unrectified" if rectified else "response"], file["blank"][:]
-    best = file["best"][:]
+    rows, best = file["channel"][:], file["best"][:]
     tuned = tuning.mean_above(response[:], blank, rectified)
-    answers = [bool((place >= 0).all()) for place in best]
-    orientation = [
-        tuned[row, :, best[row, 1]] if answers[row] else None for row in range(len(tuned))
+    answers = (best >= 0).all(1)
+    each = np.arange(len(rows))
+    phase = (file["best_response"][:] - blank[:, None]).clip(0)
+    surface = [
+        _base64((255 * (one.clip(0) / one.max())).round(), "u1") if known else None
+        for one, known in zip(tuned, answers, strict=True)
     ]
-    frequency = [tuned[row, best[row, 0]] if answers[row] else None for row in range(len(tuned))]
-    phase = file["best_response"][:]
-    phase = [
-        (phase[row] - blank[row]).clip(0) if answers[row] else None for row in range(len(tuned))
-    ]
-    rows = file["channel"][:]
-    surfaces: list[str | None] = [None] * channels
-    for row, channel in enumerate(rows):
-        if answers[row]:
-            share = tuned[row].clip(0) / tuned[row].max()
-            surfaces[channel] = _base64((255 * share).round(), "u1")
+    axes = {name: _rounded(file[name][:]) for name in ("orientation", "frequency")}
+    curve = partial(_curve, known=answers, rows=rows, channels=channels)
     return {
-        "orientation": _curve(file["orientation"][:], orientation, rows, channels),
-        "frequency": _curve(file["frequency"][:], frequency, rows, channels),
-        "phase": _curve(file["f1_phase"][:], phase, rows, channels),
-        "surface": {
-            "orientation": _rounded(file["orientation"][:]),
-            "frequency": _rounded(file["frequency"][:]),
-            "values": surfaces,
-        },
+        "orientation": curve(file["orientation"], tuned[each, :, best[:, 1]]),
+        "frequency": curve(file["frequency"], tuned[each, best[:, 0]]),
+        "phase": curve(file["f1_phase"], phase),
+        "surface": {**axes, "values": _by_channel(surface, answers, rows, channels)},
     }
 
 
 def color_curves(file: h5py.File, channels: int) -> dict[str, Any]:
     """Return the tuning to hue, and to frequency along the three opponent axes at the orientation
     of the best chromatic grating."""
-    rows, place = file["channel"][:], file["place"][:]
+    rows, place = file["channel"][:], file["place"][:, 0]
     step = max(1, len(file["hue"]) // HUES)
     hues = (file["hue_response"][:] - file["blank"][:][:, None]).clip(0)[:, ::step]
-    tuned = file["tuned"]
-    axes = [
-        tuned[row, :3, place[row, 0]] if place[row, 0] >= 0 else None for row in range(len(rows))
-    ]
-    hue = _curve(file["hue"][::step], [h if h.any() else None for h in hues], rows, channels)
+    axes = file["tuned"][:, :3][np.arange(len(rows)), :, place]
+    hue = _curve(file["hue"][::step], hues, hues.any(1), rows, channels)
     looks = (255 * file["hue_rgb"][:: 2 * step].clip(0, 1)).round().astype(int)
     hue["colours"] = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in looks]
-    found = {"hue": hue, "axes": _curve(file["frequency"][:], axes, rows, channels)}
+    found = {"hue": hue, "axes": _curve(file["frequency"], axes, place >= 0, rows, channels)}
     if "direction_response" in file:
         answer = file["direction_response"][:]
-        directions = [values if values.max() > 0 else None for values in answer]
-        found["direction"] = _curve(file["direction"][:], directions, rows, channels)
+        some = answer.max(1) > 0
+        found["direction"] = _curve(file["direction"], answer, some, rows, channels)
     return found
 
 
+def ablated_classes(file: h5py.File, channels: int) -> dict[str, Any]:
+    """Return `losses` of a layer's channels in the first of MODES that it was ablated in, with the
+    `mode`; nothing if it was not."""
+    mode = next((mode for mode in MODES if f"{mode}/class_delta" in file), None)
+    if mode is None:
+        return {}
+    change, rows = file[f"{mode}/class_delta"][:], file["channel"][:]
+    images = np.bincount(file["label"][:], minlength=change.shape[1])
+    losses = _by_channel(class_losses(change, images), np.full(len(rows), True), rows, channels)
+    return {"losses": {"mode": mode, "values": losses}}
+
+
+#: What reads the curves of a stage from its file of a layer.
+CURVES = {"gratings": grating_curves, "color": color_curves, "ablation": ablated_classes}
+
+
 def _curve(
-    axis: np.ndarray, values: Sequence[np.ndarray | None], rows: np.ndarray, channels: int
+    axis: np.ndarray, values: np.ndarray, known: np.ndarray, rows: np.ndarray, channels: int
 ) -> dict[str, Any]:
-    each: list[list | None] = [None] * channels
-    for row, value in zip(rows, values, strict=True):
-        if value is not None:
-            each[row] = _rounded(value)
-    return {"axis": _rounded(axis), "values": each}
+    shown = [_rounded(value) for value in values]
+    return {"axis": _rounded(axis[:]), "values": _by_channel(shown, known, rows, channels)}
+
+
+def _by_channel(values: Sequence, known: np.ndarray, rows: np.ndarray, channels: int) -> list:
+    """Return a value per channel from one per row of a file: None where a channel has no row, or
+    its row is not `known`."""
+    each = [None] * channels
+    for row, value, given in zip(rows, values, known, strict=True):
+        each[row] = value if given else None
+    return each
 
 
 def _rounded(values: np.ndarray) -> list:
@@ -408,30 +417,16 @@ def class_losses(change: np.ndarray, images: np.ndarray, count: int = TOP_CLASSE
     return found
 
 
-def ablated_classes(file: h5py.File, channels: int) -> dict[str, Any] | None:
-    """Return `class_losses` of a layer's channels in the first of MODES that it was ablated in:
-    `mode`, `values` (None for channels left out); None if it was not."""
-    mode = next((mode for mode in MODES if f"{mode}/class_delta" in file), None)
-    if mode is None:
-        return None
-    change = file[f"{mode}/class_delta"][:]
-    images = np.bincount(file["label"][:], minlength=change.shape[1])
-    each: list[list | None] = [None] * channels
-    for channel, found in zip(file["channel"][:], class_losses(change, images), strict=True):
-        each[channel] = found
-    return {"mode": mode, "values": each}
-
-
-def matches(tables: Iterable[pd.DataFrame], run: str, layer: str, channels: int) -> list[list]:
+def matches(
+    tables: Iterable[tuple[str, pd.DataFrame]], run: str, layer: str, channels: int
+) -> list[list]:
     """Return of each channel of a layer those of other runs that it was matched with: [run,
     channel, correlation], once per run.
 
-    `tables` are the tables matched.csv of the groups, each with the name of its reference in
-    `attrs["reference"]`.
+    `tables` are the tables matched.csv of the groups, each with the name of its reference in front.
     """
     found: list[dict[str, list]] = [{} for _ in range(channels)]
-    for table in tables:
-        reference = table.attrs["reference"]
+    for reference, table in tables:
         for row in table[table["layer"] == layer].dropna(subset=["correlation"]).itertuples():
             pair = {reference: int(row.channel), row.run: int(row.run_channel)}
             if run in pair:
@@ -449,11 +444,11 @@ def matches(tables: Iterable[pd.DataFrame], run: str, layer: str, channels: int)
 class Sources:
     """The files an atlas is made from.
 
-    `stages` maps a stage to its files by layer, of those stages that are on; `virtual_filters` is
-    one file for all layers. `absent` says of the stages that there is nothing of why that is.
-    `findings` is findings.json or None, `matched` the tables matched.csv of the stage `compare`,
-    each with its reference in front, `runs` the other runs that have an atlas beside this one's.
-    `columns` is docs/columns.md, `assets` the folder page.
+    `stages` is what the page is told of each stage: `stages.page`, and in `absent` why there is
+    nothing of it. `files` are the HDF5 files of a stage, one per layer or one for all. `source` is
+    the list of units that the receptive fields were made from (`receptive_fields.source`),
+    `columns` docs/columns.md, `findings` findings.json or None, `matched` the tables matched.csv of
+    the stage `compare`, each with its reference in front, `runs` the other runs that have an atlas.
     """
 
     run: str
@@ -461,36 +456,19 @@ class Sources:
     activations: Path
     images: Path
     channels: Path
-    stages: Mapping[str, Mapping[str, Path]]
-    virtual_filters: Path | None
     columns: Path
-    assets: Path
-    absent: Mapping[str, str] = field(default_factory=dict)
+    source: str
+    stages: Sequence[Mapping[str, Any]] = ()
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     findings: Path | None = None
     matched: Sequence[tuple[str, Path]] = ()
     runs: Sequence[str] = ()
 
 
-#: What an atlas reads of the files of a stage.
-DATASETS = {
-    "receptive_fields": ("channel", "patch", "count", "mean_image", "mean_gradient", "effective"),
-    "gratings": ("channel", "orientation", "frequency", "blank", "best", "response", "f1_phase")
-    + ("best_response",),
-    "color": ("channel", "place", "hue", "hue_response", "hue_rgb", "blank", "tuned", "frequency"),
-    "preferred_stimulus": ("channel", "image", "off_image"),
-    "ablation": ("channel", "label"),
-}
-
-
-def build(sources: Sources, source: str, folder: Path, log=lambda text: None) -> None:
+def build(sources: Sources, folder: Path, log: Callable[[str], None] = lambda text: None) -> None:
     """Write the atlas of a run into `folder`; index.html comes last.
 
-    Parameters
-    ----------
-    source
-        Which list of units the receptive fields were made from (`receptive_fields.source`).
-    log
-        Called with a line of progress per layer.
+    `log` is called with a line of progress per layer.
 
     Raises
     ------
@@ -499,112 +477,119 @@ def build(sources: Sources, source: str, folder: Path, log=lambda text: None) ->
         model.json lacks.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "data"
     description = json.loads(sources.description.read_text(encoding="utf-8"))
-    known = {layer["name"]: layer for layer in description["layers"]}
     table = store.read_table(sources.channels)
-    with store.open(sources.images, "images") as images:
-        require(images, ("names", "labels"))
-        names, labels = images["names"].asstr()[:], images["labels"][:]
-        class_names = [str(name) for name in images.attrs["class_names"]]
-    text = sources.columns.read_text(encoding="utf-8")
-    columns = about_columns(table, read_columns(text))
-    plain = [plain_values(table[name].tolist()) for name in table]
-    matched = []
-    for reference, path in sources.matched:
-        matched.append(store.read_table(path))
-        matched[-1].attrs["reference"] = reference
-    layers = []
-    with store.open(sources.activations, "activations") as activations:
-        output = dict(activations["output"].attrs) if "output" in activations else {}
-        for number, (name, rows) in enumerate(table.groupby("layer", sort=False)):
-            if name not in known:
-                raise RfatlasError(f"{sources.channels}: layer {name!r} is not in model.json")
-            require(activations, [f"{name}/{source}_{what}" for what in ("image", "value", "yx")])
-            layer, top, channels = known[name], activations[name], len(rows)
-            first = int(rows.index[0])
-            with ExitStack() as stack:
-                files = _open(sources, name, stack)
-                tiles = pictures.tiles(files, top, layer, description["input"]["crop"], source)
-                found, missing = pictures.write(tiles, channels, folder, number)
-                curve = curves(files, channels)
-                losses = (
-                    ablated_classes(files["ablation"], channels) if "ablation" in files else None
-                )
-            bars = class_bars(top["class_mean"][:]) if "class_mean" in top else None
-            image, value = (
-                top[f"{source}_{what}"][:, : pictures.PATCHES] for what in ("image", "value")
-            )
-            others = matches(matched, sources.run, name, channels)
-            for block, begin in enumerate(range(0, channels, BLOCK)):
-                part = slice(begin, min(begin + BLOCK, channels))
-                here = range(first + part.start, first + part.stop)
-                data = {
-                    "first": here.start,
-                    "values": [[values[row] for values in plain] for row in here],
-                    "missing": missing[part],
-                    **{key: _part(entry, part) for key, entry in curve.items()},
-                    "top": top_units(image[part], value[part], names, labels),
-                    "classes": None if bars is None else bars[part],
-                    "losses": None if losses is None else _part(losses, part),
-                    "matches": others[part],
-                }
-                write_script(folder / "data", f"passports-{number:02d}-{block:02d}", data)
-            layers.append(
-                {
-                    "name": name,
-                    "first": first,
-                    "channels": channels,
-                    "window": next((t.size for t in tiles if t.name == "mean_gradient"), None),
-                    **found,
-                }
-            )
-            log(f"{name}: {channels} channels, {len(tiles)} pictures each")
     for number, name in enumerate(table):
-        write_script(folder / "data", f"column-{number:03d}", packed(table[name]))
-    facts = {
-        "images": len(names),
-        "channels": len(table),
-        "layers": len(layers),
-        "top1": _share(output.get("top1")),
-        "weights": str(description.get("weights_sha256", ""))[:12],
-        "factory": description.get("factory", ""),
-    }
-    overview = {
+        write_script(data, f"column-{number:03d}", packed(table[name]))
+    with (
+        store.open(sources.images, "images") as images,
+        store.open(sources.activations, "activations") as activations,
+    ):
+        layers = _write_layers(sources, description, table, images, activations, folder, log)
+        facts = {
+            "images": len(images["names"]),
+            "channels": len(table),
+            "layers": len(layers),
+            "top1": _top1(activations),
+            "weights": str(description.get("weights_sha256", ""))[:12],
+            "factory": description.get("factory", ""),
+        }
+        class_names = [str(name) for name in images.attrs["class_names"]]
+    overview = {"classNames": class_names, "layers": layers, **_about(sources, table, layers)}
+    write_script(data, "overview", overview)
+    _copy_page(folder)
+    page = render(TEMPLATE, run=sources.run, facts=facts, runs=sources.runs)
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def _write_layers(
+    sources: Sources,
+    description: Mapping[str, Any],
+    table: pd.DataFrame,
+    images: h5py.File,
+    activations: h5py.File,
+    folder: Path,
+    log: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Write pictures and passports of all layers, and return what the overview says of each."""
+    about = {layer["name"]: layer for layer in description["layers"]}
+    names, labels = images["names"].asstr()[:], images["labels"][:]
+    matched = [(reference, store.read_table(path)) for reference, path in sources.matched]
+    layers = []
+    for number, (name, rows) in enumerate(statistics.rows_by_layer(table).items()):
+        if name not in about:
+            raise RfatlasError(f"{sources.channels}: layer {name!r} is not in model.json")
+        first, channels = int(rows.index[0]), len(rows)
+        image, value, yx = (
+            activations[f"{name}/{sources.source}_{what}"][:, : pictures.PATCHES]
+            for what in ("image", "value", "yx")
+        )
+        means = activations.get(f"{name}/class_mean")
+        with ExitStack() as stack:
+            files = _open(sources.files, name, stack)
+            size = description["input"]["crop"]
+            tiles = pictures.tiles(files, image, yx, about[name], size)
+            layout, missing = pictures.write(tiles, channels, folder, number)
+            passports = {
+                "values": list(zip(*(plain_values(rows[each]) for each in rows), strict=True)),
+                "missing": missing,
+                **curves(files, channels),
+                "classes": None if means is None else class_bars(means[:]),
+                "matches": matches(matched, sources.run, name, channels),
+            }
+        for block, begin in enumerate(range(0, channels, BLOCK)):
+            part = slice(begin, begin + BLOCK)
+            some = {key: _part(entry, part) for key, entry in passports.items()}
+            some["top"] = top_units(image[part], value[part], names, labels)
+            some["first"] = first + begin
+            write_script(folder / "data", f"passports-{number:02d}-{block:02d}", some)
+        layers.append({"name": name, "first": first, "channels": channels, **layout})
+        log(f"{name}: {channels} channels, {len(tiles)} pictures each")
+    return layers
+
+
+def _about(
+    sources: Sources, table: pd.DataFrame, layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what the page says of a run as a whole."""
+    text = sources.columns.read_text(encoding="utf-8")
+    return {
         "run": sources.run,
         "block": BLOCK,
-        "classNames": class_names,
         "thumbnails": {
             kind: title
             for kind, title in pictures.THUMBNAILS.items()
             if any(kind in layer["sprites"] for layer in layers)
         },
-        "layers": layers,
-        "columns": columns,
-        "byLayer": by_layer(table),
+        "stages": list(sources.stages),
+        "columns": about_columns(table, read_columns(text)),
+        "byLayer": layer_measures(table),
         "references": read_references(text),
-        "absent": dict(sources.absent),
         "findings": None if sources.findings is None else _claims(sources.findings),
         "runs": list(sources.runs),
     }
-    write_script(folder / "data", "overview", overview)
-    _copy_assets(sources.assets, folder)
-    page = render(sources.assets / TEMPLATE, run=sources.run, facts=facts, runs=sources.runs)
-    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
-def require(file: h5py.File | h5py.Group, names: Iterable[str]) -> None:
-    """Raise RfatlasError, naming the file, if it lacks one of these datasets."""
-    for name in names:
-        if name not in file:
-            raise RfatlasError(
-                f"{file.file.filename}: no dataset {name!r}; another version of rfatlas may have "
-                "written it, or it was changed: delete it and rerun"
-            )
+def _open(
+    files: Mapping[str, Sequence[Path]], layer: str, stack: ExitStack
+) -> dict[str, h5py.File | h5py.Group]:
+    """Open what the stages have of a layer: a file of its own, or a group in one of all layers."""
+    found: dict[str, h5py.File | h5py.Group] = {}
+    for stage, paths in files.items():
+        whole = stages.BY_NAME[stage].scope == "run"
+        for path in paths:
+            if whole or path.stem == layer:
+                file = stack.enter_context(store.open(path, stage))
+                found[stage] = file[layer] if whole else file
+    return found
 
 
-def _part(curve: Mapping[str, Any], part: slice) -> dict[str, Any]:
-    """Return what `curves` gives of a layer for some of its channels."""
-    return {**curve, "values": curve["values"][part]}
+def _part(entry: Any, part: slice) -> Any:
+    """Return what passports hold of all channels of a layer for some of them."""
+    if isinstance(entry, Mapping):
+        return {**entry, "values": entry["values"][part]}
+    return None if entry is None else entry[part]
 
 
 def _claims(path: Path) -> list[dict[str, Any]]:
@@ -620,20 +605,9 @@ def _claims(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _open(sources: Sources, layer: str, stack: ExitStack) -> dict[str, h5py.File | h5py.Group]:
-    files: dict[str, h5py.File | h5py.Group] = {}
-    for stage, paths in sources.stages.items():
-        if layer in paths:
-            files[stage] = stack.enter_context(store.open(paths[layer], stage))
-            require(files[stage], DATASETS[stage])
-    if sources.virtual_filters is not None:
-        file = stack.enter_context(store.open(sources.virtual_filters, "virtual_filters"))
-        require(file, [layer])
-        files["virtual_filters"] = file[layer]
-    return files
-
-
-def _share(value: float | None) -> str:
+def _top1(activations: h5py.File) -> str:
+    """Return the accuracy of a network, for the heads of pages; empty if it has none."""
+    value = activations["output"].attrs.get("top1") if "output" in activations else None
     return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
 
 
@@ -644,9 +618,7 @@ def write_script(folder: Path, name: str, value: Any) -> None:
     (folder / f"{name}.js").write_text(f'rfatlas.receive("{name}",{text});\n', encoding="ascii")
 
 
-def start_page(
-    runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]], template: Path
-) -> str:
+def start_page(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]]) -> str:
     """Return the page that leads to the atlases of all runs.
 
     Parameters
@@ -660,9 +632,8 @@ def start_page(
     shown = []
     for run in runs:
         with store.open(run["activations"], "activations") as file:
-            output = dict(file["output"].attrs) if "output" in file else {}
-        shown.append({**run, "top1": _share(output.get("top1"))})
-    return render(template, runs=shown, groups=groups)
+            shown.append({**run, "top1": _top1(file)})
+    return render(START, runs=shown, groups=groups)
 
 
 def render(template: Path, **values: Any) -> str:
@@ -677,9 +648,9 @@ def render(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(**values)
 
 
-def _copy_assets(assets: Path, folder: Path) -> None:
-    for path in sorted(assets.rglob("*")):
+def _copy_page(folder: Path) -> None:
+    for path in sorted(PAGE.rglob("*")):
         if path.is_file() and path.suffix != ".j2":
-            place = folder / path.relative_to(assets)
+            place = folder / path.relative_to(PAGE)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)

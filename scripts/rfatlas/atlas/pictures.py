@@ -8,6 +8,7 @@ are stored pixel by pixel and enlarged by the browser.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -43,53 +44,45 @@ _GREY = 0.5
 
 @dataclass(frozen=True)
 class Tile:
-    """One kind of picture of the channels of a layer.
+    """One kind of picture of the channels of a layer; the register of stages has its caption.
 
     `draw` returns of a channel the picture (S, S, 3), uint8 or float in 0..1, and which of its
     pixels (S, S) lie outside the image; None where there is no picture of that channel. `size` is
-    S, `title` the caption, `note` one sentence on how to read it.
+    S.
     """
 
     name: str
-    title: str
-    note: str
     size: int
     draw: Callable[[int], tuple[np.ndarray, np.ndarray] | None]
 
 
 def tiles(
     files: Mapping[str, h5py.File | h5py.Group],
-    top: h5py.Group,
+    image: np.ndarray,
+    yx: np.ndarray,
     layer: Mapping,
     image_size: int,
-    source: str,
 ) -> list[Tile]:
     """Return the tiles of a layer that its files have the data for.
 
     Parameters
     ----------
     files
-        Open file of the layer by stage; of `virtual_filters` its group.
-    top
-        The layer's group in activations.h5, for the positions of the units.
+        Open file of the layer by stage.
+    image, yx
+        Image (C, K), -1 where there is none, and position (C, K, 2) of the units that the receptive
+        fields were made from.
     layer
         The layer's entry in model.json.
     image_size
         Side of the network's input, pixels.
-    source
-        Which list of units the receptive fields were made from.
     """
     found = []
     if "receptive_fields" in files:
-        found += _receptive_field(files["receptive_fields"], top, layer, image_size, source)
-    if "preferred_stimulus" in files:
-        found += _stimuli(files["preferred_stimulus"])
-    if "color" in files:
-        found += _opponency(files["color"])
-    if "virtual_filters" in files:
-        found += _virtual(files["virtual_filters"])
-    if "parts" in files.get("receptive_fields", {}):
-        found += _parts(files["receptive_fields"])
+        found += _patches(files["receptive_fields"], image, yx, layer, image_size)
+    for stage, make in TILES:
+        if stage in files:
+            found += make(files[stage])
     return found
 
 
@@ -98,15 +91,14 @@ def _rows(file: h5py.File, name: str = "channel") -> dict[int, int]:
     return {int(channel): row for row, channel in enumerate(file[name][:])}
 
 
-def _receptive_field(
-    file: h5py.File, top: h5py.Group, layer: Mapping, image_size: int, source: str
+def _patches(
+    file: h5py.File, image: np.ndarray, yx: np.ndarray, layer: Mapping, image_size: int
 ) -> list[Tile]:
-    rows = _rows(file)
-    patches, count = store.array(file["patch"]), store.array(file["count"])
+    """What the top units looked at."""
+    rows, patches = _rows(file), store.array(file["patch"])
     size = patches.shape[2]
-    image, yx = top[f"{source}_image"][:, :PATCHES], top[f"{source}_yx"][:, :PATCHES]
 
-    def patch(rank: int, channel: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def draw(rank: int, channel: int) -> tuple[np.ndarray, np.ndarray] | None:
         if channel not in rows or image[channel, rank] < 0:
             return None
         blank = np.zeros((size, size), bool)
@@ -115,167 +107,114 @@ def _receptive_field(
             blank = style.outside(unit, layer["start"], layer["stride"], size, image_size)
         return patches[rows[channel], rank], blank
 
-    def mean(field: np.ndarray, show: Callable, channel: int):
-        if channel not in rows or not count[rows[channel]].any():
+    ranks = range(min(PATCHES, patches.shape[1]))
+    return [Tile(f"patch_{rank}", size, partial(draw, rank)) for rank in ranks]
+
+
+def _field(
+    name: str,
+    rows: Mapping[int, int],
+    fields: Sequence[Sequence],
+    show: Callable[[np.ndarray], np.ndarray],
+    count: Sequence | None = None,
+) -> Tile:
+    """Return the tile of fields by row, (3, S, S) each.
+
+    `show` makes a picture (S, S, 3) of one or, for a scale in common, of several of them (k, 3, S,
+    S), NaN where no unit has the pixel: where `count` (n, S, S) is 0; without `count`, where they
+    are not finite, and a field of zeros is none.
+    """
+
+    def draw(channel: int) -> tuple[np.ndarray, np.ndarray] | None:
+        if channel not in rows:
             return None
-        nowhere = count[rows[channel]] == 0
-        values = np.where(nowhere, np.nan, field[rows[channel]])
-        return show(values), nowhere
+        row = rows[channel]
+        found = np.stack([np.asarray(field[row]) for field in fields])
+        if count is None:
+            seen = np.isfinite(found).any((0, 1)) & found.any()
+        else:
+            seen = np.asarray(count[row]) > 0
+        return (show(np.where(seen, found, np.nan)), ~seen) if seen.any() else None
 
-    def image_of(values: np.ndarray) -> np.ndarray:
-        return np.moveaxis(np.nan_to_num(values), 0, -1)
+    return Tile(name, fields[0].shape[-1], draw)
 
-    found = [
-        Tile(
-            f"patch_{rank}",
-            f"{rank + 1}",
-            "What the unit looked at; hatched outside the image.",
-            size,
-            lambda channel, rank=rank: patch(rank, channel),
-        )
-        for rank in range(min(PATCHES, patches.shape[1]))
-    ]
-    means = {
-        "mean_image": (
-            "mean image",
-            "Mean of what the top units looked at.",
-            image_of,
-        ),
-        "mean_gradient": (
-            "mean gradient",
-            "How the activation rises with each pixel, mean over the top units; "
-            "grey is 0, scaled to its own largest values.",
-            style.signed_rgb,
-        ),
-        "effective": (
-            "effective RF",
-            "Mean of |gradient| × image: the pixels that count, in their colours; black is 0.",
-            style.positive_rgb,
-        ),
+
+def _image(fields: np.ndarray) -> np.ndarray:
+    return np.moveaxis(np.nan_to_num(fields[0]), 0, -1)
+
+
+def _signed(fields: np.ndarray, place: int = 0) -> np.ndarray:
+    """Show one of several fields on a scale in common."""
+    return np.moveaxis(style.signed_rgb(fields)[..., place], 0, -1)
+
+
+def _axis(fields: np.ndarray, axis: int, colour: np.ndarray) -> np.ndarray:
+    """Show one of three maps in its colours, on a scale in common."""
+    shown = np.nan_to_num(fields[0, axis]) / style.display_range(fields)
+    return (_GREY + _GREY * shown[..., None] * colour).clip(0, 1)
+
+
+def _means(file: h5py.File) -> list[Tile]:
+    shows = {
+        "mean_image": _image,
+        "mean_gradient": _signed,
+        "effective": lambda fields: style.positive_rgb(fields[0]),
     }
-    for name, (title, note, show) in means.items():
-        field = store.array(file[name])
-        found.append(
-            Tile(
-                name,
-                title,
-                note,
-                size,
-                lambda channel, field=field, show=show: mean(field, show, channel),
-            )
-        )
-    return found
+    rows, count = _rows(file), store.array(file["count"])
+    return [
+        _field(name, rows, [store.array(file[name])], show, count) for name, show in shows.items()
+    ]
 
 
 def _stimuli(file: h5py.File) -> list[Tile]:
+    names = {"stimulus": "image", "off_stimulus": "off_image"}
     rows = _rows(file)
-    names = {
-        "image": ("stimulus", "preferred stimulus", "The input found to drive the unit most."),
-        "off_image": (
-            "off_stimulus",
-            "least preferred stimulus",
-            "The input found to suppress the unit most.",
-        ),
-    }
-    found = []
-    for dataset, (name, title, note) in names.items():
-        images = store.array(file[dataset])
-
-        def draw(channel: int, images: np.ndarray = images):
-            if channel not in rows or not np.isfinite(images[rows[channel]]).all():
-                return None
-            picture = np.moveaxis(np.asarray(images[rows[channel]]), 0, -1)
-            return picture, np.zeros(picture.shape[:2], bool)
-
-        found.append(Tile(name, title, note, images.shape[-1], draw))
-    return found
+    return [_field(name, rows, [store.array(file[each])], _image) for name, each in names.items()]
 
 
 def _opponency(file: h5py.File) -> list[Tile]:
-    """The mean gradient along the three opponent axes, in the colours of the axes, on one scale."""
+    """The mean gradient along the three opponent axes."""
     if "field_dkl" not in file:
         return []
-    rows = _rows(file, "field_channel")
-    fields = store.array(file["field_dkl"])
+    rows, fields = _rows(file, "field_channel"), [store.array(file["field_dkl"])]
     colours = np.asarray(file.attrs["axis_change"], float)
     colours = colours / np.abs(colours).max(axis=1, keepdims=True)
-    found = []
-    for axis, (name, title) in enumerate(
-        {"dkl_lum": "L+M", "dkl_lm": "L−M", "dkl_s": "S−(L+M)"}.items()
-    ):
-
-        def draw(channel: int, axis: int = axis):
-            if channel not in rows:
-                return None
-            maps = np.asarray(fields[rows[channel]])
-            if not np.isfinite(maps).any() or not maps.any():
-                return None
-            map_ = np.nan_to_num(maps[axis]) / style.display_range(maps)
-            picture = _GREY + _GREY * map_[..., None] * colours[axis]
-            return picture.clip(0, 1), ~np.isfinite(maps).any(0)
-
-        note = (
-            f"The mean gradient along the axis {title}, in its colours; grey is 0, "
-            "the three maps on one scale."
-        )
-        found.append(Tile(name, title, note, fields.shape[-1], draw))
-    return found
+    return [
+        _field(name, rows, fields, partial(_axis, axis=axis, colour=colours[axis]))
+        for axis, name in enumerate(("dkl_lum", "dkl_lm", "dkl_s"))
+    ]
 
 
 def _virtual(group: h5py.Group) -> list[Tile]:
-    names = {
-        "filter": (
-            "virtual_filter",
-            "virtual filter",
-            "The first layer's kernels, composed through the skip connections alone.",
-        ),
-        "linear": (
-            "virtual_linear",
-            "its linear response",
-            "The exact linear response of that path.",
-        ),
-    }
-    found = []
-    for dataset, (name, title, note) in names.items():
-        if dataset not in group:
-            continue
-        filters = group[dataset]
-
-        def draw(channel: int, filters: h5py.Dataset = filters):
-            field = filters[channel]
-            if not np.isfinite(field).all() or not field.any():
-                return None
-            return style.signed_rgb(field), np.zeros(field.shape[1:], bool)
-
-        found.append(Tile(name, title, note, filters.shape[-1], draw))
-    return found
+    names = {"virtual_filter": "filter", "virtual_linear": "linear"}
+    return [
+        _field(name, {row: row for row in range(len(group[each]))}, [group[each]], _signed)
+        for name, each in names.items()
+        if each in group
+    ]
 
 
 def _parts(file: h5py.File) -> list[Tile]:
-    """The parts of the mean gradient through skip connection and residual branch, on one scale."""
-    rows, group = _rows(file), file["parts"]
-    parts = {name: store.array(group[name]) for name in ("skip", "residual")}
-    count = store.array(group["count"])
-    titles = {"skip": "skip part", "residual": "residual part"}
-    found = []
-    for name, title in titles.items():
+    """The parts of the mean gradient through skip connection and residual branch."""
+    if "parts" not in file:
+        return []
+    names, group = ("skip", "residual"), file["parts"]
+    rows, count = _rows(file), store.array(group["count"])
+    parts = [store.array(group[name]) for name in names]
+    return [
+        _field(name, rows, parts, partial(_signed, place=place), count)
+        for place, name in enumerate(names)
+    ]
 
-        def draw(channel: int, name: str = name):
-            if channel not in rows or not count[rows[channel]].any():
-                return None
-            row = rows[channel]
-            limit = style.display_range(np.stack([part[row] for part in parts.values()]))
-            field = np.nan_to_num(parts[name][row]) / limit
-            picture = np.moveaxis(_GREY + _GREY * field, 0, -1).clip(0, 1)
-            return picture, count[row] == 0
 
-        note = (
-            "The part of the mean gradient that comes through the "
-            + ("skip connection" if name == "skip" else "residual branch")
-            + "; both parts on one scale."
-        )
-        found.append(Tile(name, title, note, parts[name].shape[-1], draw))
-    return found
+#: What makes the tiles of a stage, in the order of a strip.
+TILES = (
+    ("receptive_fields", _means),
+    ("preferred_stimulus", _stimuli),
+    ("color", _opponency),
+    ("virtual_filters", _virtual),
+    ("receptive_fields", _parts),
+)
 
 
 # ---- sheets and strips
@@ -351,13 +290,13 @@ def write(
 
     Returns
     -------
-    `strip`: `side`, `columns`, `rows` and its `tiles` (name, title, note) in their order;
-    `sprites`: by kind `side`, `columns` and `tiles` of a sheet, and `gaps`, the ranges [first,
-    last] of channels without a picture; and by channel the names of the tiles that it has none for
-    (hatched all over).
+    `strip`: `side`, `columns`, `rows` and the names of its `tiles` in their order; `window`: the
+    side of the mean gradient in pixels; `sprites`: by kind `side`, `columns` and `tiles` of a
+    sheet, and `gaps`, the ranges [first, last] of channels without a picture; and by channel the
+    names of the tiles that it has none for (hatched all over).
     """
     if not tiles:
-        return {"strip": None, "sprites": {}}, [[] for _ in range(channels)]
+        return {"strip": None, "window": None, "sprites": {}}, [[] for _ in range(channels)]
     sizes = {tile.size for tile in tiles}
     # Small pictures of several sizes would not all be whole multiples of their pixels.
     strip_side = side(sizes.pop(), PICTURE) if len(sizes) == 1 else PICTURE
@@ -389,10 +328,9 @@ def write(
             "side": strip_side,
             "columns": min(STRIP_COLUMNS, len(tiles)),
             "rows": -(-len(tiles) // STRIP_COLUMNS),
-            "tiles": [
-                {"name": tile.name, "title": tile.title, "note": tile.note} for tile in tiles
-            ],
+            "tiles": [tile.name for tile in tiles],
         },
+        "window": next((tile.size for tile in tiles if tile.name == "mean_gradient"), None),
         "sprites": {
             kind: {
                 "side": sides[kind],

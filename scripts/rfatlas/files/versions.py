@@ -9,7 +9,7 @@ Snakemake does not look into imported modules, so each rule carries one of two t
 
 The modules of a stage are all that its script imports from the library, directly or not, less
 `files`, `plan`, `errors` and `stages`: how a file is written or a message worded does not change a
-number.
+number. What lies in the folder `page` of a package (the page of the atlas) counts with its modules.
 
 Nothing here imports torch: the Snakefile reads this module while it builds the graph of jobs.
 
@@ -84,15 +84,20 @@ def _imports(path: Path) -> list[str]:
 
 @cache
 def digest(name: str) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of the library modules behind stage `name`.
+    """First 16 hexadecimal digits of the SHA-256 of the library modules behind stage `name`, and of
+    the pages in their packages.
 
     The content counts, not the time of the files: touching a file changes nothing, and taking
     an edit back restores the digest. Line ends are read as \\n on every system.
     """
     total = hashlib.sha256()
-    for module in modules(name):
-        text = _file(module).read_bytes().replace(b"\r\n", b"\n")
-        total.update(f"{module} {len(text)}\n".encode())
+    files = {module: _file(module) for module in modules(name)}
+    for folder in {file.parent / "page" for file in files.values()}:
+        pages = (file for file in folder.rglob("*") if file.is_file())
+        files |= {file.relative_to(LIBRARY).as_posix(): file for file in pages}
+    for key, file in sorted(files.items()):
+        text = file.read_bytes().replace(b"\r\n", b"\n")
+        total.update(f"{key} {len(text)}\n".encode())
         total.update(text)
     return total.hexdigest()[:16]
 

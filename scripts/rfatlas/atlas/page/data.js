@@ -10,6 +10,7 @@ const rfatlas = (() => {
   const MOST_BLOCKS = 4;
   let overview = null;
   let byName = new Map();
+  let stages = new Map();
   let layerOf = null;
 
   // Each data script calls this once, with its own name.
@@ -23,6 +24,7 @@ const rfatlas = (() => {
     overview = given;
     byName = new Map(overview.columns.map((column, place) => [column.name, { ...column, place }]));
     overview.columns = [...byName.values()];
+    stages = new Map(overview.stages.map((stage) => [stage.name, stage]));
     const total = overview.layers.reduce((sum, layer) => sum + layer.channels, 0);
     layerOf = new Uint16Array(total);
     overview.layers.forEach((layer, n) =>
@@ -157,6 +159,9 @@ const rfatlas = (() => {
     receive, need, loaded, have, release, facts, column, value, missing, text, bytes, padded,
     channelOf, label, find,
     reader: (name) => columns.get(name),
+    // What the register of stages says of one, with the reason why it is `absent`; undefined of one
+    // that brings no columns.
+    stage: (name) => stages.get(name),
     get overview() { return overview; },
     get total() { return layerOf.length; },
     layerOf: (row) => layerOf[row],

@@ -10,61 +10,6 @@ rfatlas.passport = (() => {
   // A Gaussian that explains less of the mean absolute gradient says nothing about its width.
   const GOOD_FIT = 0.5;
   const MODES = ["zero", "mean", "shuffle"];
-  const HERO = ["mean_image", "mean_gradient", "gabor", "effective", "stimulus", "off_stimulus"];
-  // These sections come first, in this order.
-  const ORDER = ["gratings", "color", "ablation"];
-  // What belongs to a stage: its title where it is off, its pictures, the column that says why there
-  // is nothing.
-  const STAGES = {
-    receptive_fields: { title: "Receptive fields" },
-    gabor: { title: "Gabors", reason: "gabor_reason" },
-    gratings: { title: "Gratings", reason: "grating_reason" },
-    color: { title: "Colour", reason: "color_reason", pictures: ["dkl_lum", "dkl_lm", "dkl_s"] },
-    preferred_stimulus: { title: "Preferred stimuli", reason: "stimulus_reason" },
-    virtual_filters: { title: "Virtual filters", reason: "virtual_reason",
-      pictures: ["virtual_filter", "virtual_linear"] },
-    skip_residual: { title: "Skip and residual", reason: "skip_reason", pictures: ["skip", "residual"] },
-    ablation: { title: "What the network loses without it" },
-  };
-  // The stage that draws a picture, and its name where there is none.
-  const TILES = {
-    mean_image: ["receptive_fields", "mean image"],
-    mean_gradient: ["receptive_fields", "mean gradient"],
-    gabor: ["gabor", "its Gabor"],
-    effective: ["receptive_fields", "effective RF"],
-    stimulus: ["preferred_stimulus", "preferred stimulus"],
-    off_stimulus: ["preferred_stimulus", "least preferred stimulus"],
-    dkl_lum: ["color", "L+M"], dkl_lm: ["color", "L−M"], dkl_s: ["color", "S−(L+M)"],
-    virtual_filter: ["virtual_filters", "virtual filter"],
-    virtual_linear: ["virtual_filters", "its linear response"],
-    skip: ["skip_residual", "skip part"], residual: ["skip_residual", "residual part"],
-  };
-  // What the words in the columns *_reason say.
-  const REASONS = {
-    gabor: {
-      blob: "its field is a blob, which has no orientation",
-      noise: "its field cannot be told from noise",
-      poor: "no Gabor explains a tenth of its field",
-      steep: "the best fit is near zero at every pixel",
-      weak: "its field is too weak to fit",
-      blank: "its field is constant",
-      small: "its field is smaller than 5 × 5 pixels",
-    },
-    gratings: {
-      no_response: "no grating takes it above its answer to grey",
-      weak: "its largest response is too small to measure",
-    },
-    color: {
-      no_response: "no grating takes it above its answer to grey",
-      weak: "its largest response is too small to measure",
-    },
-    preferred_stimulus: {
-      not_measured: "it is not in the sample of channels (preferred_stimulus.channels)",
-      constant: "no stimulus changes its answer",
-      silent: "no stimulus drives it above 0",
-      no_photograph: "no photograph drives it above 0",
-    },
-  };
   // How far the other numbers can be trusted.
   const TRUST = ["split_half", "n_units", "certificate_max", "energy_inside", "erf_r2", "gabor_r2",
     "gabor_n_starts_agreeing", "gabor_converged", "grating_blank_dependent", "sf_aliased",
@@ -120,7 +65,7 @@ rfatlas.passport = (() => {
     let content;
     try {
       Object.assign(of, await rfatlas.facts(row));
-      content = [heading(of), glance(of), units(of), pictures(HERO, of, "What it prefers"),
+      content = [heading(of), glance(of), units(of), pictures(firstStages(), of, "What it prefers"),
         html("div", { class: "cards" }, html("div"), html("div"))];
     } catch (error) {
       content = [heading({ ...of, get: () => null }), html("p", { class: "nothing" }, error.message)];
@@ -218,25 +163,22 @@ rfatlas.passport = (() => {
         main === null ? "" : html("span", {}, more.filter(Boolean).join(", "))))));
   }
 
-  // Why there is nothing of a stage for this channel.
-  function why(stage, { get }) {
-    const { absent } = rfatlas.overview;
-    if (absent[stage]) return absent[stage];
-    const said = STAGES[stage].reason ? get(STAGES[stage].reason) : null;
-    if (said && said !== "not_measured") return REASONS[stage]?.[said] ?? said;
-    if (["receptive_fields", "gabor", "skip_residual", "color"].includes(stage)
-      && rfatlas.column("n_units")) {
+  // Why there is nothing of a stage for this channel; `otherwise` where nothing else is known.
+  function why(stage, { get }, otherwise = "there is none of this channel") {
+    const { absent, reason, reasons } = rfatlas.stage(stage);
+    const said = (reason && get(reason)) || "";
+    if (absent) return absent;
+    if (said in reasons) return reasons[said];
+    if (said && said !== "not_measured") return said;
+    if (rfatlas.column("n_units")) {
       if (get("n_units") === null) return "it is not among the channels of receptive_fields.channels";
       if (get("n_units") === 0) return "no image drives it";
     }
-    if (said) return REASONS[stage]?.[said] ?? said;
-    if (stage === "color" && get("color_class") !== null) return "no uniform field drives it";
-    if (stage === "ablation") return "this layer or channel is not among those that were ablated";
-    return "there is none of this channel";
+    return said || otherwise;
   }
 
   function picture(name, { layer, n, channel }, label) {
-    const index = layer.strip ? layer.strip.tiles.findIndex((one) => one.name === name) : -1;
+    const index = layer.strip ? layer.strip.tiles.indexOf(name) : -1;
     if (index < 0) return null;
     return tile(`passports/${rfatlas.padded(n, 2)}/${channel}.webp`, index, layer.strip, SHOWN, label);
   }
@@ -248,7 +190,7 @@ rfatlas.passport = (() => {
     if (!data.top.units[i].length) {
       return section(html("p", { class: "quiet" }, "No image drives this channel."));
     }
-    const has = (rank) => of.layer.strip?.tiles.some((one) => one.name === `patch_${rank}`)
+    const has = (rank) => of.layer.strip?.tiles.includes(`patch_${rank}`)
       && !data.missing[i].includes(`patch_${rank}`);
     const pictured = has(0);
     const figures = data.top.units[i].map(([file, label, value], rank) => {
@@ -264,35 +206,34 @@ rfatlas.passport = (() => {
       `Without pictures: ${why("receptive_fields", of)}.`), html("div", { class: "shots" }, figures));
   }
 
-  function pictures(wanted, of, title = null) {
-    const shots = wanted.map((name) => {
-      const shown = name === "gabor" ? "mean_gradient" : name;
-      const about = of.layer.strip?.tiles.find((one) => one.name === shown);
-      const drawing = name === "gabor" ? outline(of) : null;
-      const [stage, called] = TILES[name];
-      if (!about || of.data.missing[of.i].includes(shown) || (name === "gabor" && !drawing)) {
-        return html("figure", { class: "shot" },
-          html("div", { class: "gap", role: "img", "aria-label": `No ${called}: ${why(stage, of)}` },
-            // Names of settings may break after their dots and underscores.
-            html("span", {}, `Not computed: ${why(stage, of)}.`.replace(/[._](?=\w)/g, "$&\u200b"))),
-          html("figcaption", {}, called));
-      }
-      const image = picture(shown, of, `${drawing ? "Gabor fit on the " : ""}${about.title} of ${of.label}`);
-      if (drawing) image.append(drawing);
-      return html("figure", { class: "shot", title: drawing ? GABOR : about.note }, image,
-        html("figcaption", {}, called));
-    });
+  const firstStages = () => rfatlas.overview.stages.filter((stage) => stage.first);
+
+  function pictures(stages, of, title = null) {
+    const shots = stages.flatMap((stage) => stage.pictures.map((about) => shot(stage, about, of)));
     return html("section", {}, title ? html("h3", {}, title) : "",
       html("div", { class: "shots" }, shots));
   }
 
-  const GABOR = "The Gabor fitted to the mean gradient: its envelope at one sigma, "
-    + "and a line along its bars.";
+  // A picture of the channel, one of them with an outline over it, or why there is none.
+  function shot(stage, { name, title, note, over }, of) {
+    const shown = over || name;
+    const drawing = over ? outline(name, of) : null;
+    const image = of.data.missing[of.i].includes(shown) || (over && !drawing) ? null
+      : picture(shown, of, over ? note : `${title} of ${of.label}`);
+    if (image && drawing) image.append(drawing);
+    const reason = image ? "" : why(stage.name, of);
+    return html("figure", { class: "shot", title: image && note },
+      image ?? html("div", { class: "gap", role: "img", "aria-label": `No ${title}: ${reason}` },
+        // Names of settings may break after their dots and underscores.
+        html("span", {}, `Not computed: ${reason}.`.replace(/[._](?=\w)/g, "$&\u200b"))),
+      html("figcaption", {}, title));
+  }
 
-  // The Gabor fitted to the mean gradient: its envelope at one sigma, and the line of its bars.
-  function outline({ get, layer }) {
+  // A Gabor, of the columns that begin with this name: its envelope at one sigma, and the line of
+  // its bars.
+  function outline(prefix, { get, layer }) {
     const [x, y, sx, sy, theta, r2] = ["x", "y", "sigma_x", "sigma_y", "theta_deg", "r2"]
-      .map((name) => get(`gabor_${name}`));
+      .map((name) => get(`${prefix}_${name}`));
     if ([x, y, sx, sy, theta].some((v) => v === null)) return null;
     const size = layer.window;
     const [cx, cy] = [size / 2 + x, size / 2 - y];
@@ -322,12 +263,13 @@ rfatlas.passport = (() => {
     }));
     // A stage that is off has no columns, and still says so.
     const there = new Set(cards.flatMap(({ stages }) => stages));
-    for (const [stage, { title }] of Object.entries(STAGES)) {
-      if (there.has(stage) || !rfatlas.overview.absent[stage]) continue;
-      cards.push({ stages: [stage], make: () => card(title, html("p", { class: "quiet" },
-        `Not computed: ${why(stage, of)}.`)) });
+    for (const { name, title, absent } of rfatlas.overview.stages) {
+      if (there.has(name) || !absent) continue;
+      cards.push({ stages: [name], make: () => card(title, html("p", { class: "quiet" },
+        `Not computed: ${absent}.`)) });
     }
-    const first = ORDER.flatMap((stage) => cards.filter(({ stages }) => stages.includes(stage)));
+    // Those with charts come first.
+    const first = Object.keys(CHARTS).flatMap((stage) => cards.filter(({ stages }) => stages.includes(stage)));
     const rest = cards.filter((one) => !first.includes(one));
     return [...first.map((one) => one.make()), trust(of), others(of), ...rest.map((one) => one.make())]
       .filter(Boolean);
@@ -338,13 +280,14 @@ rfatlas.passport = (() => {
     const list = (some) => html("dl", {}, some.flatMap((column) => number(column, of)));
     // Of many numbers those that are not known are folded away first.
     const known = columns.filter((column) => !rfatlas.missing(of.get(column.name)));
-    const empty = stages.find((stage) => known.length <= 1 && STAGES[stage]?.reason
-      && of.get(STAGES[stage].reason));
+    const empty = stages.find((stage) => known.length <= 1 && rfatlas.stage(stage)?.reason
+      && of.get(rfatlas.stage(stage).reason));
+    const pictured = stages.map(rfatlas.stage).filter((stage) => stage?.pictures.length && !stage.first);
     const first = empty ? [] : columns.length > FIRST ? known.slice(0, FIRST) : columns;
     const rest = columns.filter((column) => !first.includes(column));
     return card(title,
-      stages.map((stage) => (STAGES[stage]?.pictures ? pictures(STAGES[stage].pictures, of) : "")),
-      html("div", { class: "charts" }, stages.flatMap((stage) => charts(stage, of))),
+      pictured.length ? pictures(pictured, of) : "",
+      html("div", { class: "charts" }, stages.flatMap((stage) => CHARTS[stage]?.(stage, of) ?? [])),
       stages.includes("ablation") ? classLosses(of) : "",
       title === "Classes" ? classBars(of) : "",
       empty ? html("p", { class: "quiet" }, `Not computed: ${why(empty, of)}.`) : list(first),
@@ -429,79 +372,90 @@ rfatlas.passport = (() => {
   }
 
   // A chart that there is not, and why.
-  const gap = (caption, stage, of) => html("figure", { class: "chart" }, html("figcaption", {}, caption),
-    html("p", { class: "gap wide-gap" }, `Not computed: ${why(stage, of)}.`));
+  const gap = (caption, stage, of, otherwise) => html("figure", { class: "chart" },
+    html("figcaption", {}, caption),
+    html("p", { class: "gap wide-gap" }, `Not computed: ${why(stage, of, otherwise)}.`));
 
-  function charts(stage, of) {
-    const { data, i, label, get } = of;
+  const curve = ({ data, i }, kind) => data[kind]?.values[i] ?? null;
+
+  function chart(drawing, caption, { label }, suffix) {
     const name = `${rfatlas.overview.run}_${label.replace("/", "_")}`;
-    const found = [];
-    const add = (drawing, caption, suffix) =>
-      found.push(figure(drawing, caption, `${name}_${suffix}`));
-    const curve = (kind) => data[kind]?.values[i] ?? null;
-    if (stage === "gratings") {
-      const [orientation, frequency, phase] = ["orientation", "frequency", "phase"].map(curve);
-      if (!orientation) return [gap("Orientation, spatial frequency, phase", stage, of)];
+    return figure(drawing, caption, `${name}_${suffix}`);
+  }
+
+  // What is drawn of a stage; their sections come first, in this order.
+  const CHARTS = { gratings: tuning, color: colours, ablation: effects };
+
+  function tuning(stage, of) {
+    const { data, i, label, get } = of;
+    const [orientation, frequency, phase] = ["orientation", "frequency", "phase"]
+      .map((kind) => curve(of, kind));
+    if (!orientation) return [gap("Orientation, spatial frequency, phase", stage, of)];
+    const [o, f] = [data.surface.orientation, data.surface.frequency];
+    const all = rfatlas.bytes(data.surface.values[i]);
+    const best = all.indexOf(255);
+    return [
       // The curve is periodic: it ends where it begins.
-      add(lines({ x: [...data.orientation.axis, 180], series: [{ values: [...orientation, orientation[0]] }],
+      chart(lines({ x: [...data.orientation.axis, 180], series: [{ values: [...orientation, orientation[0]] }],
         xLabel: "orientation of modulation (°)", yLabel: "response", mark: get("orientation_deg"),
         xTicks: [0, 45, 90, 135, 180], title: `Orientation tuning of ${label}` }),
-      "Orientation", "orientation");
-      add(lines({ x: data.frequency.axis, series: [{ values: frequency }], log: true,
+      "Orientation", of, "orientation"),
+      chart(lines({ x: data.frequency.axis, series: [{ values: frequency }], log: true,
         xLabel: "spatial frequency (cycles/px)", yLabel: "response", mark: get("sf_cpp"),
-        title: `Spatial-frequency tuning of ${label}` }), "Spatial frequency", "frequency");
-      const [o, f] = [data.surface.orientation, data.surface.frequency];
-      const all = rfatlas.bytes(data.surface.values[i]);
-      const best = all.indexOf(255);
-      add(surface({ orientations: o, frequencies: f, values: all,
+        title: `Spatial-frequency tuning of ${label}` }), "Spatial frequency", of, "frequency"),
+      chart(surface({ orientations: o, frequencies: f, values: all,
         mark: [Math.floor(best / f.length), best % f.length],
-        title: `Responses of ${label} to all gratings` }), "All gratings", "gratings");
-      add(lines({ x: [...data.phase.axis, 360], series: [{ values: [...phase, phase[0]] }],
+        title: `Responses of ${label} to all gratings` }), "All gratings", of, "gratings"),
+      chart(lines({ x: [...data.phase.axis, 360], series: [{ values: [...phase, phase[0]] }],
         xLabel: "phase (°)", yLabel: "response", xTicks: [0, 90, 180, 270, 360],
         title: `Response of ${label} to the phase of its best grating` }),
-      "Phase of the best grating", "phase");
-    }
-    if (stage === "color") {
-      const [hue, axes, direction] = ["hue", "axes", "direction"].map(curve);
-      if (hue && get("color_class") !== "unresponsive") {
-        add(polar({ degrees: data.hue.axis, values: hue, mark: get("hue_deg"),
+      "Phase of the best grating", of, "phase"),
+    ];
+  }
+
+  function colours(stage, of) {
+    const { data, label, get } = of;
+    const [hue, axes, direction] = ["hue", "axes", "direction"].map((kind) => curve(of, kind));
+    return [
+      hue && get("color_class") !== "unresponsive"
+        ? chart(polar({ degrees: data.hue.axis, values: hue, mark: get("hue_deg"),
           axes: [[0, "+L−M"], [90, "+S"], [180, "−L+M"], [270, "−S"]], rim: data.hue.colours,
-          title: `Hue tuning of ${label} in the DKL plane` }), "Hue, DKL plane (line: hue_deg)", "hue");
-      } else found.push(gap("Hue, DKL plane", stage, of));
-      if (axes) {
-        add(lines({ x: data.axes.axis, log: true, xLabel: "spatial frequency (cycles/px)",
+          title: `Hue tuning of ${label} in the DKL plane` }),
+        "Hue, DKL plane (line: hue_deg)", of, "hue")
+        : gap("Hue, DKL plane", stage, of, "no uniform field drives it"),
+      axes
+        ? chart(lines({ x: data.axes.axis, log: true, xLabel: "spatial frequency (cycles/px)",
           yLabel: "response", series: ["L+M", "L−M", "S−(L+M)"].map((axis, k) => (
             { name: axis, values: axes[k], colour: ["#767676", "#D55E00", "#7A5BC7"][k] })),
           title: `Responses of ${label} to gratings along three opponent axes` }),
-        "Gratings along the opponent axes", "axes");
-      } else found.push(gap("Gratings along the opponent axes", stage, of));
-      if (direction) {
-        add(lines({ x: [...data.direction.axis, 180],
-          series: [{ values: [...direction, direction[0]] }], xTicks: [0, 45, 90, 135, 180],
-          xLabel: "direction of colour (°): 0 L−M, 90 S", yLabel: "response",
-          mark: get("color_direction_deg"),
-          title: `Tuning of ${label} to the direction of colour of gratings` }),
-        "Coloured gratings", "direction");
-      }
-    }
-    if (stage === "ablation") {
-      for (const [column, caption, unit] of [
-        ["delta_top1", "Top-1 without it", "change of top-1 accuracy"],
-        ["delta_loss", "Loss without it", "change of loss (nats)"]]) {
-        const items = MODES.filter((mode) => rfatlas.column(`${mode}_${column}`)).map((mode) => ({
-          name: mode,
-          value: get(`${mode}_${column}`),
-          low: get(`${mode}_${column}_lo`),
-          high: get(`${mode}_${column}_hi`),
-        })).filter((item) => item.value !== null);
-        if (items.length) {
-          add(intervals({ items, xLabel: `${unit}, 95 % interval`,
-            title: `${caption}: ${items.map((one) => `${one.name} ${rfatlas.text(one.value)}`).join(", ")}` }),
-          caption, column);
-        } else if (column === "delta_top1") found.push(gap(caption, stage, of));
-      }
-    }
-    return found;
+        "Gratings along the opponent axes", of, "axes")
+        : gap("Gratings along the opponent axes", stage, of),
+      direction && chart(lines({ x: [...data.direction.axis, 180],
+        series: [{ values: [...direction, direction[0]] }], xTicks: [0, 45, 90, 135, 180],
+        xLabel: "direction of colour (°): 0 L−M, 90 S", yLabel: "response",
+        mark: get("color_direction_deg"),
+        title: `Tuning of ${label} to the direction of colour of gratings` }),
+      "Coloured gratings", of, "direction"),
+    ];
+  }
+
+  function effects(stage, of) {
+    const { get } = of;
+    return [
+      ["delta_top1", "Top-1 without it", "change of top-1 accuracy"],
+      ["delta_loss", "Loss without it", "change of loss (nats)"],
+    ].map(([column, caption, unit]) => {
+      const items = MODES.filter((mode) => rfatlas.column(`${mode}_${column}`)).map((mode) => ({
+        name: mode,
+        value: get(`${mode}_${column}`),
+        low: get(`${mode}_${column}_lo`),
+        high: get(`${mode}_${column}_hi`),
+      })).filter((item) => item.value !== null);
+      if (!items.length) return column === "delta_top1" ? gap(caption, stage, of) : null;
+      return chart(intervals({ items, xLabel: `${unit}, 95 % interval`,
+        title: `${caption}: ${items.map((one) => `${one.name} ${rfatlas.text(one.value)}`).join(", ")}` }),
+      caption, of, column);
+    });
   }
 
   return { setup, open, follow, get current() { return current; } };
