@@ -201,8 +201,13 @@ def _parts(file: h5py.File) -> list[Tile]:
     names, group = ("skip", "residual"), file["parts"]
     rows, count = _rows(file), store.array(group["count"])
     parts = [store.array(group[name]) for name in names]
+
+    def show(fields: np.ndarray, place: int) -> np.ndarray:
+        # Pixels that no unit has are zeros to the scale.
+        return _signed(np.nan_to_num(fields), place)
+
     return [
-        _field(name, rows, parts, partial(_signed, place=place), count)
+        _field(name, rows, parts, partial(show, place=place), count)
         for place, name in enumerate(names)
     ]
 
