@@ -182,12 +182,16 @@ def test_receptive_fields_on_disk_are_what_the_file_holds():
 
 def test_what_runs_no_network_costs_what_the_register_says_of_each_channel():
     found = budget()
-    for name, channels in (("gabor", 16), ("channels", 24), ("atlas", 24)):
-        seconds, size = stages.BY_NAME[name].per_channel
-        layer = "far" if name == "gabor" else None
-        cost = found.cost(name, "a", layer)
-        assert seconds and (cost.seconds, cost.disk) == (channels * seconds, channels * size)
-    assert found.cost("figures_gabor", "a").seconds == 2 * RATES["figures"]
+    scopes = set()
+    for stage in stages.STAGES:
+        seconds, size = stage.per_channel
+        if seconds:
+            layer, channels = ("far", 16) if stage.scope == "layer" else (None, 24)
+            cost = found.cost(stage.name, "a", layer)
+            assert (cost.seconds, cost.disk) == (channels * seconds, channels * size)
+            scopes.add(stage.scope)
+    assert scopes == {"layer", "run"}
+    assert found.cost("figures_color", "a").seconds == 2 * RATES["figures"]
     assert found.cost("orientation", "a").seconds == found.cost("atlas_start", "a").seconds == 0
 
 
@@ -330,8 +334,8 @@ def test_a_job_is_granted_more_time_than_it_should_take():
 def test_the_table_is_of_the_jobs_that_will_run_and_their_sum():
     found = budget()
     asked = [
-        job("gabor", "sub/results/a/gabor/near.h5", "sub/results/a/gabor/near.csv", mem_mb=1500),
-        job("gabor", "results/a/gabor/far.h5", mem_mb=1500),
+        job("color", "sub/results/a/color/near.h5", "sub/results/a/color/near.csv", mem_mb=1500),
+        job("color", "results/a/color/far.h5", mem_mb=1500),
         job("images", PACKED, mem_mb=2000),
         job("atlas_start", "results/index.html"),
         job(None, "results/b"),
@@ -340,12 +344,12 @@ def test_the_table_is_of_the_jobs_that_will_run_and_their_sum():
     lines = found.table(found.rows(asked)).splitlines()
     assert [line.split()[:2] for line in lines[2:]] == [
         ["images", "1"],
-        ["gabor", "2"],
+        ["color", "2"],
         ["atlas_start", "1"],
         ["total", "4"],
     ]
-    gabors = found.rows(asked)["gabor"]
-    assert gabors.seconds == pytest.approx(work(found, "gabor")), "of either layer once"
+    both = found.rows(asked)["color"]
+    assert both.seconds == pytest.approx(work(found, "color")), "of either layer once"
     assert "30.1 MB" in lines[2] and "1.5 GB" in lines[3] and "2.0 GB" in lines[5]
 
 

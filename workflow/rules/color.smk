@@ -1,7 +1,7 @@
 # Stage color: the tuning of every channel to colour, and whether it is colour-opponent.
 # In:  results/images/<dataset>_<resize>_<crop>.h5, results/<run>/activations.h5 (the top units),
 #      results/<run>/model.safetensors and, as far as these stages are on,
-#      results/<run>/receptive_fields/<layer>.h5 and results/<run>/virtual_filters.h5
+#      results/<run>/receptive_fields/<layer>.h5 and the virtual filters of the run
 # Out: results/<run>/color/<layer>.h5 and .csv
 
 
@@ -14,9 +14,7 @@ rule color:
             stage_on("receptive_fields", wildcards.run),
             "results/{run}/receptive_fields/{layer}.h5",
         ),
-        virtual=lambda wildcards: when(
-            stage_on("virtual_filters", wildcards.run), "results/{run}/virtual_filters.h5"
-        ),
+        virtual=run_filters,
     output:
         responses="results/{run}/color/{layer}.h5",
         table="results/{run}/color/{layer}.csv",

@@ -208,6 +208,13 @@ def virtual_layers(run):
     return run_layers(run) if stage_on("virtual_filters", run) else []
 
 
+def run_filters(wildcards):
+    """The virtual filters of a run, where it has any."""
+    return when(
+        stage_on("virtual_filters", wildcards.run), f"results/{wildcards.run}/virtual_filters.h5"
+    )
+
+
 def virtual_figures(run):
     """The figures of a run about virtual filters and skip connections over all layers, with their
     titles."""

@@ -1,6 +1,6 @@
 # Stage gabor: Gabors fitted to mean gradients, first-layer kernels and virtual filters.
 # In:  results/<run>/receptive_fields/<layer>.h5, results/<run>/model.safetensors and, with the
-#      stage virtual_filters, results/<run>/virtual_filters.h5
+#      stage of that name, the virtual filters of the run
 # Out: results/<run>/gabor/<layer>.h5 and .csv
 
 
@@ -8,9 +8,7 @@ rule gabor:
     input:
         fields="results/{run}/receptive_fields/{layer}.h5",
         weights="results/{run}/model.safetensors",
-        virtual=lambda wildcards: when(
-            stage_on("virtual_filters", wildcards.run), "results/{run}/virtual_filters.h5"
-        ),
+        virtual=run_filters,
     output:
         fits="results/{run}/gabor/{layer}.h5",
         table="results/{run}/gabor/{layer}.csv",
