@@ -18,25 +18,16 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/scenes.smk"
-include: "workflow/rules/train_demo.smk"
-include: "workflow/rules/model.smk"
-include: "workflow/rules/images.smk"
-include: "workflow/rules/activations.smk"
-include: "workflow/rules/receptive_fields.smk"
-include: "workflow/rules/virtual_filters.smk"
-include: "workflow/rules/gabor.smk"
-include: "workflow/rules/gratings.smk"
-include: "workflow/rules/color.smk"
-include: "workflow/rules/preferred_stimulus.smk"
-include: "workflow/rules/ablation.smk"
-include: "workflow/rules/channels.smk"
-include: "workflow/rules/orientation.smk"
-include: "workflow/rules/opponency.smk"
-include: "workflow/rules/ablation_groups.smk"
-include: "workflow/rules/compare.smk"
-include: "workflow/rules/findings.smk"
-include: "workflow/rules/figures.smk"
+
+
+# Every stage has a file of its name.
+for stage in stages.STAGES:
+    if not stage.part_of:
+
+        include: f"workflow/rules/{stage.name}.smk"
+
+
+# Topics of the stage figures.
 include: "workflow/rules/figures_orientation.smk"
 include: "workflow/rules/figures_color.smk"
 include: "workflow/rules/figures_gabor.smk"
@@ -45,7 +36,6 @@ include: "workflow/rules/figures_gratings.smk"
 include: "workflow/rules/figures_preferred_stimulus.smk"
 include: "workflow/rules/figures_virtual_filters.smk"
 include: "workflow/rules/figures_compare.smk"
-include: "workflow/rules/atlas.smk"
 
 
 # Plain `snakemake` makes what the config switches on.
@@ -59,7 +49,7 @@ rule all:
 # A target for every stage. Those of one layer at a time are rules with wildcards, which Snakemake
 # takes for no target: `snakemake all_gabor` makes them for all layers of all runs. In a loop, as the
 # register of stages says all about them.
-for stage in (stage for stage in stages.STAGES if not stage.part_of):
+for stage in stages.STAGES:
 
     rule:
         name:
