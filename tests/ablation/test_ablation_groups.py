@@ -3,7 +3,6 @@ tables."""
 
 import itertools
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pages import columns_of
 from scipy import stats
 from tasks import task
 from test_receptive_fields import loaded
@@ -532,7 +532,4 @@ def test_without_the_modes_that_tell_the_conclusion_is_unknown():
     ],
 )
 def test_every_column_is_documented(name, columns):
-    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    section = text.split(f"`results/<run>/{name}`")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
-    assert re.findall(r"`(\w+)`", " ".join(rows)) == list(columns)
+    assert columns_of(name) == list(columns)

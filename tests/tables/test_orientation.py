@@ -1,6 +1,5 @@
 """Stage orientation: layers counted by loops, planted fractions, published examples, and gaps."""
 
-import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from pages import columns_of
 from scipy import stats
 from synthetic import tuning
 
@@ -320,7 +320,4 @@ def test_the_script_writes_the_tables(tmp_path, with_twin):
     ],
 )
 def test_every_column_is_documented(name, columns):
-    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    section = text.split(f"orientation/{name}.csv`")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
-    assert re.findall(r"`(\w+)`", " ".join(rows)) == list(columns)
+    assert columns_of(f"orientation/{name}.csv") == list(columns)

@@ -43,14 +43,7 @@ def orientation(selective: pd.DataFrame | None) -> dict[str, Any]:
     threshold = rows[0]["osi_threshold"]
     rule = f"OSI of at least {threshold:g} and a defined bandwidth"
     sentence = _fractions(rows, "selective", "orientation-selective", rule)
-    return {
-        "claim": "orientation_selective",
-        "question": question,
-        "rule": rule,
-        "sentence": sentence,
-        "rows": rows,
-        "missing": None,
-    }
+    return _claim("orientation_selective", question, rule, sentence, rows)
 
 
 def opponency(counts: pd.DataFrame | None, confusion: pd.DataFrame | None) -> dict[str, Any]:
@@ -87,15 +80,8 @@ def opponency(counts: pd.DataFrame | None, confusion: pd.DataFrame | None) -> di
             share = 100 * met[0]["agreement"]
             sentence += f"; the two rules agree on {share:.0f} % of its channels"
         sentence += "."
-    return {
-        "claim": "double_opponent",
-        "question": question,
-        "rule": "cone rule and Harris' rule",
-        "sentence": sentence,
-        "rows": rows,
-        "agreement": agreement,
-        "missing": None,
-    }
+    rule = "cone rule and Harris' rule"
+    return _claim("double_opponent", question, rule, sentence, rows, agreement=agreement)
 
 
 def inactive(inactive: pd.DataFrame | None) -> dict[str, Any]:
@@ -108,16 +94,11 @@ def inactive(inactive: pd.DataFrame | None) -> dict[str, Any]:
     question = "Do inactive first-layer channels matter: by their signal, or by a constant alone?"
     if inactive is None or inactive.empty:
         return _unanswered("inactive_first_layer", question, "inactive", "ablation_groups")
-    told = inactive["sentence"].fillna("")
-    return {
-        "claim": "inactive_first_layer",
-        "question": question,
-        "rule": "channels.inactive_norm and channels.inactive_variance",
-        "sentence": " ".join(text for text in told if text),
-        "conclusion": dict(inactive.groupby("layer", sort=False)["conclusion"].first()),
-        "rows": _rows(inactive.drop(columns=["sentence"]), "inactive"),
-        "missing": None,
-    }
+    rule = "channels.inactive_norm and channels.inactive_variance"
+    sentence = " ".join(filter(None, inactive["sentence"].dropna()))
+    rows = _rows(inactive.drop(columns=["sentence"]), "inactive")
+    conclusion = dict(inactive.groupby("layer", sort=False)["conclusion"].first())
+    return _claim("inactive_first_layer", question, rule, sentence, rows, conclusion=conclusion)
 
 
 def collect(
@@ -165,10 +146,16 @@ def page(findings: Mapping[str, Any], template: Path) -> str:
     return environment.get_template(template.name).render(**findings, tables=listed)
 
 
+def _claim(
+    claim: str, question: str, rule: str, sentence: str, rows: list[dict], **more: Any
+) -> dict[str, Any]:
+    known = {"claim": claim, "question": question, "rule": rule, "sentence": sentence}
+    return {**known, "rows": rows, "missing": None, **more}
+
+
 def _unanswered(claim: str, question: str, table: str, stage: str) -> dict[str, Any]:
     why = _MISSING.format(table=TABLES[table], stage=stage)
-    answer = {"claim": claim, "question": question, "rule": "", "sentence": ""}
-    return {**answer, "rows": [], "missing": why}
+    return _claim(claim, question, "", "", [], missing=why)
 
 
 def _rows(table: pd.DataFrame, name: str, versus_twin: bool = False) -> list[dict[str, Any]]:
