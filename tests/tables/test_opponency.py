@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pages import columns_of
 from scipy import stats
 from synthetic import opponency as invented
 
@@ -395,10 +396,7 @@ def test_a_layer_that_answers_nothing_has_no_fractions(reference):
 
 @pytest.mark.parametrize("name", ["confusion", "stability", "counts", "macaque", "orientation"])
 def test_every_column_is_documented(name):
-    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    section = text.split(f"opponency/{name}.csv`")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
-    assert re.findall(r"`(\w+)`", " ".join(rows)) == list(getattr(opponency, name.upper()))
+    assert columns_of(f"opponency/{name}.csv") == list(getattr(opponency, name.upper()))
 
 
 # ---- the page for vision scientists
