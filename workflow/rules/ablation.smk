@@ -20,10 +20,7 @@ rule ablation:
         "../../environment.yaml"
     threads: network_threads
     resources:
-        mem_mb=grown(stages.BY_NAME["ablation"].mem_mb),
-        runtime=grown(minutes("ablation")),
-        gpu=gpus(),
-        attempt=attempts,
+        **asks("ablation", gpu=gpus()),
     params:
         settings={
             key: value
@@ -56,10 +53,7 @@ rule ablation_gather:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(stages.BY_NAME["ablation"].mem_mb),
-        runtime=grown(60),
-        gpu=0,
-        attempt=attempts,
+        **asks("ablation_gather", runtime=60),
     params:
         settings=lambda wildcards: {
             "modes": ablation_modes(wildcards.run),

@@ -23,10 +23,7 @@ rule ablation_groups:
         "../../environment.yaml"
     threads: network_threads
     resources:
-        mem_mb=grown(stages.BY_NAME["ablation_groups"].mem_mb),
-        runtime=grown(minutes("ablation_groups")),
-        gpu=gpus(),
-        attempt=attempts,
+        **asks("ablation_groups", gpu=gpus()),
     params:
         settings={
             key: value for key, value in settings["ablation_groups"].items() if key != "layers"
@@ -72,9 +69,7 @@ rule ablation_groups_tables:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("ablation_groups_tables")),
-        runtime=grown(30),
-        gpu=0,
+        **asks("ablation_groups_tables", runtime=30),
     params:
         code=versions.digest("ablation_groups_tables"),
         seed=settings["ablation"]["seed"],

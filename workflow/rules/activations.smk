@@ -18,9 +18,7 @@ rule activations_range:
         "../../environment.yaml"
     threads: 4
     resources:
-        mem_mb=grown(lambda wildcards: budget.mem_mb("activations", wildcards.run)),
-        runtime=grown(lambda wildcards: budget.minutes("activations", wildcards.run)),
-        gpu=gpus(),
+        **asks("activations", gpu=gpus()),
     params:
         layers=lambda wildcards: run_layers(wildcards.run),
         top_k=settings["activations"]["top_k"],
@@ -49,9 +47,7 @@ rule activations_merge:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("activations_merge")),
-        runtime=grown(lambda wildcards: budget.minutes("activations_merge", wildcards.run)),
-        gpu=0,
+        **asks("activations_merge"),
     params:
         version=versions.stage("activations"),
     script:

@@ -27,9 +27,7 @@ rule channels_join:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("channels")),
-        runtime=grown(10),
-        gpu=0,
+        **asks("channels", runtime=10),
     params:
         code=versions.digest("channels"),
         layers=lambda wildcards: run_layers(wildcards.run),

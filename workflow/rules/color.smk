@@ -26,10 +26,7 @@ rule color:
         "../../environment.yaml"
     threads: network_threads
     resources:
-        mem_mb=grown(stages.BY_NAME["color"].mem_mb),
-        runtime=grown(minutes("color")),
-        gpu=gpus(),
-        attempt=attempts,
+        **asks("color", gpu=gpus()),
     params:
         settings=settings["color"]
         | {

@@ -431,9 +431,25 @@ def grown(amount):
     return lambda wildcards, attempt: attempt * amount
 
 
-def minutes(stage):
-    """Minutes to grant a job of a stage, for `runtime`."""
-    return lambda wildcards: budget.minutes(stage, wildcards.run, wildcards.get("layer"))
+def asks(script, runtime=None, gpu=0):
+    """What a job of a script asks for: minutes by the estimates if `runtime` is not given; a retry
+    asks for more."""
+
+    def name(wildcards):
+        return wildcards.get("run") or "_".join(wildcards)
+
+    def memory(wildcards):
+        return budget.mem_mb(script, name(wildcards))
+
+    def minutes(wildcards):
+        return budget.minutes(script, name(wildcards), wildcards.get("layer"))
+
+    return {
+        "mem_mb": grown(memory),
+        "runtime": grown(runtime or minutes),
+        "gpu": gpu,
+        "attempt": attempts,
+    }
 
 
 def network_threads(wildcards):

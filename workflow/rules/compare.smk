@@ -33,9 +33,7 @@ rule compare_tables:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(lambda wildcards: budget.mem_mb("compare", wildcards.group)),
-        runtime=grown(lambda wildcards: budget.minutes("compare", wildcards.group)),
-        gpu=0,
+        **asks("compare"),
     params:
         code=versions.digest("compare"),
         runs=lambda wildcards: compare_groups()[wildcards.group],

@@ -33,9 +33,7 @@ rule findings_page:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("findings")),
-        runtime=grown(10),
-        gpu=0,
+        **asks("findings", runtime=10),
     params:
         code=versions.digest("findings"),
         model=lambda wildcards: model_config(wildcards.run)["factory"],

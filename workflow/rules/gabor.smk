@@ -20,10 +20,7 @@ rule gabor:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(stages.BY_NAME["gabor"].mem_mb),
-        runtime=grown(minutes("gabor")),
-        gpu=0,
-        attempt=attempts,
+        **asks("gabor"),
     params:
         channels=lambda wildcards: layer_channels(wildcards.run, [wildcards.layer])[0],
         version=versions.stage("gabor"),

@@ -18,10 +18,7 @@ rule gratings:
         "../../environment.yaml"
     threads: network_threads
     resources:
-        mem_mb=grown(stages.BY_NAME["gratings"].mem_mb),
-        runtime=grown(minutes("gratings")),
-        gpu=gpus(),
-        attempt=attempts,
+        **asks("gratings", gpu=gpus()),
     params:
         settings=settings["gratings"],
         device=settings["device"],

@@ -26,9 +26,7 @@ rule images_pack:
         "../../environment.yaml"
     threads: 8
     resources:
-        mem_mb=grown(budget.mem_mb("images")),
-        runtime=grown(lambda wildcards: budget.minutes("images", "_".join(wildcards))),
-        gpu=0,
+        **asks("images"),
     params:
         dataset=lambda wildcards: catalogue.used_keys(dataset_config(wildcards.dataset)),
         listing=lambda wildcards: plan.images[wildcards.dataset].digest,

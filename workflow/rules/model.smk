@@ -19,9 +19,7 @@ rule model_weights:
         "../../environment.yaml"
     threads: 4
     resources:
-        mem_mb=grown(budget.mem_mb("model")),
-        runtime=grown(lambda wildcards: budget.minutes("model", wildcards.run)),
-        gpu=gpus(),
+        **asks("model", gpu=gpus()),
     params:
         model=lambda wildcards: model_params(wildcards.run),
         batch_norm_images=1024,

@@ -34,9 +34,7 @@ rule opponency_tables:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("opponency")),
-        runtime=grown(10),
-        gpu=0,
+        **asks("opponency", runtime=10),
     params:
         code=versions.digest("opponency"),
         thresholds=settings["opponency"],

@@ -33,9 +33,7 @@ rule orientation_tables:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("orientation")),
-        runtime=grown(10),
-        gpu=0,
+        **asks("orientation", runtime=10),
     params:
         code=versions.digest("orientation"),
         settings=settings["orientation"],

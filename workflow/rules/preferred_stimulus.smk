@@ -25,10 +25,7 @@ rule preferred_stimulus:
         "../../environment.yaml"
     threads: network_threads
     resources:
-        mem_mb=grown(stages.BY_NAME["preferred_stimulus"].mem_mb),
-        runtime=grown(minutes("preferred_stimulus")),
-        gpu=gpus(),
-        attempt=attempts,
+        **asks("preferred_stimulus", gpu=gpus()),
     params:
         sample=lambda wildcards: stimulus_sample(wildcards.run, wildcards.layer),
         settings={

@@ -21,10 +21,7 @@ rule receptive_fields:
         "../../environment.yaml"
     threads: network_threads
     resources:
-        mem_mb=grown(stages.BY_NAME["receptive_fields"].mem_mb),
-        runtime=grown(minutes("receptive_fields")),
-        gpu=gpus(),
-        attempt=attempts,
+        **asks("receptive_fields", gpu=gpus()),
     params:
         settings=lambda wildcards: settings["receptive_fields"]
         | {part: settings[part] for part in parts("receptive_fields", wildcards.run)},

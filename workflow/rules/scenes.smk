@@ -16,9 +16,7 @@ rule scenes_draw:
         "../../environment.yaml"
     threads: 4
     resources:
-        mem_mb=grown(budget.mem_mb("scenes")),
-        runtime=grown(lambda wildcards: budget.minutes("scenes", wildcards.dataset)),
-        gpu=0,
+        **asks("scenes"),
     params:
         scenes=lambda wildcards: dataset_config(wildcards.dataset)["count"],
         size=lambda wildcards: dataset_config(wildcards.dataset)["size"],

@@ -26,10 +26,7 @@ rule virtual_filters_compose:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(stages.BY_NAME["virtual_filters"].mem_mb),
-        runtime=grown(minutes("virtual_filters")),
-        gpu=0,
-        attempt=attempts,
+        **asks("virtual_filters"),
     params:
         layers=lambda wildcards: run_layers(wildcards.run),
         version=versions.stage("virtual_filters"),
