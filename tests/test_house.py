@@ -88,11 +88,6 @@ def test_stages_are_in_the_order_of_the_work():
         known.add(stage.name)
 
 
-def test_what_a_stage_rests_on_is_followed_to_its_start():
-    assert stages.upstream(["gratings"]) == {"gratings", "images", "model", "scenes"}
-    assert "ablation" in stages.upstream(["channels"])
-
-
 def test_the_readme_lists_the_stages_as_the_register_has_them():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = "\n".join(f"| `{stage.name}` | {stage.meaning} |" for stage in stages.STAGES)

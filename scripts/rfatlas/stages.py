@@ -9,7 +9,6 @@ Nothing here imports torch, numpy or pandas: the Snakefile reads this module whi
 graph of jobs.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -492,17 +491,3 @@ def readers(name: str) -> list[str]:
         for stage in STAGES
         if name in stage.reads or (stage.name == "channels" and columns)
     ]
-
-
-def upstream(names: Iterable[str]) -> set[str]:
-    """The stages of these names and all that they read, directly or not."""
-    found: set[str] = set()
-    open_ = list(names)
-    while open_:
-        name = open_.pop()
-        if name not in found:
-            found.add(name)
-            stage = BY_NAME[name]
-            open_ += stage.reads + ((stage.part_of,) if stage.part_of else ())
-            open_ += with_columns() if name == "channels" else ()
-    return found

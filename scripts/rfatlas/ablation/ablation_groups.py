@@ -39,14 +39,8 @@ GROUPS = {
     "orientation_selective": ("orientation_selective", True),
 }
 
-#: Columns of channels.csv by which channels are taken out one after the other, by the order's name.
-ORDERS = {
-    "filter_norm": "filter_norm",
-    "osi": "osi",
-    "color_class": "color_class",
-    "class_selectivity": "class_selectivity",
-    "activation_mean": "activation_mean",
-}
+#: Columns of channels.csv by which channels are taken out one after the other.
+ORDERS = ("filter_norm", "osi", "color_class", "class_selectivity", "activation_mean")
 RANDOM = "random"
 DIRECTIONS = ("descending", "ascending")
 
@@ -267,11 +261,10 @@ def orders(
     for name in wanted:
         if name == RANDOM:
             continue
-        column = ORDERS[name]
-        if column not in rows or rows[column].isna().all():
-            log.info("%s: no curve by %s, channels.csv has no %s of it", layer, name, column)
+        if name not in rows or rows[name].isna().all():
+            log.info("%s: no curve by %s, channels.csv has none of it", layer, name)
             continue
-        values = rows[column]
+        values = rows[name]
         if name == "color_class":
             values = values.map({kind: rank for rank, kind in enumerate(color_rules.CLASSES)})
         values = values.to_numpy(float)[shuffled]
@@ -550,10 +543,9 @@ def _inactive(file: h5py.File, groups: pd.DataFrame, rows: pd.DataFrame, seed: i
     found["layer"], found["n_inactive"], found["n_layer"] = layer, int(silent.sum()), len(rows)
     found["channel"] = found["channel"].astype("Int64")
     together = found[found["channels"] == "all"]
-    for column in ("conclusion", "conclusion_loss", "sentence"):
-        found[column] = ""
     found["conclusion"] = conclusion(together, "top1")
     found["conclusion_loss"] = conclusion(together, "loss")
+    found["sentence"] = ""
     right = float((file["intact/prediction"][:] == file["label"][:]).mean())
     found.loc[found.index[0], "sentence"] = sentence(together, right, len(file["label"]))
     return found
