@@ -200,6 +200,7 @@ CHANGES = {
     "models.<name>.input": {"models.two.input": {**SIZE, "resize": 36}},
     "models.<name>.input.resize": {"models.two.input.resize": 34},
     "models.<name>.input.crop": {"models.two.input.crop": 30},
+    "models.<name>.input.interpolation": {"models.two.input.interpolation": "bicubic"},
     "models.<name>.input.mean": {"models.two.input.mean": [0.4, 0.5, 0.5]},
     "models.<name>.input.std": {"models.two.input.std": [0.3, 0.25, 0.25]},
     "datasets": {"datasets.new": {"source": "scenes"}},

@@ -132,7 +132,7 @@ STAGES: tuple[Stage, ...] = (
         "decodes, resizes and packs the photographs",
         "dataset",
         reads=("scenes",),
-        files=("results/images/{dataset}_{resize}_{crop}.h5",),
+        files=("results/images/{dataset}_{resize}_{crop}{interpolation}.h5",),
         version=2,
         mem_mb=2000,
     ),

@@ -36,8 +36,8 @@ def reference():
     from torchvision import transforms
     from torchvision.datasets.folder import default_loader
 
-    def run(path, resize, crop):
-        steps = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(crop)])
+    def run(path, resize, crop, **how):
+        steps = transforms.Compose([transforms.Resize(resize, **how), transforms.CenterCrop(crop)])
         return np.asarray(steps(default_loader(str(path))))
 
     return run
@@ -178,6 +178,59 @@ def test_random_sizes_equal_torchvision(tmp_path, reference):
             reference(tmp_path / "x.bmp", resize, crop),
             err_msg=f"{height} x {width}, resize {resize}, crop {crop}",
         )
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png-palette", "png-grey16", "webp"])
+@pytest.mark.parametrize("interpolation", "nearest bilinear bicubic lanczos hamming box".split())
+def test_interpolations_equal_torchvision(interpolation, kind, tmp_path, reference):
+    from torchvision.transforms import InterpolationMode
+
+    path = write_variant(kind, tmp_path)
+    for resize, crop in ((48, 40), (13, 12), ((30, 17), 17), ((60, 70), 60)):
+        found = decoding.decode(path.read_bytes(), resize, crop, interpolation)[0]
+        expected = reference(path, resize, crop, interpolation=InterpolationMode(interpolation))
+        np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_without_resizing_the_middle_is_cut_out(tmp_path):
+    array = noise(32, 40)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(ours(tmp_path / "x.png", None, 32), array[:, 4:36])
+    found = ours(tmp_path / "x.png", None, 36)
+    np.testing.assert_array_equal(found[2:34], array[:, 2:38])
+    assert not found[:2].any() and not found[34:].any(), "a black margin, as torchvision's"
+
+
+@pytest.mark.parametrize(
+    ("factory", "weights"),
+    [("regnet_y_16gf", "IMAGENET1K_SWAG_LINEAR_V1"), ("resnet18", "IMAGENET1K_V1")],
+)
+def test_named_weights_see_what_their_transforms_make(factory, weights, tmp_path, reference):
+    """reference imports torchvision."""
+    from torchvision.models import get_model_weights
+
+    from rfatlas.network import model
+
+    jpeg(tmp_path / "x.jpg", 300, 260)
+    config = {"factory": f"torchvision.models.{factory}", "weights": weights}
+    shown = model.resolve_input(config)
+    mean, std = shown.pop("mean"), shown.pop("std")
+    image = decoding.decode((tmp_path / "x.jpg").read_bytes(), **shown)[0]
+    seen = model.preprocess(np.asarray(image)[None], mean, std)[0]
+    expected = get_model_weights(factory)[weights].transforms()(Image.open(tmp_path / "x.jpg"))
+    np.testing.assert_allclose(seen, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("256", "224", ""), (256, 224, "bilinear")),
+        (("240x320", "240", "_bicubic"), ((240, 320), 240, "bicubic")),
+        (("none", "32", ""), (None, 32, "bilinear")),
+    ],
+)
+def test_the_name_of_a_packed_file_says_how_it_is_made(words, meant):
+    assert tuple(decoding.frame(*words).values()) == meant
 
 
 def test_very_wide_image_equals_torchvision(tmp_path, reference):

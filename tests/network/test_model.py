@@ -71,6 +71,28 @@ def test_the_interpolation_is_that_of_the_named_weights(factory, weights):
     assert found["resize"] == transform.resize_size[0]
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"resize": None, "crop": 32}, (None, 32, "bilinear")),
+        ({"resize": [48, 48]}, ([48, 48], 48, "bilinear")),
+        ({"resize": [48, 64], "crop": 40}, ([48, 64], 40, "bilinear")),
+        ({"resize": 40, "crop": 32, "interpolation": "lanczos"}, (40, 32, "lanczos")),
+        ({"resize": "default", "crop": 32}, "resize not given"),
+        ({"resize": [48, 64]}, "crop not given"),
+        ({"resize": None}, "crop not given"),
+    ],
+)
+def test_sizes_of_input(given, found):
+    entry = config("random:1", input={"mean": INPUT["mean"], "std": INPUT["std"]} | given)
+    if isinstance(found, str):
+        with pytest.raises(RfatlasError, match=found):
+            model.resolve_input(entry)
+    else:
+        resolved = model.resolve_input(entry)
+        assert tuple(resolved[key] for key in ("resize", "crop", "interpolation")) == found
+
+
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "resnet18.tv_in1k"])
 def test_networks_of_timm_bring_their_input_and_take_weights_from_a_file(name, tmp_path):
     entry = {"factory": "timm.create_model", "kwargs": {"model_name": name, "num_classes": 4}}

@@ -37,7 +37,7 @@ BAD = [
     ("activatons", {"top_k": 3}, None, ["unknown key", "did you mean 'activations'?"]),
     ("activations.topk", 3, None, ["unknown key", "did you mean 'top_k'?", "batch_size"]),
     ("models.net.weight", "x", None, ["did you mean 'weights'?"]),
-    ("models.net.input", {"size": 3}, "models.net.input.size", ["resize, crop, mean, std"]),
+    ("models.net.input", {"size": 3}, "models.net.input.size", ["resize, crop, interpolation"]),
     ("datasets.photos.subset", {"sede": 1}, "datasets.photos.subset.sede", ["'seed'?"]),
     ("stages.figure", False, None, ["did you mean 'figures'?"]),
     ("device", "gpu", None, ["auto, cpu, cuda or cuda:N"]),
@@ -135,6 +135,10 @@ BAD = [
     ("models.net.layers", ["a", "a"], None, ["default, or a list of different module names"]),
     ("models.net.kwargs", [1], None, ["a mapping"]),
     ("models.net.input", {"resize": 32, "crop": 64}, "models.net.input.crop", ["at most resize"]),
+    ("models.net.input", {"resize": [64, 32], "crop": 64}, "models.net.input.crop", ["at most"]),
+    ("models.net.input", {"resize": [64]}, "models.net.input.resize", ["a list of two"]),
+    ("models.net.input", {"resize": "no"}, "models.net.input.resize", ["null", "default"]),
+    ("models.net.input", {"interpolation": "cubic"}, "models.net.input.interpolation", ["bicubic"]),
     ("models.net.input", {"mean": [1, 2]}, "models.net.input.mean", ["three numbers"]),
     ("models.net.input", {"std": [1, 0, 1]}, "models.net.input.std[1]", ["three numbers above 0"]),
     ("datasets.photos.source", "folder", None, ["did you mean 'folders'?", "imagenet_val"]),
@@ -292,6 +296,14 @@ def test_weights_may_be_called_anything(good, name, tmp_path):
     (tmp_path / name).touch()
     good["models"]["net"]["weights"] = name
     assert config.check(good)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [(None, None), ("64", 64), ([64, 48], [64, 48]), (..., "default")]
+)
+def test_how_images_are_resized(good, written, meant):
+    good["models"]["net"]["input"] = {"crop": 32} | ({} if written is ... else {"resize": written})
+    assert config.load(good)["models"]["net"]["input"]["resize"] == meant
 
 
 def test_a_duplicate_key_is_refused(tmp_path):

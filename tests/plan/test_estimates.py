@@ -105,6 +105,7 @@ PACKED = "results/images/photos_120_100.h5"
 
 def test_images_take_three_bytes_per_pixel_and_their_decoding_its_time():
     images = budget().cost("images", "photos_120_100")
+    assert budget().cost("images", "photos_100x120_100_bicubic") == images
     assert images.disk == pytest.approx(1000 * 3 * 100 * 100, rel=0.01)
     assert images.seconds == pytest.approx(1000 * (0.001 + 0.05 / 10) / 4)
 

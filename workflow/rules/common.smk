@@ -71,8 +71,18 @@ def run_layers(run):
 
 def run_images(run):
     """The packed images that a run looks at."""
-    size = description(run)["input"]
-    return f"results/images/{run_dataset(run)}_{size['resize']}_{size['crop']}.h5"
+    shown, words = description(run)["input"], {}
+    sides = shown["resize"] if isinstance(shown["resize"], list) else [shown["resize"] or "none"]
+    words["resize"] = "x".join(map(str, sides))
+    words["crop"] = shown["crop"]
+    bilinear = shown["interpolation"] == "bilinear"
+    words["interpolation"] = "" if bilinear else f"_{shown['interpolation']}"
+    return f"results/images/{packed_name(run_dataset(run), **words)}.h5"
+
+
+def packed_name(dataset, resize, crop, interpolation):
+    """The name of a file of packed images, from its wildcards."""
+    return f"{dataset}_{resize}_{crop}{interpolation}"
 
 
 def packed_images():
@@ -134,8 +144,7 @@ def model_params(run):
 
 def bad_image_labels(wildcards):
     """What the report says of a table of skipped files; how many, once the images are packed."""
-    name = f"{wildcards.dataset}_{wildcards.resize}_{wildcards.crop}_bad.csv"
-    table = Path("results", "images", name)
+    table = Path("results", "images", f"{packed_name(**wildcards)}_bad.csv")
     count = "not known yet"
     if table.is_file():
         with table.open(newline="", encoding="utf-8") as file:
@@ -436,6 +445,8 @@ def asks(script, runtime=None, gpu=0):
     asks for more."""
 
     def name(wildcards):
+        if script == "images":
+            return packed_name(**wildcards)
         return wildcards.get("run") or "_".join(wildcards)
 
     def memory(wildcards):
@@ -497,8 +508,9 @@ wildcard_constraints:
     run=one_of(settings["runs"]),
     dataset=one_of(settings["datasets"]),
     layer=one_of(layer for run in settings["runs"] for layer in run_layers(run)),
-    resize=r"\d+",
+    resize=r"none|\d+|\d+x\d+",
     crop=r"\d+",
+    interpolation=r"|_(nearest|box|hamming|bicubic|lanczos)",
     start=r"\d+",
     stop=r"\d+",
 

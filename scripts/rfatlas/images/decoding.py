@@ -1,8 +1,8 @@
 """Decoding photographs as torchvision's reference pipeline does.
 
 That is `Image.open(file).convert("RGB")` (the default loader of torchvision's data sets),
-`Resize(resize)` and `CenterCrop(crop)` of torchvision.transforms on PIL images, bit for bit;
-torchvision itself is not imported. Hence, as there:
+`Resize(resize, interpolation)` and `CenterCrop(crop)` of torchvision.transforms on PIL images, bit
+for bit; torchvision itself is not imported. Hence, as there:
 
 * the EXIF orientation is not applied; of an animation the first frame counts; transparency is
   dropped, not blended;
@@ -17,7 +17,9 @@ be made to fill the memory.
 """
 
 import io
+import re
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,13 +37,20 @@ class BadImage(Exception):
     """A file that cannot be turned into an image; the message gives the reason, not the name."""
 
 
-def decode(data: bytes, resize: int, crop: int) -> tuple[Image.Image, bool]:
+def decode(
+    data: bytes,
+    resize: int | tuple[int, int] | None,
+    crop: int,
+    interpolation: str = "bilinear",
+) -> tuple[Image.Image, bool]:
     """Decode one image file to RGB: shorter side `resize` pixels, central `crop` x `crop` of it.
 
-    Returns the image and whether its grey values were wider than 8 bits. Bit-equal to
-    torchvision.transforms v1 on PIL images: the longer side is int(resize * long / short), the
-    corner of the crop is round((side - crop) / 2) with halves to even, and a side shorter than
-    `crop` is padded with zeros, the odd pixel at the end.
+    `resize` may be a pair (height, width), which does not keep the shape, or None: no resizing.
+    `interpolation` is the name of a filter of Pillow's, in small letters. Returns the image and
+    whether its grey values were wider than 8 bits. Bit-equal to torchvision.transforms v1 on PIL
+    images: the longer side is int(resize * long / short), the corner of the crop is
+    round((side - crop) / 2) with halves to even, and a side shorter than `crop` is padded with
+    zeros, the odd pixel at the end.
 
     Raises BadImage if the bytes are no readable image or the image is too large.
     """
@@ -55,9 +64,7 @@ def decode(data: bytes, resize: int, crop: int) -> tuple[Image.Image, bool]:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             _check_pixels(width, height, "has")
-            short, long = min(width, height), max(width, height)
-            new_long = int(resize * long / short)
-            new_size = (resize, new_long) if width <= height else (new_long, resize)
+            new_size = _resized(width, height, resize)
             _check_pixels(*new_size, "would be resized to")
             wide = image.mode.startswith(("I", "F"))
             image.load()
@@ -73,9 +80,29 @@ def decode(data: bytes, resize: int, crop: int) -> tuple[Image.Image, bool]:
         raise BadImage(printable(str(error), 300) or type(error).__name__) from error
     # Whole, then cut: the order in which Pillow resamples rows and columns depends on the sizes, so
     # resampling only what the crop keeps would round differently.
-    image = image.resize(new_size, Image.Resampling.BILINEAR)
+    if new_size != image.size:
+        image = image.resize(new_size, Image.Resampling[interpolation.upper()])
     left, top = (_corner(side, crop) for side in image.size)
     return image.crop((left, top, left + crop, top + crop)), wide
+
+
+def frame(resize: str, crop: str, interpolation: str) -> dict[str, Any]:
+    """The arguments of `decode` from the words in the name of a packed file: `256`, `240x320` or
+    `none`; `224`; `_bicubic`, or nothing for bilinear."""
+    sides = tuple(map(int, re.findall(r"\d+", resize)))
+    size = sides[0] if len(sides) == 1 else sides or None
+    interpolation = interpolation[1:] or "bilinear"
+    return {"resize": size, "crop": int(crop), "interpolation": interpolation}
+
+
+def _resized(width: int, height: int, resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height after resizing."""
+    if resize is None:
+        return width, height
+    if not isinstance(resize, int):
+        return resize[1], resize[0]
+    long = int(resize * max(width, height) / min(width, height))
+    return (resize, long) if width <= height else (long, resize)
 
 
 def _check_finite(image: Image.Image) -> None:

@@ -41,8 +41,9 @@ _IN_HAND, _DONE = 1, 2
 def pack(
     listing: Listing,
     output: str | Path,
-    resize: int,
+    resize: int | tuple[int, int] | None,
     crop: int,
+    interpolation: str = "bilinear",
     *,
     workers: int = 1,
     on_bad_image: str = "stop",
@@ -52,11 +53,12 @@ def pack(
 ) -> dict[str, int]:
     """Decode the images of a listing and write them to `output` (docs/files.md).
 
-    `workers` processes decode. `on_bad_image` is `stop` (files that cannot be decoded raise
-    RfatlasError in the end) or `skip` (they are left out and listed in `bad_table`, a CSV with
-    columns file, reason, written in either case when given). `config` and `created_from` go into
-    the provenance. Returns the counts `packed` and `skipped`. Grey images of more than 8 bits are
-    counted and named in the log, so that they can be rescaled beforehand if clipping is not wanted.
+    `resize`, `crop` and `interpolation` as for `rfatlas.images.decoding.decode`. `workers`
+    processes decode. `on_bad_image` is `stop` (files that cannot be decoded raise RfatlasError in
+    the end) or `skip` (they are left out and listed in `bad_table`, a CSV with columns file,
+    reason, written in either case when given). `config` and `created_from` go into the provenance.
+    Returns the counts `packed` and `skipped`. Grey images of more than 8 bits are counted and named
+    in the log, so that they can be rescaled beforehand if clipping is not wanted.
 
     Raises RfatlasError if images are bad (`stop`), no image is left, a file cannot be read, the
     disk is too small, or a worker dies.
@@ -70,7 +72,7 @@ def pack(
     temporary.unlink(missing_ok=True)
     try:
         rows = _layout(temporary, len(listing), crop)
-        result = _decode_all(listing, rows, resize, crop, workers)
+        result = _decode_all(listing, rows, (resize, crop, interpolation), workers)
         _check_result(listing, result, on_bad_image)
         good = np.flatnonzero(result.good)
         if len(good) < len(listing):
@@ -79,8 +81,9 @@ def pack(
         place = "" if listing.source == "scenes" else f": {listing.root}"
         attrs = store.provenance("images", config or {}, created_from=created_from) | {
             "class_names": np.array(listing.class_names, dtype=h5py.string_dtype()),
-            "resize": resize,
+            "resize": 0 if resize is None else resize,
             "crop": crop,
+            "interpolation": interpolation,
             "source": f"{listing.source}{place}",
             "sha256": result.sha256.hexdigest(),
             "skipped": len(listing) - len(good),
@@ -111,10 +114,8 @@ class _Result:
     sha256: Any = field(default_factory=hashlib.sha256)
 
 
-def _decode_all(
-    listing: Listing, rows: store.Allocated, resize: int, crop: int, workers: int
-) -> _Result:
-    """Decode the images in worker processes, each into its row."""
+def _decode_all(listing: Listing, rows: store.Allocated, how: tuple, workers: int) -> _Result:
+    """Decode the images in worker processes as `how` says, each into its row."""
     count = len(listing)
     size = max(CHUNK, -(-count // _MOST_TASKS))
     tasks = [range(first, min(first + size, count)) for first in range(0, count, size)]
@@ -125,7 +126,7 @@ def _decode_all(
         found = []
         for index in indices:
             state[index] = _IN_HAND
-            image, *fate = _one(listing, index, resize, crop)
+            image, *fate = _one(listing, index, how)
             if image is not None:
                 rows.write("images", index, np.asarray(image)[None])
             state[index] = _DONE
@@ -157,7 +158,7 @@ def _decode_all(
 
 
 def _one(
-    listing: Listing, index: int, resize: int, crop: int
+    listing: Listing, index: int, how: tuple
 ) -> tuple[Image.Image | None, str, str | None, bool]:
     """Return (image, or None; sha256 of the file; why it is bad, or None; whether its grey values
     had more than 8 bits)."""
@@ -172,7 +173,7 @@ def _one(
         raise RfatlasError(f"{listing.locate(index)}: cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
     try:
-        image, wide = decoding.decode(data, resize, crop)
+        image, wide = decoding.decode(data, *how)
     except decoding.BadImage as error:
         return None, digest, str(error), False
     except MemoryError:

@@ -40,8 +40,8 @@ def resolve_input(config: Mapping[str, Any], module: nn.Module | None = None) ->
     """Return {resize, crop, mean, std, interpolation}: from torchvision's named weights or from
     what timm says of its network `module`, with what the config gives put over it.
 
-    `resize` and `crop` in pixels, `mean` and `std` per colour channel of code values in 0..1.
-    Raises RfatlasError if neither knows a value.
+    `resize` and `crop` in pixels (`resize` as `rfatlas.images.decoding.decode` has it), `mean` and
+    `std` per colour channel of code values in 0..1. Raises RfatlasError if neither knows a value.
     """
     known = {"interpolation": "bilinear"}
     weights = config["weights"]
@@ -56,7 +56,12 @@ def resolve_input(config: Mapping[str, Any], module: nn.Module | None = None) ->
             "std": list(transform.std),
             "interpolation": transform.interpolation.value,
         }
-    known |= {k: v for k, v in (config.get("input") or {}).items() if v is not None}
+    for key, value in (config.get("input") or {}).items():
+        if value != "default" and (value is not None or key == "resize"):
+            known[key] = value
+    sides = known.get("resize")
+    if isinstance(sides, list) and sides[0] == sides[1]:
+        known.setdefault("crop", sides[0])
     missing = [key for key in ("resize", "crop", "mean", "std") if key not in known]
     if missing:
         raise RfatlasError(
@@ -76,8 +81,10 @@ def _input_of_timm(module: nn.Module) -> dict[str, Any]:
         "std": list(found["std"]),
         "interpolation": found["interpolation"],
     }
-    if height == width and found["crop_mode"] == "center":
-        known |= {"resize": math.floor(height / found["crop_pct"]), "crop": height}
+    side = math.floor(height / found["crop_pct"])
+    if height == width and found["crop_mode"] in ("center", "squash"):
+        squashed = found["crop_mode"] == "squash"
+        known |= {"resize": [side, side] if squashed else side, "crop": height}
     return known
 
 

@@ -86,8 +86,9 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
             yield (*path, "factory"), f"{written}: no such file{_near(file)}"
         elif _WILDCARD.search(str(file)):
             yield (*path, "factory"), f"{written} is not allowed; {_NO_BRACES}"
-    size = model["input"]
-    if size and size["crop"] and size["resize"] and size["crop"] > size["resize"]:
+    size = model["input"] or {"resize": None, "crop": None}
+    sides = size["resize"] if isinstance(size["resize"], list) else [size["resize"]]
+    if size["crop"] and any(isinstance(side, int) and side < size["crop"] for side in sides):
         yield (
             (*path, "input", "crop"),
             f"{size['crop']} is not allowed; it must be at most resize, which is {size['resize']}",

@@ -10,6 +10,7 @@ Nothing here imports torch.
 
 import csv
 import math
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Budget:
     """Estimates for the jobs of a config.
 
     A job is known by the name of its script, what it works on (`name`: a run, a group of runs, a
-    data set, or `<dataset>_<resize>_<crop>`) and, for stages of one layer at a time, its layer.
+    data set, or a file of packed images) and, for stages of one layer at a time, its layer.
 
     Parameters
     ----------
@@ -257,7 +258,7 @@ class Budget:
         return Cost(pixels / 1e6 / self.rates["scenes"] / min(THREADS, self.cores), 2.5 * pixels)
 
     def _images(self, name: str) -> Cost:
-        dataset, _, crop = name.rsplit("_", 2)
+        dataset, crop = re.fullmatch(r"(.+)_\w+?_(\d+)(?:_[a-z]+)?", name).groups()
         images = self.plan.images[dataset]
         each = self.rates["decode_file"] + images.mean_bytes / _MB / self.rates["decode_bytes"]
         size = images.count * (3.0 * int(crop) ** 2 + 100)

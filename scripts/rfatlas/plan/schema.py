@@ -231,7 +231,8 @@ def _encodes(text: str) -> bool:
 
 def _types(node: Mapping[str, Any]) -> list[str]:
     types = node.get("type", [])
-    return [types] if isinstance(types, str) else types
+    types = [types] if isinstance(types, str) else types
+    return types or [kind for option in node.get("anyOf", []) for kind in _types(option)]
 
 
 def _child(node: Mapping[str, Any], key: str | int) -> Mapping[str, Any]:
