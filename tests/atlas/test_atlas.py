@@ -164,7 +164,7 @@ def test_explanations_are_those_of_the_page():
 | `<mode>_delta_top1` | change of accuracy | | | |
 | `<mode>_lost`, `<mode>_won` | images | | | |
 
-## Fits (stage `gabor`)
+## Fits (stage `fits`)
 
 * `gabor_`: the gradient (the first
   one);
@@ -190,7 +190,7 @@ def test_explanations_are_those_of_the_page():
     )
     assert atlas.explain("gabor_x", columns).meaning == "centre"
     assert atlas.explain("gabor_dark_x", columns) == atlas.Column(
-        "gabor_dark_x", "Fits", "gabor", "centre [its luminance, g_R + g_G]", "px", "", ""
+        "gabor_dark_x", "Fits", "fits", "centre [its luminance, g_R + g_G]", "px", "", ""
     )
     assert atlas.explain("osi_more", columns) is atlas.UNDOCUMENTED
     assert atlas.read_references(text) == ["Someone 1990: A title. A journal."]

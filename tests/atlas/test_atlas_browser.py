@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 #: Why the site has nothing of some stages.
-ABSENT = {stage: f"{stage} is off" for stage in ("color", "preferred_stimulus", "virtual_filters")}
+ABSENT = {stage: f"{stage} is off" for stage in ("color", "preferred_stimulus")}
 
 #: The rows behind a finding.
 LINES = [{"table": "orientation/selective.csv", "line": line} for line in (4, 10)]
@@ -681,7 +681,7 @@ def test_what_is_not_known_says_why(page, site):
         "No S−(L+M): color is off",
     ]
     cards = {card.find_element(By.TAG_NAME, "h3").text: card for card in page.all(".card")}
-    assert "Not computed: virtual_filters is off." in cards["Virtual filters"].text
+    assert "Not computed: preferred_stimulus is off." in cards["Preferred stimuli"].text
     assert "Not computed: color is off." in cards["Colour"].text
     # The last channel answers to no grating, and the table has no column that says why.
     page.open(path, "#conv1/11")

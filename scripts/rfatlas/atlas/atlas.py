@@ -175,18 +175,21 @@ def _plain_value(value: Any, digits: int) -> Any:
     return int(number) if number.is_integer() and abs(number) < 1e15 else number
 
 
+def _short(value: Any) -> Any:
+    return _plain_value(float(value), _CURVE_DIGITS)
+
+
 def about_columns(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Return of each column of the table its name, kind, explanation, and how many channels have a
     value (`known`); of a choice also the values there are."""
     found = []
-    for name in table.columns:
-        about = asdict(explain(name, columns))
+    for name, values in table.items():
+        about = {"name": name, "kind": kind(values), **asdict(explain(name, columns))}
         del about["pattern"]
-        known = table[name].dropna()
-        entry = {"name": name, "kind": kind(table[name]), **about, "known": len(known)}
-        if entry["kind"] == "choice":
-            entry["choices"] = sorted(known.unique().tolist())
-        found.append(entry)
+        about["known"] = int(values.count())
+        if about["kind"] == "choice":
+            about["choices"] = sorted(values.dropna().unique().tolist())
+        found.append(about)
     return found
 
 
@@ -236,23 +239,24 @@ def layer_measures(table: pd.DataFrame) -> dict[str, Any]:
     has a value.
     """
     measures = [list(measure) for measure in MEASURES if measure[1] in table]
-    rows = []
-    for _, _, layer in statistics.by_layer(table):
-        found: list[Any] = []
-        for _, column, asked in measures:
-            known = layer[column].dropna()
-            if known.empty:
-                found.append(None)
-            elif asked is None:
-                found.append(_plain_value(float(known.median()), _CURVE_DIGITS))
-            else:
-                operator, value = asked.split()
-                passes = known <= float(value) if operator == "≤" else known.astype(str) == value
-                if value == "yes":
-                    passes = known.astype(bool)
-                found.append([int(passes.sum()), len(known)])
-        rows.append(found)
+    layers = statistics.rows_by_layer(table).values()
+    rows = [
+        [_measure(layer[name].dropna(), asked) for _, name, asked in measures] for layer in layers
+    ]
     return {"measures": measures, "rows": rows}
+
+
+def _measure(known: pd.Series, asked: str | None) -> Any:
+    if known.empty:
+        return None
+    if asked is None:
+        return _short(known.median())
+    operator, value = asked.split()
+    if operator == "≤":
+        passes = known <= float(value)
+    else:
+        passes = known.astype(bool) if value == "yes" else known.astype(str) == value
+    return [int(passes.sum()), len(known)]
 
 
 # ---- curves
@@ -367,10 +371,9 @@ def top_units(
     a unit is [place in files, label (-1 unknown), activation].
     """
     used = np.unique(image[image >= 0])
-    place = {int(index): number for number, index in enumerate(used)}
     units = [
         [
-            [place[int(index)], int(labels[index]), _plain_value(float(activation), _CURVE_DIGITS)]
+            [int(np.searchsorted(used, index)), int(labels[index]), _short(activation)]
             for index, activation in zip(images, values, strict=True)
             if index >= 0
         ]
@@ -389,10 +392,8 @@ def class_bars(class_mean: np.ndarray, count: int = TOP_CLASSES) -> list[list[li
     for means in class_mean.T:
         seen = np.flatnonzero(np.isfinite(means))
         order = seen[np.argsort(-means[seen], kind="stable")][:count]
-        alike = not len(seen) or means[seen].max() == means[seen].min()
-        bars.append(
-            [] if alike else [[int(i), _plain_value(means[i], _CURVE_DIGITS)] for i in order]
-        )
+        alike = not len(seen) or np.ptp(means[seen]) == 0
+        bars.append([] if alike else [[int(i), _short(means[i])] for i in order])
     return bars
 
 
@@ -408,12 +409,7 @@ def class_losses(change: np.ndarray, images: np.ndarray, count: int = TOP_CLASSE
         order = np.argsort(np.nan_to_num(row), kind="stable")
         losses = [i for i in order[:count] if row[i] < 0]
         gains = [i for i in order[::-1][:count] if row[i] > 0][::-1]
-        found.append(
-            [
-                [int(i), _plain_value(float(row[i]), _CURVE_DIGITS), int(images[i])]
-                for i in losses + gains
-            ]
-        )
+        found.append([[int(i), _short(row[i]), int(images[i])] for i in losses + gains])
     return found
 
 
@@ -432,7 +428,7 @@ def matches(
             if run in pair:
                 own = pair.pop(run)
                 for other, channel in pair.items():
-                    value = _plain_value(row.correlation, _CURVE_DIGITS)
+                    value = _short(row.correlation)
                     found[own].setdefault(other, [other, channel, value])
     return [list(each.values()) for each in found]
 

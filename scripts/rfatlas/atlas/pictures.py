@@ -230,12 +230,6 @@ def side(size: int, largest: int) -> int:
     return size if size <= style.PIXELATED else largest
 
 
-def place(index: int, columns: int, side: int) -> tuple[int, int]:
-    """Return (x, y) of the top left corner of a tile in a picture of `columns` tiles a row."""
-    row, column = divmod(index, columns)
-    return column * side, row * side
-
-
 def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Put square uint8 pictures (s, s, 3) of one size side by side, `columns` in a row, row by row.
 
@@ -245,36 +239,9 @@ def sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     columns = min(columns, len(pictures))
     whole = np.full((-(-len(pictures) // columns) * size, columns * size, 3), 128, np.uint8)
     for index, picture in enumerate(pictures):
-        x, y = place(index, columns, size)
+        y, x = (size * place for place in divmod(index, columns))
         whole[y : y + size, x : x + size] = picture
     return whole
-
-
-def draw(tile: Tile, channel: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
-    """Draw a tile of one channel at several sides; None where there is no picture."""
-    found = tile.draw(channel)
-    if found is None:
-        return None
-    picture, blank = found
-    if picture.dtype != np.uint8:
-        picture = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
-    return [_resized(picture, blank, size) for size in sizes]
-
-
-def _resized(picture: np.ndarray, blank: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 (size, size, 3), hatched where `blank`: as `style.tile`, but with all levels of
-    grey, which WebP needs to be small."""
-    masked = blank.any()
-    if masked:
-        # Resampling must not draw an edge between the picture and the zeros outside the image.
-        picture = np.where(blank[..., None], np.uint8(style.NEUTRAL), picture)
-    small = len(picture) <= style.PIXELATED
-    method = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-    shown = np.asarray(Image.fromarray(picture).resize((size, size), method))
-    if not masked:
-        return shown
-    mask = Image.fromarray(blank.view(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
-    return np.where(np.asarray(mask)[..., None] > 0, style.hatch(size), shown)
 
 
 def save(pixels: np.ndarray, path: Path, lossless: bool) -> None:
@@ -313,14 +280,14 @@ def write(
         strip = []
         missing.append([])
         for tile in tiles:
-            wanted = [strip_side, sides[tile.name]] if tile.name in kinds else [strip_side]
-            drawn = draw(tile, channel, wanted)
-            if drawn is None:
-                drawn = [style.hatch(size) for size in wanted]
+            found = tile.draw(channel)
+            if found is None:
+                found = np.zeros((1, 1, 3)), np.ones((1, 1), bool)
                 missing[-1].append(tile.name)
-            strip.append(drawn[0])
+            strip.append(style.tile(*found, strip_side, coarse=False))
             if tile.name in kinds:
-                thumbnails[tile.name].append(drawn[1])
+                small = style.tile(*found, sides[tile.name], coarse=False)
+                thumbnails[tile.name].append(small)
         path = folder / "passports" / f"{layer:02d}" / f"{channel}.webp"
         save(sheet(strip, STRIP_COLUMNS), path, strip_side <= style.PIXELATED)
     for kind, pictures in thumbnails.items():

@@ -258,10 +258,11 @@ def hatch(side: int) -> np.ndarray:
     return np.repeat(stripes[..., None], 3, axis=-1)
 
 
-def tile(picture: np.ndarray, blank: np.ndarray, side: int) -> np.ndarray:
+def tile(picture: np.ndarray, blank: np.ndarray, side: int, coarse: bool = True) -> np.ndarray:
     """Return a picture (S, S, 3) as uint8 (side, side, 3), hatched where `blank` (S, S).
 
-    A picture of floats runs from 0 to 1.
+    A picture of floats runs from 0 to 1. `coarse`: large ones keep 33 levels of each colour, which
+    makes PNG small; WebP needs all levels for that.
     """
     if picture.dtype != np.uint8:
         picture = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
@@ -271,8 +272,9 @@ def tile(picture: np.ndarray, blank: np.ndarray, side: int) -> np.ndarray:
         shown = np.array(image.resize((side, side), Image.Resampling.NEAREST))
     else:
         shown = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
-        # 33 levels look the same at this size, and without the last bits the file is half as large.
-        shown = np.minimum(shown.astype(int) + 4 & ~7, 255).astype(np.uint8)
+        if coarse:
+            # At this size they look the same.
+            shown = np.minimum(shown.astype(int) + 4 & ~7, 255).astype(np.uint8)
     mask = np.array(
         Image.fromarray(blank.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
     )
