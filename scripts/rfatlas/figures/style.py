@@ -275,6 +275,8 @@ def tile(picture: np.ndarray, blank: np.ndarray, side: int, coarse: bool = True)
         if coarse:
             # At this size they look the same.
             shown = np.minimum(shown.astype(int) + 4 & ~7, 255).astype(np.uint8)
+    if not blank.any():
+        return shown
     mask = np.array(
         Image.fromarray(blank.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
     )
