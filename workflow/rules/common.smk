@@ -85,11 +85,6 @@ def packed_name(dataset, resize, crop, interpolation):
     return f"{dataset}_{resize}_{crop}{interpolation}"
 
 
-def packed_images():
-    """All packed images of all runs, each once."""
-    return sorted({run_images(run) for run in run_names()})
-
-
 def packed_files(dataset):
     """The files that tell of a data set's images: of scenes drawn here, else those of the user."""
     files = catalogue.input_files(dataset_config(dataset), dataset)
@@ -167,34 +162,30 @@ def stage_files(name):
     """What a stage makes, also of one that is switched off, which can be asked for by its name."""
     stage = stages.BY_NAME[name]
     if name == "images":
-        return packed_images()
+        return sorted({run_images(run) for run in run_names()})
     if name == "figures":
         return figure_files()
+    if stage.scope in ("dataset", "group"):
+        return expand(stage.files, dataset=drawn_datasets(), group=compare_groups())
     runs = [run for run in stage_runs(name) if name not in settings["runs"][run]["without"]]
-    found = []
-    for file in stage.files:
-        if "{layer}" in file:
-            found += [
-                file.format(run=run, layer=layer)
-                for run in runs
-                for layer in stage_layers(run, name)
-            ]
-        else:
-            found += expand(
-                file,
-                allow_missing=False,
-                run=runs,
-                dataset=drawn_datasets(),
-                group=compare_groups(),
-            )
-    return sorted(set(found))
+    return sorted({file for run in runs for file in run_files(name, run)})
+
+
+def run_files(name, run):
+    """What a stage makes of a run."""
+    return [
+        file.format(run=run, layer=layer)
+        for file in stages.BY_NAME[name].files
+        for layer in (stage_layers(run, name) if "{layer}" in file else [None])
+    ]
 
 
 def stage_runs(name):
     """The runs that a stage can work on."""
-    if name in ("ablation", "ablation_groups"):
+    follows = stages.BY_NAME[name].follows
+    if (follows or (name,)) == ("ablation",):
         return ablation_runs()
-    return runs_with(name) if name in ("orientation", "opponency", "findings") else run_names()
+    return runs_with(name) if follows else run_names()
 
 
 def orientation_figures(run):
@@ -268,13 +259,9 @@ def column_files(run, suffix):
     order."""
     found = {}
     for name in stages.with_columns():
-        file = f"results/{run}/{name}"
+        stems = [os.path.splitext(file)[0] for file in run_files(name, run)]
         if stage_on(name, run):
-            found[name] = (
-                [f"{file}.{suffix}"]
-                if stages.BY_NAME[name].scope == "run"
-                else [f"{file}/{layer}.{suffix}" for layer in stage_layers(run, name)]
-            )
+            found[name] = [f"{stem}.{suffix}" for stem in dict.fromkeys(stems)]
     return found
 
 
