@@ -22,11 +22,7 @@ rule ablation:
     resources:
         **asks("ablation", gpu=gpus()),
     params:
-        settings={
-            key: value
-            for key, value in settings["ablation"].items()
-            if key not in ("layers", "range_size")
-        },
+        settings=without(settings["ablation"], "layers", "range_size"),
         device=settings["device"],
         tf32=settings["tf32"],
         version=versions.stage("ablation"),

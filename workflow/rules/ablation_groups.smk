@@ -25,9 +25,7 @@ rule ablation_groups:
     resources:
         **asks("ablation_groups", gpu=gpus()),
     params:
-        settings={
-            key: value for key, value in settings["ablation_groups"].items() if key != "layers"
-        },
+        settings=without(settings["ablation_groups"], "layers"),
         images=settings["ablation"]["images"],
         seed=settings["ablation"]["seed"],
         device=settings["device"],

@@ -134,7 +134,12 @@ def model_files(run):
 
 def model_params(run):
     """What defines a run's network; which of its layers are analysed does not."""
-    return {key: value for key, value in model_config(run).items() if key != "layers"}
+    return without(model_config(run), "layers")
+
+
+def without(section, *keys):
+    """A section of the config without some of its keys."""
+    return {key: value for key, value in section.items() if key not in keys}
 
 
 def bad_image_labels(wildcards):

@@ -28,11 +28,7 @@ rule preferred_stimulus:
         **asks("preferred_stimulus", gpu=gpus()),
     params:
         sample=lambda wildcards: stimulus_sample(wildcards.run, wildcards.layer),
-        settings={
-            key: value
-            for key, value in settings["preferred_stimulus"].items()
-            if key != "channels"
-        },
+        settings=without(settings["preferred_stimulus"], "channels"),
         device=settings["device"],
         tf32=settings["tf32"],
         version=versions.stage("preferred_stimulus"),
