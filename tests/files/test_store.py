@@ -1,6 +1,7 @@
 """Result files appear whole or not at all, name what is wrong with them, and progress survives
 kills."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -78,6 +79,40 @@ def test_partial_resumes_the_same_question_only(tmp_path):
     assert store.Partial(output, {"k": 2}).names() == []
     store.Partial(output, {"k": 2}).finish()
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_on_record_are_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SAVE_COSTS", 0)
+    done = []
+
+    def run(every_s, count):
+        """Do steps up to one that fails; return what they gave."""
+        monkeypatch.setattr(store, "SAVE_EVERY_S", every_s)
+        steps, found = store.Steps(store.Partial(tmp_path / "out.h5", {})), []
+        for number in range(count):
+
+            def compute(number=number):
+                if number == 4:
+                    raise KeyboardInterrupt
+                done.append(number)
+                return {"x": np.full(2, number), "y": np.ones(1)}
+
+            with contextlib.suppress(KeyboardInterrupt):
+                found.append(steps.take(f"a/{number}", compute)["x"].tolist())
+        return steps, found
+
+    _, found = run(3600.0, 3)
+    assert found == [[0, 0], [1, 1], [2, 2]] and done == [0, 1, 2]
+    assert not list((tmp_path / "out.h5.partial").glob("*.npz")), "nothing is due yet"
+    done.clear()
+    steps, _ = run(3600.0, 2)
+    steps.save()
+    assert len(list((tmp_path / "out.h5.partial").glob("*.npz"))) == 1, "two steps, one record"
+    run(0.0, 5)
+    assert done == [0, 1, 2, 3]
+    steps, found = run(0.0, 4)
+    assert done == [0, 1, 2, 3] and found[3] == [3, 3]
+    assert [step["x"].tolist() for step in steps.all()] == found
 
 
 HOLDER = """
