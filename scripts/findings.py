@@ -17,7 +17,7 @@ with jobs.job(snakemake) as log:
         name: store.read_table(paths[0]) if (paths := snakemake.input.get(name, [])) else None
         for name in findings.TABLES
     }
-    found = findings.collect(snakemake.wildcards.run, of, tables)
+    found = findings.collect(snakemake.wildcards.run, of, tables, snakemake.params.warnings)
     text = json.dumps(found, indent=1, ensure_ascii=False)
     Path(snakemake.output.json).write_text(text + "\n", encoding="utf-8")
     page = findings.page(found, Path(snakemake.input.template))

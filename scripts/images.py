@@ -10,7 +10,10 @@ with jobs.job(snakemake) as log:
         # The rule scenes has drawn them by now and left a list.
         dataset["path"] = snakemake.input.labels
     frame = decoding.frame(*snakemake.wildcards[1:])
-    listing = catalogue.list_images(dataset, key=f"datasets.{snakemake.wildcards.dataset}")
+    key = f"datasets.{snakemake.wildcards.dataset}"
+    listing = catalogue.list_images(dataset, key=key, classes=dataset.get("classes", ()))
+    for note in listing.notes:
+        log.info("%s: %s", key, note)
     counts = images.pack(
         listing,
         snakemake.output.images,

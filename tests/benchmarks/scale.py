@@ -133,7 +133,7 @@ def measured(folder: Path) -> dict[str, dict[str, float]]:
 def predicted(folder: Path) -> estimates.Budget:
     """The estimates for what was run in a folder, on one thread."""
     raw = yaml.safe_load((folder / "scale.yaml").read_text(encoding="utf-8"))
-    plan = preflight.prepare(config.load(raw), folder / ".snakemake" / "rfatlas")
+    plan = preflight.prepare(config.load(raw), raw, folder / ".snakemake" / "rfatlas")
     layers = {name: LAYERS for name in raw["runs"]}
     return estimates.Budget(plan, layers, cores=1)
 

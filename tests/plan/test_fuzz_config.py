@@ -264,7 +264,7 @@ def check_usable(loaded):
         assert (Path("results") / name / "x").resolve().is_relative_to(Path("results").resolve())
     assert not set(loaded["runs"]) & {"images", "scenes", "train_demo", "figures", "compare"}
     assert re.fullmatch("auto|cpu|cuda(:[0-9]+)?", loaded["device"])
-    plan = preflight.prepare(loaded, Path(".snakemake"))
+    plan = preflight.prepare(loaded, loaded, Path(".snakemake"))
     layers = {
         run: [
             layer

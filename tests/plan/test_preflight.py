@@ -1,6 +1,7 @@
 """What is known before the graph of jobs is built: neither heavy to find out, nor stale."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def known(tmp_path_factory):
 
 
 def prepare(raw, cache=preflight.CACHE):
-    return preflight.prepare(config.load(raw), cache)
+    return preflight.prepare(config.load(raw), raw, cache)
 
 
 def no_process(*args, **kwargs):
@@ -137,6 +138,85 @@ def test_an_image_more_in_a_class_folder_is_noticed(raw, known):
     after = prepare(raw, known).images["photos"]
     assert (before.count, after.count) == (4, 5)
     assert before.digest != after.digest
+
+
+def test_changes_at_any_depth_are_noticed(raw, known):
+    deep = Path("photos/b/c/d/e")
+    deep.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(deep / "1.png")
+    counts = [prepare(raw, known).images["photos"].count]
+    Image.new("RGB", (16, 16)).save(deep / "2.png")
+    counts.append(prepare(raw, known).images["photos"].count)
+    (deep / "1.png").unlink()
+    (deep / "2.png").rename(deep / "3.png")
+    counts.append(prepare(raw, known).images["photos"].count)
+    shutil.rmtree("photos/b/c")
+    counts.append(prepare(raw, known).images["photos"].count)
+    assert counts == [5, 6, 5, 4]
+
+
+def test_a_link_to_a_folder_elsewhere_is_watched(raw, known, tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "deep"
+    elsewhere.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(elsewhere / "1.png")
+    Path("photos/c").symlink_to(elsewhere.parent)
+    assert prepare(raw, known).images["photos"].count == 5
+    Image.new("RGB", (16, 16)).save(elsewhere / "2.png")
+    assert prepare(raw, known).images["photos"].count == 6
+
+
+def test_a_default_number_of_units_fits_the_images(raw, known):
+    for section in ("activations", "receptive_fields", "figures"):
+        del raw[section]
+    plan = prepare(raw, known)
+    assert plan.config["activations"]["top_k"] == 4
+    assert plan.config["receptive_fields"]["keep"] == plan.config["figures"]["patches"] == 4
+    assert "activations.top_k: 4 instead of the default 100: there are 4 images" in plan.notes
+    # What the user wrote is as it was, or an error.
+    raw["receptive_fields"] = {"top_k": 3, "keep": 2}
+    plan = prepare(raw, known)
+    assert (
+        plan.config["receptive_fields"] | {"top_k": 3, "keep": 2}
+        == (plan.config["receptive_fields"])
+    )
+    raw["receptive_fields"] = {"top_k": 6}
+    message = refused(raw, known)
+    assert "receptive_fields.top_k: 6 is not allowed" in message and "which is 4" in message
+
+
+CLASSIFIER = """
+from torch import nn
+
+
+def make(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
+    )
+"""
+
+
+@pytest.mark.parametrize(("classes", "doubtful"), [(2, False), (7, True)])
+def test_other_numbers_of_classes_than_the_network_has_are_a_warning(raw, known, classes, doubtful):
+    Path("net.py").write_text(CLASSIFIER)
+    raw["models"]["net"] |= {"kwargs": {"classes": classes}, "layers": ["0"]}
+    plan = prepare(raw, known)
+    text = f"has 2 classes, but the model 'net' tells {classes} apart: labels 0 to 1 follow"
+    assert [text in warning for warning in preflight.warnings(plan, "a")] == [True] * doubtful
+    assert any(text in note for note in plan.notes) == doubtful
+
+
+def test_folders_with_numbers_take_them_where_the_network_has_as_many_classes(raw, known):
+    Path("net.py").write_text(CLASSIFIER)
+    for old, new in (("a", "2"), ("b", "10")):
+        Path("photos", old).rename(Path("photos", new))
+    raw["models"]["net"] |= {"kwargs": {"classes": 11}, "layers": ["0"]}
+    plan = prepare(raw, known)
+    assert plan.images["photos"].top_label == 10 and list(plan.images["photos"].classes) == [11]
+    assert plan.notes == ("datasets.photos: class names are numbers: 2 of them taken as labels",)
+    raw["models"]["net"]["kwargs"] = {"classes": 10}
+    plan = prepare(raw, known)
+    assert plan.images["photos"].top_label == 1 and not plan.images["photos"].classes
+    assert any("10 is not below the network's 10 classes" in note for note in plan.notes)
 
 
 def refused(raw, cache=preflight.CACHE):
@@ -237,7 +317,7 @@ def test_nothing_of_this_imports_torch(raw):
         "from rfatlas import stages\n"
         "from rfatlas.plan import config, estimates, preflight\n"
         "from rfatlas.files import versions\n"
-        "preflight.prepare(config.load(json.load(open('config.json'))))\n"
+        "raw = json.load(open('config.json'))\npreflight.prepare(config.load(raw), raw)\n"
         "print(sorted({'torch', 'torchvision', 'h5py', 'pandas'} & set(sys.modules)))\n"
     )
     done = subprocess.run(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -338,6 +339,62 @@ def test_list_csv_form(tmp_path, source):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "file_name,label\na.jpg,3\nb.jpg,-1\n",
+        "filename,label\na.jpg,3\nb.jpg,-1\n",
+        '"file","label"\n"a.jpg","3"\n"b.jpg","-1"\n',
+        '"","path","label"\n"1","a.jpg",3\n"2","b.jpg",-1\n',
+        "File;Label\na.jpg;3\nb.jpg;-1\n",
+        "label\tfile\n3\ta.jpg\n-1\tb.jpg\n",
+        "label\tfile_name\tpath\n3\tx\ta.jpg\n-1\tx\tb.jpg\n",
+        "\ufefffile,label\r\na.jpg,3\r\nb.jpg,-1\r\n",
+    ],
+)
+def test_tables_as_others_write_them(tmp_path, text):
+    put(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "l").write_text(text, encoding="utf-8")
+    listing = catalogue.list_images({"source": "list", "path": str(tmp_path / "l")})
+    assert (listing.names, listing.labels.tolist()) == (["a.jpg", "b.jpg"], [3, -1])
+
+
+def test_labels_by_the_names_of_classes(tmp_path, devkit):
+    put(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    file = tmp_path / "l.csv"
+    dataset = {"source": "list", "path": str(file)}
+    file.write_text("file,label\n1.jpg,dog\n2.jpg,black cat\n3.jpg,dog\n")
+    listing = catalogue.list_images(dataset, classes=(2,))
+    assert listing.labels.tolist() == [1, 0, 1] and listing.class_names == ["black cat", "dog"]
+    assert listing.ranked == 2 and not listing.mapped
+    (tmp_path / "names.txt").write_text("dog\nbird\nblack cat\n")
+    named = dataset | {"class_names": str(tmp_path / "names.txt")}
+    listing = catalogue.list_images(named)
+    assert listing.labels.tolist() == [0, 2, 0] and listing.ranked == 0
+    assert listing.class_names == ["dog", "bird", "black cat"]
+    (tmp_path / "names.txt").write_text("dog\nbird\n")
+    refused("class_names: .*does not contain the class 'black cat'", named)
+    file.write_text("1.jpg n01443537\n2.jpg n01440764\n3.jpg n01443537\n")
+    assert catalogue.list_images(dataset, classes=(1000,)).labels.tolist() == [1, 0, 1]
+    # One number among them is a mistake, not a name.
+    file.write_text("file,label\n1.jpg,dog\n2.jpg,1.0\n3.jpg,dog\n")
+    refused("line 2: label 'dog' of 1.jpg; .*only if all labels are names", dataset)
+
+
+@pytest.mark.parametrize(("disk", "table"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFC", "NFC")])
+def test_unicode_forms_of_names_do_not_matter(tmp_path, disk, table):
+    on_disk = unicodedata.normalize(disk, "größe/ñandú é.jpg")
+    put(tmp_path, on_disk, "größe.txt")
+    named = unicodedata.normalize(table, "größe/ñandú é.jpg")
+    (tmp_path / "l").write_text(f"{named} 4\n", encoding="utf-8")
+    dataset = {"source": "list", "path": str(tmp_path / "l")}
+    listing = catalogue.list_images(dataset)
+    assert listing.names == [on_disk] and listing.open(0) == on_disk.encode()
+    both = unicodedata.normalize(disk, "größe/ñandú é.jpg")
+    (tmp_path / "l").write_text(f"{named} 4\n{both} 4\n", encoding="utf-8")
+    refused("line 2: .* is listed already in line 1", dataset)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a.jpg\n", "line 1: 'a.jpg' has no label"),
@@ -352,6 +409,8 @@ def test_list_csv_form(tmp_path, source):
         ("file,class\na.jpg,0\n", "needs the columns file"),
         ("file,label\na.jpg,0,1\n", "line 2: 3 columns"),
         ("file,label\n,0\n", "file name is empty"),
+        ("a.jpg,0\nb.jpg,1\n", "separated by commas, it needs a header `file,label`"),
+        ("a.jpg;0\nb.jpg;1\n", "separated by semicolons, it needs a header"),
         ("path,label,class_name\na.jpg,0,cat\nb.jpg,0,dog\n", "called 'dog' here and 'cat'"),
     ],
 )

@@ -172,8 +172,9 @@ def test_the_page_links_each_row_and_escapes_names(selective):
     counts, confusion = opponency_tables()
     tables = {"selective": selective, "counts": counts, "confusion": confusion}
     tables["inactive"] = inactive_table()
-    found = findings.collect("<b>run</b>", {"network": "a&b"}, tables)
+    found = findings.collect("<b>run</b>", {"network": "a&b"}, tables, ["<i>wrong</i> labels"])
     page = findings.page(found, TEMPLATE)
+    assert found["warnings"] == ["<i>wrong</i> labels"] and "Warning: &lt;i&gt;wrong" in page
     assert "<script" not in page and "<b>" not in page and "a&amp;b" in page
     rows = sum(len(claim["rows"]) + len(claim.get("agreement", [])) for claim in found["claims"])
     targets = re.findall(r'href="#([^"]+:[0-9]+)"', page)

@@ -19,13 +19,14 @@ from rfatlas.plan import config as rfatlas_config
 from rfatlas.files import paths, versions
 from rfatlas.plan import entries, estimates, preflight
 from rfatlas.errors import RfatlasError
+from rfatlas.sources import catalogue
 
 
 def prepare():
     """The config checked and filled in, with its models described and its images counted."""
     for file in workflow.configfiles:
         rfatlas_config.check_file(file)
-    return preflight.prepare(rfatlas_config.load(config))
+    return preflight.prepare(rfatlas_config.load(config), config)
 
 
 try:
@@ -83,6 +84,13 @@ def run_images(run):
 def packed_name(dataset, resize, crop, interpolation):
     """The name of a file of packed images, from its wildcards."""
     return f"{dataset}_{resize}_{crop}{interpolation}"
+
+
+def listed_dataset(dataset):
+    """What defines the listing of a data set: its config and, where labels depend on them, the
+    numbers of classes of the networks that look at it."""
+    classes = plan.images[dataset].classes
+    return catalogue.used_keys(dataset_config(dataset)) | ({"classes": classes} if classes else {})
 
 
 def packed_files(dataset):
@@ -515,6 +523,8 @@ budget = estimates.Budget(
 )
 
 if workflow.is_main_process:
+    for note in plan.notes:
+        print(f"rfatlas: {note}", file=sys.stderr)
     for run in runs_with("ablation"):
         if reason := preflight.no_ablation(plan, run):
             print(f"rfatlas: no ablation of run {run}: {reason}", file=sys.stderr)

@@ -38,5 +38,6 @@ rule findings_page:
         code=versions.digest("findings"),
         model=lambda wildcards: model_config(wildcards.run)["factory"],
         dataset=lambda wildcards: run_dataset(wildcards.run),
+        warnings=lambda wildcards: preflight.warnings(plan, wildcards.run),
     script:
         "../../scripts/findings.py"

@@ -5,8 +5,6 @@
 # Writes: results/images/<dataset>_<resize>_<crop>.h5, and ..._bad.csv with the skipped files; with
 #   _<interpolation> behind <crop> where that is not bilinear.
 
-from rfatlas.sources import catalogue
-
 
 rule images_pack:
     input:
@@ -29,7 +27,7 @@ rule images_pack:
     resources:
         **asks("images"),
     params:
-        dataset=lambda wildcards: catalogue.used_keys(dataset_config(wildcards.dataset)),
+        dataset=lambda wildcards: listed_dataset(wildcards.dataset),
         listing=lambda wildcards: plan.images[wildcards.dataset].digest,
         version=versions.stage("images"),
     script:

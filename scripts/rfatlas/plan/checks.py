@@ -38,7 +38,7 @@ def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tup
     for name, dataset in config["datasets"].items():
         explicit = given.get("datasets", {}).get(name, {})
         yield from _related_dataset(("datasets", name), dataset, explicit, name in datasets)
-    yield from _related_counts(config)
+    yield from related_counts(config)
     yield from _related_stimuli(config)
     yield from _related_groups(config)
     for name in sorted(set(config["ablation_groups"]["groups"]) & set(PROPERTY_GROUPS)):
@@ -109,7 +109,8 @@ def _related_dataset(
             yield (*path, key), f"{shown(dataset[key])} is not allowed; {_NO_BRACES}"
 
 
-def _related_counts(config: dict[str, Any]) -> Iterator:
+def related_counts(config: dict[str, Any]) -> Iterator[tuple[tuple, str]]:
+    """Problems between numbers of units: (path, problem)."""
     fields, figures = config["receptive_fields"], config["figures"]
     top_k, sources = config["activations"]["top_k"], "activations.top_k"
     yield from _at_most(("receptive_fields", "top_k"), fields["top_k"], top_k, sources)

@@ -5,6 +5,7 @@ All problems are reported together, each as `key: value: what is allowed`.
 Nothing here imports torch.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import yaml
 from rfatlas import stages
 from rfatlas.errors import RfatlasError, printable
 from rfatlas.files import paths
-from rfatlas.plan.checks import related
+from rfatlas.plan.checks import related, related_counts
 from rfatlas.plan.schema import (
     ROOT,
     check_extent,
@@ -115,6 +116,25 @@ def _fitted(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if "patches" not in (given.get("figures") or {}):
         figures["patches"] = min(figures["patches"], fields["keep"])
     return config
+
+
+def fit_to_images(
+    config: dict[str, Any], given: Mapping[str, Any], count: int
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Lower `activations.top_k`, where the user did not write it in `given`, and what depends on it
+    to the number of images.
+
+    Returns the config, notes that say so, and problems with values that the user wrote.
+    """
+    top_k = config["activations"]["top_k"]
+    if top_k <= count or "top_k" in (given.get("activations") or {}):
+        return config, [], []
+    config = copy.deepcopy(config)
+    config["activations"]["top_k"] = count
+    config = _fitted(config, given)
+    note = f"activations.top_k: {count} instead of the default {top_k}: there are {count} images"
+    wrong = [f"{dotted(path)}: {problem}" for path, problem in related_counts(config)]
+    return config, [note], wrong
 
 
 def _found(path: str) -> str:

@@ -12,13 +12,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rfatlas.errors import RfatlasError, printable
 from rfatlas.files import paths, versions
+from rfatlas.plan import config as rfatlas_config
 from rfatlas.plan import entries, schema
 from rfatlas.sources import catalogue
 
@@ -31,13 +32,18 @@ class Images:
 
     `count` images of `mean_bytes` bytes each on disk, with labels up to `top_label` (0 and -1 for
     scenes, which are not drawn yet); `digest` changes when names, labels or the order of the
-    images change.
+    images change. `ranked` is the number of classes if their labels are the rank of their names,
+    else 0; `classes` are the numbers of classes of the networks, where labels depend on them;
+    `notes` are lines for the user.
     """
 
     count: int
     mean_bytes: float
     top_label: int
     digest: str
+    ranked: int = 0
+    classes: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,19 @@ class Plan:
     config: dict[str, Any]
     descriptions: dict[str, dict[str, Any]]
     images: dict[str, Images]
+    notes: tuple[str, ...] = ()
 
 
-def prepare(config: dict[str, Any], cache: Path = CACHE) -> Plan:
+def prepare(config: dict[str, Any], given: Mapping[str, Any], cache: Path = CACHE) -> Plan:
     """Describe the models and count the images that the runs of `config` use.
 
     Parameters
     ----------
     config
         From `rfatlas.plan.config.load`.
+    given
+        The config as the user wrote it: what is not in it is fitted to the number of images, with a
+        note, instead of refused.
     cache
         Folder that remembers models and image lists until their files change.
 
@@ -77,13 +87,47 @@ def prepare(config: dict[str, Any], cache: Path = CACHE) -> Plan:
     images = {}
     for name in entries.used(config, "dataset"):
         try:
-            images[name] = count_images(config["datasets"][name], cache, f"datasets.{name}")
+            dataset, classes = config["datasets"][name], _classes(config, descriptions, name)
+            images[name] = count_images(dataset, cache, f"datasets.{name}", classes)
         except RfatlasError as error:
             problems.append(str(error))
+    notes = [f"datasets.{name}: {note}" for name, found in images.items() for note in found.notes]
+    if images:
+        most = min(found.count for found in images.values())
+        config, more, wrong = rfatlas_config.fit_to_images(config, given, most)
+        notes += more
+        problems += wrong
     problems += _unfitting(config, descriptions, images)
     if problems:
         raise RfatlasError(schema.listing("the config", problems))
-    return Plan(config, descriptions, images)
+    plan = Plan(config, descriptions, images)
+    notes += [f"runs.{run}: {text}" for run in config["runs"] for text in warnings(plan, run)]
+    return replace(plan, notes=tuple(notes))
+
+
+def _classes(
+    config: dict[str, Any], descriptions: Mapping[str, dict[str, Any]], dataset: str
+) -> tuple[int, ...]:
+    """The numbers of classes of the networks that look at a data set, where its labels may depend
+    on them."""
+    if not catalogue.SOURCES[config["datasets"][dataset]["source"]].asks_classes:
+        return ()
+    models = {run["model"] for run in config["runs"].values() if run["dataset"] == dataset}
+    found = {descriptions.get(model, {}).get("n_classes") for model in models}
+    return tuple(sorted(found - {None, 0}))
+
+
+def warnings(plan: Plan, run: str) -> list[str]:
+    """Return what is doubtful about a run's labels, a line each."""
+    model, dataset = (plan.config["runs"][run][key] for key in ("model", "dataset"))
+    classes, ranked = plan.descriptions[model]["n_classes"], plan.images[dataset].ranked
+    if not classes or not ranked or ranked == classes:
+        return []
+    return [
+        f"the data set {dataset!r} has {ranked} classes, but the model {model!r} tells {classes} "
+        f"apart: labels 0 to {ranked - 1} follow the sorted names of the data set's classes, and "
+        "are wrong unless these are just the model's first ones; give class_map, or source: list"
+    ]
 
 
 def no_ablation(plan: Plan, run: str) -> str:
@@ -124,8 +168,14 @@ def describe(
     return {name: found for name, found in descriptions.items() if found is not None}, problems
 
 
-def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "dataset") -> Images:
-    """Number and mean size of the images of a data set; `key` is its place in the config.
+def count_images(
+    dataset: dict[str, Any],
+    cache: Path = CACHE,
+    key: str = "dataset",
+    classes: tuple[int, ...] = (),
+) -> Images:
+    """Number and mean size of the images of a data set; `key` is its place in the config, `classes`
+    as `catalogue.list_images` takes them.
 
     Raises
     ------
@@ -134,10 +184,11 @@ def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "datas
     """
     if dataset["source"] == "scenes":
         return Images(catalogue.count_images(dataset, key=key), 0.0, -1, _digest(dataset))
-    file = cache / "images" / f"{_images_key(dataset)}.json"
+    file = cache / "images" / f"{_images_key(dataset, classes)}.json"
     known = _read(file)
-    if known is None:
-        found = catalogue.list_images(dataset, key=key)
+    # What comes or goes below the data set's path changes the time of the folder that it is in.
+    if known is None or any(_changed(path) != time for path, time in known["watched"].items()):
+        found = catalogue.list_images(dataset, key=key, classes=classes)
         # A hundred files, spread evenly, tell the mean well enough for an estimate.
         sample = range(0, len(found), max(1, len(found) // 100))
         try:
@@ -151,9 +202,14 @@ def count_images(dataset: dict[str, Any], cache: Path = CACHE, key: str = "datas
             "mean_bytes": total / max(1, len(sample)),
             "top_label": int(found.labels.max()),
             "digest": found.digest(),
+            "ranked": found.ranked,
+            "notes": found.notes,
+            "classes": list(classes) if found.mapped else [],
+            "watched": {str(path): _changed(path) for path in found.watched},
         }
         _write(file, known)
-    return Images(**known)
+    fields = {name: value for name, value in known.items() if name != "watched"}
+    return Images(**fields)
 
 
 def _describe_in_process(
@@ -316,16 +372,20 @@ def _sha256(file: Path) -> str | None:
         return None
 
 
-def _images_key(dataset: dict[str, Any]) -> str:
-    parts: list[Any] = [dataset, versions.digest("rfatlas.sources.catalogue")]
+def _images_key(dataset: dict[str, Any], classes: tuple[int, ...]) -> str:
+    parts: list[Any] = [dataset, versions.digest("rfatlas.sources.catalogue"), classes]
     for key in ("path", "labels", "class_map", "class_names"):
         if dataset[key] is not None:
             parts.append(_stamp(Path(dataset[key])))
-    folder = Path(dataset["path"] or ".")
-    if dataset["source"] == "folders":
-        # A file added to a class folder changes the time of that folder alone.
-        parts += sorted(_stamp(Path(entry)) for entry in os.scandir(folder) if entry.is_dir())
     return _digest(parts)
+
+
+def _changed(path: str | Path) -> int | None:
+    """When a file or folder last changed, in ns; None where it is gone."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
 
 
 def _stamp(path: Path) -> list[Any]:

@@ -6,13 +6,16 @@ folders, or of images alone (labels -1).
 
 import posixpath
 import tarfile
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 
+from rfatlas.errors import RfatlasError
 from rfatlas.sources import imagenet
 from rfatlas.sources.folders import by_class
 from rfatlas.sources.listing import Listing
-from rfatlas.sources.source import Source, is_image
+from rfatlas.sources.source import Source, is_image, left_out
 
 #: Bytes behind the last member of an archive that must be zero as far as they are there.
 _END = 1 << 20
@@ -25,31 +28,34 @@ class ImagenetTar(Source):
     keys = ("path", "labels", "class_map", "class_names")
     inputs = imagenet.ImagenetVal.inputs | {"path": "path"}
 
+    asks_classes = True
+
     def listing(self) -> Listing:
         """List the images; RfatlasError, naming key, value and what would be right."""
-        places, folders = index_tar(self)
-        images = {name: place for name, place in places.items() if is_image(name)}
+        places, folders = index_tar(self, self.path)
+        images = [name for name in places if is_image(name)]
         if not images:
             raise self.no_image()
         if self.labels is not None:
             names = sorted(images, key=posixpath.basename)
             labels, class_names = imagenet.labelled(self, [posixpath.basename(n) for n in names])
+            listing = Listing(self.name, self.path, names, labels, class_names)
         else:
             prefix = _common_folder(images)
             inner = [n.removeprefix(prefix).split("/")[0] for n in folders if n.startswith(prefix)]
-            names, labels, class_names = by_class(
+            listing = by_class(
                 self,
                 [name.removeprefix(prefix) for name in images],
                 [name for name in inner if name and is_image(f"{name}/x.png")],
             )
-            names = [prefix + name for name in names]
-        offsets, sizes = np.array([images[name] for name in names], dtype=np.int64).T
-        return Listing(
-            self.name, self.path, names, labels, class_names, offsets.copy(), sizes.copy()
-        )
+            listing.names = [prefix + name for name in listing.names]
+        listing.notes += left_out(places)
+        offsets, sizes = np.array([places[name] for name in listing.names], dtype=np.int64).T
+        listing.offsets, listing.sizes = offsets.copy(), sizes.copy()
+        return listing
 
 
-def _common_folder(images: dict[str, tuple[int, int]]) -> str:
+def _common_folder(images: Collection[str]) -> str:
     """Return the folder, with its slash, in which all class folders lie, or ""."""
     prefix = ""
     while all(name.removeprefix(prefix).count("/") >= 2 for name in images):
@@ -60,24 +66,30 @@ def _common_folder(images: dict[str, tuple[int, int]]) -> str:
     return prefix
 
 
-def index_tar(source: Source) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """Return ({file: (offset, size)}, folder names) of the uncompressed tar archive at `path`.
+def index_tar(source: Source, path: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Return ({file: (offset, size)}, folder names) of an uncompressed tar archive.
 
     Reads the headers only. Members that could point outside the archive are refused, although
     nothing is ever unpacked: such an archive is damaged or hostile.
     """
-    with source.path.open("rb") as file:
+    # One of several archives is named.
+    inside = "" if path == source.path else f"{path.name}: "
+
+    def wrong(problem: str) -> RfatlasError:
+        return source.wrong(inside + problem)
+
+    with path.open("rb") as file:
         start = file.read(6)
     for magic, form in _COMPRESSED.items():
         if start.startswith(magic):
-            raise source.wrong(
+            raise wrong(
                 f"compressed with {form}; decompress it once, only a plain tar can be read in place"
             )
-    total = source.path.stat().st_size
+    total = path.stat().st_size
     places: dict[str, tuple[int, int]] = {}
     folders = []
     try:
-        with tarfile.open(source.path, "r:") as archive:
+        with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if (
                     member.name.startswith("/")
@@ -85,7 +97,7 @@ def index_tar(source: Source) -> tuple[dict[str, tuple[int, int]], list[str]]:
                     or not (member.isfile() or member.isdir())
                     or member.issparse()
                 ):
-                    raise source.wrong(
+                    raise wrong(
                         f"the member {member.name!r} is a link, a device or a sparse file, or "
                         "points outside the archive; make an archive of plain files and folders"
                     )
@@ -94,12 +106,12 @@ def index_tar(source: Source) -> tuple[dict[str, tuple[int, int]], list[str]]:
                     folders.append(name)
                     continue
                 if name in places:
-                    raise source.wrong(f"duplicate entry {name!r}")
+                    raise wrong(f"duplicate entry {name!r}")
                 if member.size < 0 or member.offset_data + member.size > total:
                     raise tarfile.ReadError(f"{name} reaches past the end of the archive")
                 places[name] = (member.offset_data, member.size)
             # tarfile takes a damaged header for the end of the archive.
-            with source.path.open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(archive.offset)
                 rest = file.read(_END)
                 if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
@@ -114,5 +126,5 @@ def index_tar(source: Source) -> tuple[dict[str, tuple[int, int]], list[str]]:
         MemoryError,
         RecursionError,
     ) as error:
-        raise source.wrong(f"not a whole tar archive ({error}); fetch it again") from error
+        raise wrong(f"not a whole tar archive ({error}); fetch it again") from error
     return places, folders

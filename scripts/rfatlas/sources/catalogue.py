@@ -7,7 +7,7 @@ any job starts; so this module is cheap and imports neither torch nor h5py. The 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +54,27 @@ def unfit(dataset: Mapping[str, Any], base: str | Path = ".") -> Iterator[tuple[
         if dataset.get(key) is None or key not in source.keys:
             continue
         file = Path(base, os.path.expanduser(dataset[key]))
-        wanted = "folder" if key == "path" and source.is_folder else "file"
+        is_folder = key == "path" and source.is_folder
+        wanted = {True: "folder", False: "file", None: "file or folder"}[is_folder]
+        there = {True: os.path.isdir, False: os.path.isfile, None: os.path.exists}[is_folder]
         if not os.path.exists(file):
             yield key, f"no such {wanted}"
-        elif not (os.path.isdir(file) if wanted == "folder" else os.path.isfile(file)):
+        elif not there(file):
             yield key, f"not a {wanted}, as source {dataset['source']} needs"
 
 
 def list_images(
-    dataset: Mapping[str, Any], base: str | Path = ".", key: str = "dataset"
+    dataset: Mapping[str, Any],
+    base: str | Path = ".",
+    key: str = "dataset",
+    classes: Collection[int] = (),
 ) -> Listing:
     """List the images of one entry of `datasets` in the config, with limit and subset applied.
 
     `base` is the folder that relative paths of the config start from, `key` the entry's place in
-    the config for messages (`datasets.photos`). For source `scenes`, `path` is the labels.csv of
-    the rule scenes.
+    the config for messages (`datasets.photos`), `classes` the numbers of classes of the networks
+    that look at the images, on which labels may depend. For source `scenes`, `path` is the
+    labels.csv of the rule scenes.
 
     Raises RfatlasError, naming the key, the value and what would be right, when a path is missing,
     nothing is found, a label is not an integer, labels and images do not match, a file is listed
@@ -83,7 +89,8 @@ def list_images(
             value = "" if dataset.get(name) is None else f"{printable(str(dataset[name]))}: "
             raise RfatlasError(f"{key}.{name}: {value}{problem}")
     try:
-        return chosen(_listed(SOURCES[dataset["source"]](dataset, base, key)), dataset, key)
+        source = SOURCES[dataset["source"]](dataset, base, key, classes)
+        return chosen(_listed(source), dataset, key)
     except RfatlasError as error:
         # File names and lines of tables are quoted, whatever they hold.
         raise RfatlasError(printable(str(error))) from error

@@ -1,9 +1,6 @@
-"""Source `folders`: `path/<class>/**/image`.
+"""Source `folders`: `path/<class>/**/image`, or images alone, whose labels are unknown (-1).
 
-Labels are 0, 1, ... in the sorted order of the folder names, as torchvision's ImageFolder. With
-`class_map`, folder names are WordNet ids and the label is the id's rank among all ids of the map,
-so that a part of ImageNet's classes keeps ImageNet's labels. A folder that holds images and no
-class folders: every label -1 (unknown).
+Labels follow from the folders' names (`rfatlas.sources.classes`).
 """
 
 import os
@@ -13,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rfatlas.sources import imagenet
+from rfatlas.sources.classes import Numbering, check_splits
 from rfatlas.sources.listing import Listing
-from rfatlas.sources.source import Source, is_image
+from rfatlas.sources.source import Source, is_image, left_out
 
 
 class Folders(Source):
@@ -25,35 +22,42 @@ class Folders(Source):
     is_folder = True
     inputs = {"class_map": "class_map", "class_names": "class_names"}
 
+    asks_classes = True
+
     def listing(self) -> Listing:
         """List the images; RfatlasError, naming key, value and what would be right."""
-        return Listing(self.name, self.path, *by_class(self, *self._walk()))
-
-    def _walk(self) -> tuple[list[str], list[str]]:
-        """Return (image paths, top-level folders); links are followed, no circles."""
-
-        def refuse(error: OSError):
-            raise self.wrong(f"{error.filename}: {error.strerror}") from error
-
-        names, folders, seen = [], [], set()
-        for folder, subfolders, files in os.walk(self.path, onerror=refuse, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:
-                subfolders.clear()
-                continue
-            seen.add(real)
-            relative = Path(folder).relative_to(self.path).as_posix()
-            if relative == ".":
-                folders = [name for name in subfolders if is_image(f"{name}/x.png")]
-            prefix = "" if relative == "." else relative + "/"
-            names += [prefix + name for name in files if is_image(prefix + name)]
-        return names, folders
+        names, folders, watched = walk(self)
+        listing = by_class(self, [name for name in names if is_image(name)], folders)
+        listing.notes += left_out(names)
+        listing.watched = watched
+        return listing
 
 
-def by_class(
-    source: Source, names: Iterable[str], folders: Collection[str]
-) -> tuple[list[str], np.ndarray, list[str]]:
-    """Return (names in order, labels, class names) of class folders, or of images (labels -1).
+def walk(source: Source) -> tuple[list[str], list[str], list[Path]]:
+    """Return (files, top-level folders, all folders) below `path`; links are followed, no
+    circles."""
+
+    def refuse(error: OSError):
+        raise source.wrong(f"{error.filename}: {error.strerror}") from error
+
+    names, folders, seen = [], [], {}
+    for folder, subfolders, files in os.walk(source.path, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen[real] = Path(folder)
+        relative = Path(folder).relative_to(source.path).as_posix()
+        if relative == ".":
+            folders = [name for name in subfolders if is_image(f"{name}/x.png")]
+        prefix = "" if relative == "." else relative + "/"
+        names += [prefix + name for name in files]
+    return names, folders, list(seen.values())
+
+
+def by_class(source: Source, names: Iterable[str], folders: Collection[str]) -> Listing:
+    """Return the listing of class folders, or of images (labels -1), from the paths of the images
+    and the top-level folders.
 
     The order is that of torchvision's ImageFolder: by class, then folder, then file name.
     """
@@ -68,7 +72,8 @@ def by_class(
             "into class folders, or give a list file"
         )
     if flat:
-        return flat, np.full(len(flat), -1, dtype=np.int64), []
+        return Listing(source.name, source.path, flat, np.full(len(flat), -1, dtype=np.int64), [])
+    check_splits(source, names)
     found = sorted({name.split("/")[0] for name in names})
     empty = sorted(set(folders) - set(found))
     if empty:
@@ -76,16 +81,7 @@ def by_class(
             f"the class folder {empty[0]!r} contains no images"
             f" ({len(empty)} such); remove it, or fill it: labels follow the sorted folder names"
         )
-    if source.class_map is None:
-        rank, class_names = {name: label for label, name in enumerate(found)}, found
-    else:
-        rank, class_names, _ = imagenet.read_class_map(source)
-        unknown = [name for name in found if name not in rank]
-        if unknown:
-            raise source.wrong(
-                f"does not contain the class folder {unknown[0]!r} ({len(unknown)} such); folder "
-                "names must be WordNet ids such as n01440764",
-                "class_map",
-            )
-    labels = np.array([rank[name.split("/")[0]] for name in names], dtype=np.int64)
-    return names, labels, class_names
+    numbering = Numbering(source, found)
+    labels = np.array([numbering.labels[name.split("/")[0]] for name in names], dtype=np.int64)
+    class_names = numbering.class_names
+    return Listing(source.name, source.path, names, labels, class_names, **numbering.facts)

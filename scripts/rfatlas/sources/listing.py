@@ -4,14 +4,25 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rfatlas.errors import RfatlasError, printable
+
+
+def read_piece(path: Path, offset: int, size: int) -> bytes:
+    """Return `size` bytes of a file from `offset` on; fewer where it ends before."""
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        parts: list[bytes] = []
+        while size and (part := file.read(size)):
+            parts.append(part)
+            size -= len(part)
+    return b"".join(parts)
 
 
 @dataclass
@@ -22,7 +33,15 @@ class Listing:
     labels : int64 (N,), -1 = unknown
     class_names : one name for each label from 0, or empty when the source names none
     root : the folder that the names are relative to, or the archive
-    offsets, sizes : int64 (N,), where each image lies in the archive and its bytes; None for files
+    offsets, sizes : int64 (N,), where each image lies in its archive and its bytes; None for files
+    archives, archive : paths relative to `root`, and which of them holds each image, int64 (N,);
+        None where `root` is the only one
+    read : gives the bytes of an image from (archive, offset, size)
+    ranked : number of classes whose labels are the rank of their names, else 0
+    mapped : whether labels follow from names and the number of the networks' classes
+    notes : lines for the user on what was taken for what
+    watched : folders and files that change when the listing does, besides those that the config
+        names
     """
 
     source: str
@@ -32,33 +51,36 @@ class Listing:
     class_names: list[str]
     offsets: np.ndarray | None = None
     sizes: np.ndarray | None = None
-    _descriptor: int | None = field(default=None, init=False, repr=False, compare=False)
+    archives: list[str] | None = None
+    archive: np.ndarray | None = None
+    read: Callable[[Path, int, int], bytes] = field(default=read_piece, repr=False)
+    ranked: int = 0
+    mapped: bool = False
+    notes: list[str] = field(default_factory=list)
+    watched: list[Path] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __del__(self):
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+    def _file(self, index: int) -> Path:
+        """The file that holds the image: its own, or the archive."""
+        if self.offsets is None:
+            return self.root / self.names[index]
+        return self.root if self.archive is None else self.root / self.archives[self.archive[index]]
 
     def locate(self, index: int) -> str:
         """Return the image's place in words, for messages: its path, or `archive: member`."""
-        if self.offsets is None:
-            return printable(str(self.root / self.names[index]))
-        return printable(f"{self.root}: {self.names[index]}")
+        inside = "" if self.offsets is None else f": {self.names[index]}"
+        return printable(f"{self._file(index)}{inside}")
 
     def size(self, index: int) -> int:
         """Return the size of the image's file in bytes; OSError if it is not there."""
-        if self.sizes is None:
-            return os.stat(self.root / self.names[index]).st_size
-        return int(self.sizes[index])
+        return os.stat(self._file(index)).st_size if self.sizes is None else int(self.sizes[index])
 
     def is_plain(self, index: int) -> bool:
         """Tell whether the image is a file and no pipe, device or folder, which could be read for
         ever; OSError if it is not there."""
-        return self.sizes is not None or stat.S_ISREG(
-            os.stat(self.root / self.names[index]).st_mode
-        )
+        return self.sizes is not None or stat.S_ISREG(os.stat(self._file(index)).st_mode)
 
     def open(self, index: int) -> bytes:
         """Return the bytes of the image's file.
@@ -66,45 +88,49 @@ class Listing:
         Raises OSError if it cannot be read and RfatlasError if the archive ends before the image
         does.
         """
+        file = self._file(index)
         if self.offsets is None or self.sizes is None:
-            return (self.root / self.names[index]).read_bytes()
-        if self._descriptor is None:
-            self._descriptor = os.open(self.root, os.O_RDONLY)
-        start, left, parts = int(self.offsets[index]), int(self.sizes[index]), []
-        while left:
-            part = os.pread(self._descriptor, left, start)
-            if not part:
-                raise RfatlasError(
-                    f"{self.locate(index)}: the archive ends inside this image; it was cut short"
-                )
-            parts.append(part)
-            start, left = start + len(part), left - len(part)
-        return b"".join(parts)
+            return file.read_bytes()
+        content = self.read(file, int(self.offsets[index]), int(self.sizes[index]))
+        if self.read is read_piece and len(content) < self.sizes[index]:
+            raise RfatlasError(
+                f"{self.locate(index)}: the archive ends inside this image; it was cut short"
+            )
+        return content
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Listing":
         """Return the listing of these images, in the order given."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Listing(
-            self.source,
-            self.root,
-            [self.names[i] for i in chosen],
-            self.labels[chosen],
-            self.class_names,
-            None if self.offsets is None else self.offsets[chosen],
-            None if self.sizes is None else self.sizes[chosen],
+
+        def part(column: np.ndarray | None) -> np.ndarray | None:
+            return None if column is None else column[chosen]
+
+        return replace(
+            self,
+            names=[self.names[i] for i in chosen],
+            labels=self.labels[chosen],
+            offsets=part(self.offsets),
+            sizes=part(self.sizes),
+            archive=part(self.archive),
         )
 
     def digest(self) -> str:
         """Return the sha256 (hex) of names, labels, class names and places; not of the content."""
+
+        def plain(column: np.ndarray | None) -> list[int] | None:
+            return None if column is None else column.tolist()
+
         content = {
             "source": self.source,
             "root": str(self.root),
             "names": self.names,
             "labels": self.labels.tolist(),
             "class_names": self.class_names,
-            "offsets": None if self.offsets is None else self.offsets.tolist(),
-            "sizes": None if self.sizes is None else self.sizes.tolist(),
+            "offsets": plain(self.offsets),
+            "sizes": plain(self.sizes),
         }
+        if self.archives is not None:
+            content |= {"archives": self.archives, "archive": plain(self.archive)}
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -1,114 +1,194 @@
-"""Sources `list` and `scenes`: lines `path label`, or a CSV table.
+"""Sources `list` and `scenes`: lines `path label`, or a table.
 
-The path may hold spaces; # starts a comment line. A table has the columns `file` or `path`, `label`
-and optionally `class_name`. Label -1 = unknown. Paths are relative to the list file.
+The path may hold spaces; # starts a comment line. A table is separated by commas, semicolons or
+tabs, with a header that has the columns `file` (or `path`, `file_name`, `filename`), `label` and
+optionally `class_name`. Label -1 = unknown; where no label is a number, they are names of classes
+(`rfatlas.sources.classes`; with `class_names`, the number of their line). Paths are relative to the
+list file.
 """
 
 import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
+from rfatlas.errors import RfatlasError
+from rfatlas.sources.classes import Numbering
 from rfatlas.sources.listing import Listing
 from rfatlas.sources.source import Source, csv_row
 
+#: Columns that may hold the path, the first of them that is there.
+FILE_COLUMNS = ("file", "path", "file_name", "filename")
+
 _LABEL = re.compile(r"-1|[0-9]{1,6}")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 class List(Source):
     """A list file, whose paths are relative to it."""
 
     inputs = {"path": "path", "class_names": "class_names"}
+    asks_classes = True
 
     def listing(self) -> Listing:
         """List the images; RfatlasError, naming key, value and what would be right."""
-        content = [
+        lines = [
             (number, line)
             for number, line in enumerate(self.lines("path"), 1)
             if line.strip() and not line.lstrip().startswith("#")
         ]
-        if not content:
+        if not lines:
             raise self.wrong("lists no image; lines must be `path label`")
-        header = [column.strip().lower() for column in content[0][1].split(",")]
-        if header[0] in ("file", "path") or ("label" in header and len(header) > 1):
-            rows = self._table(content, header)
+        separator = self._separator(lines[0][1])
+        if separator is None:
+            rows = [(number, *self._plain_row(number, line)) for number, line in lines]
         else:
-            rows = [(number, *self._plain_row(number, line)) for number, line in content]
+            rows = list(self._table(lines, separator))
         if not rows:
             raise self.wrong("lists no image below its header")
+        return self.from_rows(rows)
 
-        names, labels, words = [], [], {}
+    def from_rows(self, rows: Sequence[tuple[int, str, str, str]]) -> Listing:
+        """Return the listing of rows (line number, path, label, class name or "")."""
+        numbers, names, labels, words = (list(column) for column in zip(*rows, strict=True))
+        array, class_names, facts = self._numbered(numbers, names, labels)
+        names = self._existing(names)
         first: dict[str, int] = {}
-        for number, name, label, word in rows:
-            if not _LABEL.fullmatch(label):
-                raise self.wrong(
-                    f"line {number}: label {label!r} of {name}; give an integer from 0 to 999999, "
-                    "or -1 for unknown"
-                )
-            value = int(label)
+        called: dict[int, str] = {}
+        for number, name, value, word in zip(numbers, names, array.tolist(), words, strict=True):
             normal = os.path.normpath(name)
             if normal in first:
                 raise self.wrong(f"line {number}: {name} is listed already in line {first[normal]}")
             first[normal] = number
-            if word and words.setdefault(value, word) != word:
+            if word and called.setdefault(value, word) != word:
                 raise self.wrong(
-                    f"line {number}: label {value} is called {word!r} here and {words[value]!r} "
+                    f"line {number}: label {value} is called {word!r} here and {called[value]!r} "
                     "above"
                 )
-            names.append(name)
-            labels.append(value)
-        self._check_exist(names)
-        array = np.array(labels, dtype=np.int64)
-        known = any(label >= 0 for label in words)
-        class_names = (
-            [words.get(label, str(label)) for label in range(int(array.max()) + 1)] if known else []
-        )
-        return Listing(self.name, self.path.parent, names, array, class_names)
+        if any(label >= 0 for label in called):
+            class_names = [called.get(i, str(i)) for i in range(int(array.max()) + 1)]
+        return Listing(self.name, self.path.parent, names, array, class_names, **facts)
+
+    def _separator(self, header: str) -> str | None:
+        """The separator of the table that starts with this line; None if it starts none."""
+        for separator in _SEPARATORS:
+            columns = _columns(header, separator)
+            if columns[0] in FILE_COLUMNS and (len(columns) > 1 or separator == ","):
+                return separator
+            if len(columns) > 1 and {"label", *FILE_COLUMNS} & set(columns):
+                return separator
+        return None
 
     def _plain_row(self, number: int, line: str) -> tuple[str, str, str]:
         parts = line.strip().rsplit(None, 1)
         if len(parts) != 2:
+            signs = [name for sign, name in _SEPARATORS.items() if sign in line.strip()]
+            hint = f"; separated by {signs[0]}, it needs a header `file,label`" if signs else ""
             raise self.wrong(
                 f"line {number}: {line.strip()[:60]!r} has no label; write `path label`, label -1 "
-                "for unknown"
+                f"for unknown{hint}"
             )
         return parts[0], parts[1], ""
 
     def _table(
-        self, content: Sequence[tuple[int, str]], header: Sequence[str]
-    ) -> list[tuple[int, str, str, str]]:
-        file = next((column for column in ("file", "path") if column in header), None)
-        if file is None or "label" not in header:
+        self, lines: Sequence[tuple[int, str]], separator: str
+    ) -> Iterator[tuple[int, str, str, str]]:
+        header = _columns(lines[0][1], separator)
+        file = next((column for column in FILE_COLUMNS if column in header), None)
+        if file is None or ("label" not in header and not self.may_lack_labels):
             raise self.wrong(
-                f"the header is {','.join(header)!r}; it needs the columns file (or path) and label"
+                f"the header is {','.join(header)!r}; it needs the columns file (or "
+                f"{', '.join(FILE_COLUMNS[1:])}) and label"
             )
-        rows = []
-        for number, line in content[1:]:
-            row = csv_row(line, f"{self.key}.path: {self.path}: line {number}")
+        for number, line in lines[1:]:
+            row = csv_row(line, f"{self.key}.path: {self.path}: line {number}", separator)
             if len(row) != len(header):
                 raise self.wrong(f"line {number}: {len(row)} columns, the header has {len(header)}")
             values = dict(zip(header, (value.strip() for value in row), strict=True))
             if not values[file]:
                 raise self.wrong(f"line {number}: the file name is empty")
-            rows.append((number, values[file], values["label"], values.get("class_name", "")))
-        return rows
+            yield number, values[file], values.get("label", "-1"), values.get("class_name", "")
 
-    def _check_exist(self, names: Sequence[str]) -> None:
-        """Refuse missing files; lists each folder once: asking for every file is slow on NFS."""
-        folders: dict[str, set[str]] = {}
-        missing = []
-        for name in names:
-            folder, file = os.path.split(self.path.parent / name)
-            if folder not in folders:
-                folders[folder] = set(os.listdir(folder) if os.path.isdir(folder) else ())
-            if file not in folders[folder]:
-                missing.append(name)
+    #: Whether a table without labels is one of images of unknown classes.
+    may_lack_labels = False
+
+    def _numbered(
+        self, numbers: Sequence[int], names: Sequence[str], labels: Sequence[str]
+    ) -> tuple[np.ndarray, list[str], dict[str, Any]]:
+        """Return (labels, names of classes, what the listing is to know of them)."""
+        given = set(labels)
+        if all(label and not _is_number(label) for label in given):
+            if self.class_names is None:
+                numbering = Numbering(self, given)
+                label_of, class_names = numbering.labels, numbering.class_names
+                facts = numbering.facts
+            else:
+                class_names, facts = self.listed_class_names(), {}
+                label_of = {name: label for label, name in enumerate(class_names)}
+                if unknown := sorted(given - set(label_of)):
+                    raise self.wrong(f"does not contain the class {unknown[0]!r}", "class_names")
+            array = np.array([label_of[label] for label in labels], dtype=np.int64)
+            return array, class_names, facts
+        for number, name, label in zip(numbers, names, labels, strict=True):
+            if not _LABEL.fullmatch(label):
+                raise self.wrong(
+                    f"line {number}: label {label!r} of {name}; give an integer from 0 to 999999, "
+                    "or -1 for unknown (names of classes only if all labels are names)"
+                )
+        return np.array([int(label) for label in labels], dtype=np.int64), [], {}
+
+    def _existing(self, names: Sequence[str]) -> list[str]:
+        """Return the names as the disk has them, of which Unicode forms (NFC, NFD) may differ.
+
+        Refuses missing files. Lists each folder once: asking for every file is slow on NFS.
+        """
+
+        @cache
+        def entries(folder: str) -> dict[str, str]:
+            found = os.listdir(folder) if os.path.isdir(folder) else ()
+            return {unicodedata.normalize("NFC", name): name for name in found} | {
+                name: name for name in found
+            }
+
+        def actual(name: str) -> str | None:
+            folder, file = os.path.split(name)
+            place = os.path.join(self.path.parent, folder)
+            if folder and not entries(place) and not os.path.isabs(folder):
+                parent = actual(folder)
+                if parent is None:
+                    return None
+                folder, place = parent, os.path.join(self.path.parent, parent)
+            known = entries(place)
+            found = known.get(file) or known.get(unicodedata.normalize("NFC", file))
+            return None if found is None else os.path.join(folder, found)
+
+        found = [actual(name) for name in names]
+        missing = [name for name, there in zip(names, found, strict=True) if there is None]
         if missing:
             raise self.wrong(
                 f"{missing[0]} is not there ({len(missing)} missing); "
                 f"paths are relative to {self.path.parent}"
             )
+        return found
+
+
+def _columns(header: str, separator: str) -> list[str]:
+    try:
+        return [column.strip().lower() for column in csv_row(header, "header", separator)] or [""]
+    except RfatlasError:
+        return [""]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Scenes(List):
@@ -116,3 +196,4 @@ class Scenes(List):
 
     keys = ("count", "size", "seed")
     inputs = {}
+    asks_classes = False

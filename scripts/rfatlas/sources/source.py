@@ -2,7 +2,9 @@
 
 import csv
 import os
-from collections.abc import Mapping
+import posixpath
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,10 +13,13 @@ import numpy as np
 from rfatlas.errors import RfatlasError
 from rfatlas.sources.listing import Listing
 
-#: File name endings taken as images in folders and archives: torchvision's, and GIF.
+#: File name endings taken as images in folders and archives: torchvision's, GIF, and other names
+#: of JPEG.
 IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
+    ".jfif",
+    ".jpe",
     ".png",
     ".ppm",
     ".pgm",
@@ -32,19 +37,28 @@ class Source:
     """A form in which people have photographs.
 
     Made from an entry of `datasets` in the config, whose relative paths start from `base`; `key` is
-    the entry's place in the config, for messages (`datasets.photos`).
+    the entry's place in the config, for messages (`datasets.photos`); `classes` are the numbers of
+    classes of the networks that look at it.
     """
 
     #: The keys of the config that it reads, besides those that choose among the images.
     keys: ClassVar[tuple[str, ...]] = ("path", "class_names")
-    #: Whether `path` is a folder.
-    is_folder: ClassVar[bool] = False
+    #: Whether `path` is a folder; None where it may be either.
+    is_folder: ClassVar[bool | None] = False
+    #: Whether labels may depend on the numbers of classes.
+    asks_classes: ClassVar[bool] = False
     #: The files that tell where the images are and what they show, as inputs of a rule: {input:
     #: key}. Photographs in folders are not among them: there may be more than a workflow can watch.
     inputs: ClassVar[dict[str, str]] = {"class_names": "class_names"}
 
-    def __init__(self, dataset: Mapping[str, Any], base: str | Path = ".", key: str = "dataset"):
-        self.name, self.key = dataset["source"], key
+    def __init__(
+        self,
+        dataset: Mapping[str, Any],
+        base: str | Path = ".",
+        key: str = "dataset",
+        classes: Collection[int] = (),
+    ):
+        self.name, self.key, self.classes = dataset["source"], key, classes
         self.path, self.labels, self.class_map, self.class_names = (
             None if dataset.get(name) is None else Path(base, os.path.expanduser(dataset[name]))
             for name in FILE_KEYS
@@ -71,20 +85,24 @@ class Source:
         """Return the error for a folder or archive without images."""
         return self.wrong("contains no images; recognised extensions: " + ", ".join(IMAGE_SUFFIXES))
 
-    def given_class_names(self, labels: np.ndarray) -> list[str]:
+    def listed_class_names(self) -> list[str]:
         """Return the names of the classes, one for each label from 0, from the user's file."""
         names = [line.strip() for line in self.lines("class_names")]
         while names and not names[-1]:
             names.pop()
-        highest = int(labels.max())
+        if "" in names:
+            raise self.wrong(f"line {names.index('') + 1} is empty", "class_names")
+        return names
+
+    def given_class_names(self, labels: np.ndarray) -> list[str]:
+        """Return the names of the classes of the user's file, as many as the labels need."""
+        names, highest = self.listed_class_names(), int(labels.max())
         if len(names) <= highest:
             raise self.wrong(
                 f"{len(names)} names, but labels reach {highest}; "
                 f"give one line for each label from 0 to {highest}",
                 "class_names",
             )
-        if "" in names:
-            raise self.wrong(f"line {names.index('') + 1} is empty", "class_names")
         return names
 
 
@@ -95,9 +113,23 @@ def is_image(name: str) -> bool:
     return not hidden and parts[-1].lower().endswith(IMAGE_SUFFIXES)
 
 
-def csv_row(line: str, where: str) -> list[str]:
+def left_out(names: Iterable[str]) -> list[str]:
+    """Return a note, or none, on files that are no image by their ending."""
+    endings = Counter(
+        posixpath.splitext(name)[1].lower() or "no ending"
+        for name in names
+        if not is_image(name) and is_image(f"{name}.png")
+    )
+    if not endings:
+        return []
+    most = sorted(endings.items(), key=lambda one: (-one[1], one[0]))[:5]
+    listed = ", ".join(f"{ending} {count}" for ending, count in most)
+    return [f"{endings.total()} files of other endings are left out ({listed})"]
+
+
+def csv_row(line: str, where: str, separator: str = ",") -> list[str]:
     """Return the fields of one line of a CSV table; RfatlasError, starting with `where`."""
     try:
-        return next(csv.reader([line]))
+        return next(csv.reader([line], delimiter=separator))
     except csv.Error as error:
         raise RfatlasError(f"{where}: {line[:60]!r}: no line of a CSV table ({error})") from error

@@ -102,7 +102,10 @@ def inactive(inactive: pd.DataFrame | None) -> dict[str, Any]:
 
 
 def collect(
-    run: str, description: Mapping[str, Any], tables: Mapping[str, pd.DataFrame | None]
+    run: str,
+    description: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame | None],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return all findings of a run, JSON-ready: NaN becomes None.
 
@@ -114,10 +117,13 @@ def collect(
         What says of which network and data the findings are; taken over as `of`.
     tables
         The tables by the names of `TABLES`, None for one that there is not.
+    warnings
+        What is doubtful about the run's labels, a line each.
     """
     return {
         "run": run,
         "of": dict(description),
+        "warnings": list(warnings),
         "claims": [
             orientation(tables.get("selective")),
             opponency(tables.get("counts"), tables.get("confusion")),
