@@ -49,7 +49,7 @@ rule all:
 # A target for every stage. Those of one layer at a time are rules with wildcards, which Snakemake
 # takes for no target: `snakemake all_gabor` makes them for all layers of all runs. In a loop, as the
 # register of stages says all about them.
-for stage in stages.STAGES:
+for stage in [stage for stage in stages.STAGES if not stage.part_of]:
 
     rule:
         name:

@@ -19,11 +19,12 @@ with (
         ("images", "activations"),
         network.weights_sha256,
         str(device),
+        split=snakemake.params.split,
     )
     channels, top = crops.top_tables(
         activations[layer], settings["source"], settings["top_k"], settings["channels"]
     )
-    split, units = settings.get("skip_residual"), top["image"].shape[1]
+    split, units = snakemake.params.split, top["image"].shape[1]
     receptive_fields.measure(
         network,
         layer,
@@ -31,7 +32,7 @@ with (
         channels,
         top,
         settings["keep"],
-        0 if split is None else split["top_k"] or units,
+        (split["top_k"] or units) if split else 0,
         work,
     )
     log.info("%s: %d channels, %d units", layer, len(channels), (top["image"] >= 0).sum())

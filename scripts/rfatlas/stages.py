@@ -191,7 +191,6 @@ STAGES: tuple[Stage, ...] = (
         "layer",
         switch=True,
         off_when="the split is not wanted",
-        like="receptive_fields",
         part_of="receptive_fields",
         columns=True,
         reason="skip_reason",
@@ -457,11 +456,6 @@ def with_columns() -> list[str]:
     """Names of the stages whose tables bring columns to channels.csv, in their order; the columns
     of a part are in the table of its stage."""
     return [stage.name for stage in STAGES if stage.columns and not stage.part_of]
-
-
-def parts(name: str) -> list[str]:
-    """Names of the parts of a stage."""
-    return [stage.name for stage in STAGES if stage.part_of == name]
 
 
 def pages() -> list[dict[str, Any]]:

@@ -34,14 +34,15 @@ def test_a_run_goes_without_stages(good):
 
 
 def test_a_part_of_a_stage_is_off_where_the_stage_is(good):
-    assert entries.stage_on(config.load(good), "skip_residual", "a")
+    part = next(stage for stage in stages.STAGES if stage.part_of == "receptive_fields")
+    assert entries.stage_on(config.load(good), part.name, "a")
     good["runs"]["a"]["without"] = ["receptive_fields"]
-    good["stages"] = {"skip_residual": True}
+    good["stages"] = {part.name: True}
     loaded = config.load(good)
-    assert entries.stage_on(loaded, "skip_residual", "b")
-    assert not entries.stage_on(loaded, "skip_residual", "a")
+    assert entries.stage_on(loaded, part.name, "b")
+    assert not entries.stage_on(loaded, part.name, "a")
     loaded["stages"]["receptive_fields"] = False
-    assert not entries.stage_on(loaded, "skip_residual")
+    assert not entries.stage_on(loaded, part.name)
 
 
 def test_the_random_twin_of_a_run_differs_from_it_in_its_weights_alone(good):

@@ -10,6 +10,9 @@ from rfatlas.errors import RfatlasError
 from rfatlas.plan import config, estimates, preflight, schema
 from rfatlas.tables import similarity
 
+#: The split of gradients into two parts.
+PART = next(stage.name for stage in stages.STAGES if stage.part_of == "receptive_fields")
+
 RATES = {
     "start_plain": 0.0,
     "start_torch": 0.0,
@@ -160,9 +163,9 @@ def test_activations_on_disk_are_values_per_image_lists_and_kept_maps():
 @pytest.mark.parametrize(
     ("split", "passes"),
     [
-        ({"stages": {"skip_residual": False}}, 2),
+        ({"stages": {PART: False}}, 2),
         ({}, 3),
-        ({"skip_residual": {"top_k": 4}}, 2.4),
+        ({PART: {"top_k": 4}}, 2.4),
     ],
 )
 def test_receptive_fields_cost_the_crop_twice_for_every_unit_and_once_more_if_split(split, passes):

@@ -408,11 +408,6 @@ def stage_on(name, run=None):
     return entries.stage_on(settings, name, run)
 
 
-def parts(stage, run):
-    """The parts of a stage that a run has, which its jobs do along with it."""
-    return [part for part in stages.parts(stage) if stage_on(part, run)]
-
-
 def runs_with(stage):
     """The runs that take part in a stage, sorted."""
     return [run for run in run_names() if stage_on(stage, run)]
@@ -470,7 +465,7 @@ def network_threads(wildcards):
 
 
 def when(condition, file):
-    """An input file that is there only under a condition."""
+    """What is there only under a condition, such as an input file."""
     return file if condition else []
 
 

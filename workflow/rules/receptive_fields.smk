@@ -23,8 +23,12 @@ rule receptive_fields:
     resources:
         **asks("receptive_fields", gpu=gpus()),
     params:
-        settings=lambda wildcards: settings["receptive_fields"]
-        | {part: settings[part] for part in parts("receptive_fields", wildcards.run)},
+        settings=settings["receptive_fields"],
+        # Of its own switch alone: another stage may ask for the fields where this one is off.
+        split=lambda wildcards: when(
+            entries.switched_on(settings, "skip_residual", wildcards.run),
+            settings["skip_residual"],
+        ),
         device=settings["device"],
         tf32=settings["tf32"],
         version=versions.stage("receptive_fields"),

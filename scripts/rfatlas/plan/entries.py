@@ -24,6 +24,11 @@ def stage_on(config: Mapping[str, Any], stage: str, run: str | None = None) -> b
         return False
     if followed := stages.BY_NAME[stage].follows:
         return any(stage_on(config, other, run) for other in followed)
+    return switched_on(config, stage, run)
+
+
+def switched_on(config: Mapping[str, Any], stage: str, run: str | None = None) -> bool:
+    """Whether a stage's own switch is on, and that run does not go `without` it."""
     if run is not None and stage in config["runs"][run]["without"]:
         return False
     return config["stages"].get(stage, True)
