@@ -388,6 +388,8 @@ def atlas_stages(run):
     found = []
     for told in stages.pages():
         name, absent = told["name"], ""
+        whole = stages.BY_NAME[name].part_of
+        name = whole if whole and not stage_on(whole, run) else name
         if name in settings["runs"][run]["without"]:
             absent = f"this run goes without it (runs.{run}.without in the config)"
         elif not stage_on(name, run):
