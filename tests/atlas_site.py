@@ -74,11 +74,8 @@ def unpacked(column: dict) -> list:
     if "numbers" in column:
         numbers = np.frombuffer(base64.b64decode(column["numbers"]), "<f8")
         return [None if np.isnan(number) else number for number in numbers.tolist()]
-    if "flags" in column:
-        return [{0: False, 1: True, 2: None}[flag] for flag in base64.b64decode(column["flags"])]
-    codes = np.frombuffer(base64.b64decode(column["codes"]), f"<u{column['width']}")
-    texts = [None, *column["texts"]]
-    return [texts[code] for code in codes]
+    codes = np.frombuffer(base64.b64decode(column["codes"]), "<u4")
+    return [[None, *column["values"]][code] for code in codes]
 
 
 def write_gratings(path: Path, channels: int) -> dict[str, np.ndarray]:

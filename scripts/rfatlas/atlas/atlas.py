@@ -194,22 +194,15 @@ def about_columns(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[s
 
 
 def packed(values: pd.Series) -> dict[str, Any]:
-    """Return the values of a column in the fewest bytes that keep them, for a data script.
+    """Return the values of a column in few bytes, for a data script.
 
-    Numbers are `numbers`, float64 with NaN for what is missing; truth values `flags`, a byte each,
-    0, 1, or 2 for missing; texts are `texts`, each once, and `codes`, uint16 or uint32 (`width`),
-    place in `texts` plus 1, 0 for missing. Arrays are little-endian, in base64.
+    Numbers are `numbers`, float64 with NaN for what is missing; others are `values`, each once, and
+    `codes`, uint32, place in `values` plus 1, 0 for missing. Arrays are little-endian, in base64.
     """
-    sort = kind(values)
-    if sort == "number":
+    if kind(values) == "number":
         return {"numbers": _base64(values.to_numpy(float, na_value=np.nan), "<f8")}
-    if sort == "boolean":
-        flags = [2 if pd.isna(value) else int(value) for value in values]
-        return {"flags": _base64(np.array(flags), "u1")}
-    codes, texts = pd.factorize(values)
-    width = 2 if len(texts) < 2**16 - 1 else 4
-    coded = _base64(codes + 1, f"<u{width}")
-    return {"texts": [str(text) for text in texts], "width": width, "codes": coded}
+    codes, found = pd.factorize(values)
+    return {"values": plain_values(found), "codes": _base64(codes + 1, "<u4")}
 
 
 def _base64(values: np.ndarray, dtype: str) -> str:

@@ -63,12 +63,8 @@ const rfatlas = (() => {
       const numbers = new Float64Array(bytes(data.numbers).buffer);
       return { numbers, at: (row) => numbers[row] };
     }
-    if (data.flags !== undefined) {
-      const flags = bytes(data.flags);
-      return { at: (row) => (flags[row] === 2 ? null : flags[row] === 1) };
-    }
-    const codes = new (data.width === 2 ? Uint16Array : Uint32Array)(bytes(data.codes).buffer);
-    return { texts: data.texts, codes, at: (row) => (codes[row] ? data.texts[codes[row] - 1] : null) };
+    const codes = new Uint32Array(bytes(data.codes).buffer);
+    return { values: data.values, codes, at: (row) => (codes[row] ? data.values[codes[row] - 1] : null) };
   }
 
   const wanted = (names) => names.filter((name) => byName.has(name) && !columns.has(name));

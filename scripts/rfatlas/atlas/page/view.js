@@ -52,8 +52,8 @@ rfatlas.view = (() => {
   // A word is looked for in the name of the channel and in all columns with texts.
   function word(wanted) {
     const hits = textual().map((name) => {
-      const { texts, codes } = rfatlas.reader(name);
-      const fits = texts.map((text) => text.toLowerCase().includes(wanted));
+      const { values, codes } = rfatlas.reader(name);
+      const fits = values.map((text) => text.toLowerCase().includes(wanted));
       return (row) => codes[row] > 0 && fits[codes[row] - 1];
     });
     return (row) => {
