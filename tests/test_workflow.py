@@ -223,7 +223,8 @@ def make(width=6):
 def small(tmp_path_factory):
     """A finished run of two small networks on twelve images and on eight scenes."""
     folder = tmp_path_factory.mktemp("small")
-    (folder / "net.py").write_text(NET)
+    (folder / "net.py").write_text("from beside import make\n")
+    (folder / "beside.py").write_text(NET)
     random = np.random.default_rng(0)
     for i in range(12):
         file = folder / "photos" / "ab"[i % 2] / f"{i:02d}.png"

@@ -110,7 +110,9 @@ def test_two_factories_may_have_helpers_of_one_name(tmp_path):
 
 def test_a_helper_that_fails_or_is_missing_is_named(tmp_path):
     write(tmp_path, net="import helper\n", other="from absent import x\n", helper="1 / 0\n")
-    for name, message in (("net", "ZeroDivisionError"), ("other", "No module named 'absent'")):
+    write(tmp_path, inner="from .helper import x\n")
+    messages = {"net": "ZeroDivisionError", "other": "No module named 'absent'"}
+    for name, message in {**messages, "inner": "relative import .* its dotted path"}.items():
         with pytest.raises(
             RfatlasError, match=rf"{name}\.py:make' cannot be imported: .*{message}"
         ):

@@ -213,10 +213,11 @@ def code(walled: Path):
         Runs(torch.nn.Linear, 3, 3),
         Runs(torch.hub.load, "a", "b"),
         Runs(np.ndarray.tofile, np.zeros(3), trace),
+        Runs(np.ndarray, (1 << 30,), "O"),
     ]
 
 
-@given(st.integers(0, 11), st.sampled_from(["alone", "beside", "nested", "key"]), st.booleans())
+@given(st.integers(0, 12), st.sampled_from(["alone", "beside", "nested", "key"]), st.booleans())
 def test_code_never_runs(walled, which, where, raw):
     bomb = code(walled)[which]
     content = {

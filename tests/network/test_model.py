@@ -71,6 +71,12 @@ def test_the_interpolation_is_that_of_the_named_weights(factory, weights):
     assert found["resize"] == transform.resize_size[0]
 
 
+def test_weights_that_are_not_for_photographs_lack_sizes():
+    entry = {"factory": "torchvision.models.segmentation.fcn_resnet50", "input": None}
+    with pytest.raises(RfatlasError, match="input: crop not given"):
+        model.resolve_input(entry | {"weights": "COCO_WITH_VOC_LABELS_V1"})
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [

@@ -109,7 +109,9 @@ def _find(factory: str, file: Path | None) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:
         top = path.partition(".")[0]
         hint = ""
-        if not file and isinstance(error, ModuleNotFoundError) and error.name == top:
+        if "relative import" in str(error):
+            hint = "; give its dotted path from the working folder, as package.module.callable"
+        elif not file and isinstance(error, ModuleNotFoundError) and error.name == top:
             hint = (
                 f"; install {top} into the Python that runs the workflow, or correct the name: a "
                 "dotted path or path/to/file.py:callable"

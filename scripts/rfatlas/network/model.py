@@ -49,13 +49,12 @@ def resolve_input(config: Mapping[str, Any], module: nn.Module | None = None) ->
         known |= _input_of_timm(module)
     elif weight_files.is_name(weights):
         transform = weight_files.torchvision_weights(config["factory"], weights).transforms()
-        known = {
-            "resize": int(transform.resize_size[0]),
-            "crop": int(transform.crop_size[0]),
-            "mean": list(transform.mean),
-            "std": list(transform.std),
-            "interpolation": transform.interpolation.value,
-        }
+        known |= {key: list(getattr(transform, key)) for key in ("mean", "std")}
+        known["interpolation"] = transform.interpolation.value
+        # Those that are not for single photographs have pairs, or no crop.
+        for key in ("resize", "crop"):
+            sides = getattr(transform, f"{key}_size", None) or []
+            known |= {key: int(side) for side in sides if len(sides) == 1}
     for key, value in (config.get("input") or {}).items():
         if value != "default" and (value is not None or key == "resize"):
             known[key] = value

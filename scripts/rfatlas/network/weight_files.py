@@ -244,7 +244,8 @@ class _Data:
 
 def _numpy() -> list[tuple[Any, str]]:
     """What NumPy's arrays and scalars are pickled with, under its names of now and before 2.0."""
-    known = [(_Data, "rfatlas.data"), (np.dtype, "numpy.dtype"), (np.ndarray, "numpy.ndarray")]
+    # Objects of these classes may be filled; arrays are not made by a call of their class.
+    known = [(_Data, "rfatlas.data"), (np.ndarray, "rfatlas.array"), (np.dtype, "numpy.dtype")]
     for core in ("numpy.core", "numpy._core"):
         known.append((np._core.multiarray.scalar, f"{core}.multiarray.scalar"))
         known.append((_empty_array, f"{core}.multiarray._reconstruct"))
