@@ -71,10 +71,18 @@ def test_the_interpolation_is_that_of_the_named_weights(factory, weights):
     assert found["resize"] == transform.resize_size[0]
 
 
-def test_weights_that_are_not_for_photographs_lack_sizes():
-    entry = {"factory": "torchvision.models.segmentation.fcn_resnet50", "input": None}
-    with pytest.raises(RfatlasError, match="input: crop not given"):
-        model.resolve_input(entry | {"weights": "COCO_WITH_VOC_LABELS_V1"})
+@pytest.mark.parametrize(
+    ("factory", "weights", "missing"),
+    [
+        ("segmentation.fcn_resnet50", "COCO_WITH_VOC_LABELS_V1", "crop"),
+        ("detection.retinanet_resnet50_fpn", "COCO_V1", "resize, crop, mean, std"),
+        ("video.r3d_18", "KINETICS400_V1", "resize, crop"),
+    ],
+)
+def test_weights_that_are_not_for_photographs_lack_sizes(factory, weights, missing):
+    entry = {"factory": f"torchvision.models.{factory}", "weights": weights}
+    with pytest.raises(RfatlasError, match=f"input: {missing} not given"):
+        model.resolve_input(entry)
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,13 @@ def resolve_input(config: Mapping[str, Any], module: nn.Module | None = None) ->
     if "timm" in sys.modules and hasattr(module, "pretrained_cfg"):
         known |= _input_of_timm(module)
     elif weight_files.is_name(weights):
-        transform = weight_files.torchvision_weights(config["factory"], weights).transforms()
-        known |= {key: list(getattr(transform, key)) for key in ("mean", "std")}
-        known["interpolation"] = transform.interpolation.value
-        # Those that are not for single photographs have pairs, or no crop.
+        told = vars(weight_files.torchvision_weights(config["factory"], weights).transforms())
+        known |= {key: list(told[key]) for key in ("mean", "std") if key in told}
+        known["interpolation"] = getattr(told.get("interpolation"), "value", "bilinear")
+        # What is not for single photographs has pairs, or none.
         for key in ("resize", "crop"):
-            sides = getattr(transform, f"{key}_size", None) or []
-            known |= {key: int(side) for side in sides if len(sides) == 1}
+            if len(sides := told.get(f"{key}_size") or []) == 1:
+                known[key] = int(sides[0])
     for key, value in (config.get("input") or {}).items():
         if value != "default" and (value is not None or key == "resize"):
             known[key] = value
