@@ -52,6 +52,9 @@ def test_input_comes_from_torchvision_unless_given():
     resolved = model.resolve_input(entry)
     assert (resolved["resize"], resolved["crop"]) == (256, 224)
     assert resolved["mean"] == [0.485, 0.456, 0.406]
+    entry["input"] = {"resize": 160}
+    with pytest.raises(RfatlasError, match="input: crop 224 is more than resize, 160; give both"):
+        model.resolve_input(entry)
     with pytest.raises(RfatlasError, match="std not given"):
         model.resolve_input(config("random:1", input={k: INPUT[k] for k in INPUT if k != "std"}))
 

@@ -67,6 +67,10 @@ def resolve_input(config: Mapping[str, Any], module: nn.Module | None = None) ->
             f"input: {', '.join(missing)} not given, and only torchvision's named weights and "
             "timm's networks bring their own"
         )
+    if known["resize"] and known["crop"] > np.min(known["resize"]):
+        raise RfatlasError(
+            f"input: crop {known['crop']} is more than resize, {known['resize']}; give both"
+        )
     return known
 
 
