@@ -106,8 +106,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    # Both sides: the setting is one of the whole process.
-    activations.keep_freed_memory()
     config = {"factory": "torchvision.models.resnet34", "weights": "random:0"}
     input = {"resize": options.size, "crop": options.size, "mean": MEAN, "std": STD}
     packed = pictures(options.images, options.size)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Names that differ between PyPI and conda, and between an import and PyPI.
 CONDA = {"PyYAML": "pyyaml", "Pygments": "pygments"}
-PYPI = {"colour": "colour-science", "PIL": "pillow", "yaml": "PyYAML"}
+PYPI = {"PIL": "pillow", "yaml": "PyYAML"}
 
 
 def requirements(name: str = "requirements.txt") -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import signal, special
 
 from rfatlas.physiology import tuning
 
@@ -235,3 +235,10 @@ def test_peaks_over_phases_are_those_of_the_curve_between_the_samples():
     behind = tuning.peak_above(response, bias.clip(0), rectified=True)
     np.testing.assert_allclose(behind, [2, 0.5, 1], rtol=2e-2)
     assert (tuning.mean_above(response, bias) < linear / 3).all()
+
+
+@pytest.mark.parametrize(("samples", "count"), [(12, 360), (12, 361), (7, 24), (24, 25)])
+def test_periodic_interpolation_is_that_of_scipy(samples, count):
+    curves = np.random.default_rng(samples).normal(size=(5, 3, samples))
+    expected = signal.resample(curves, count, axis=-1)
+    np.testing.assert_allclose(tuning.periodic(curves, count), expected, atol=1e-12)

@@ -8,7 +8,6 @@ A layer's output is (N, C, H, W) or, after global pooling, (N, C), which counts 
 is one position of one channel in one image; "all units" of a channel are N * H * W values.
 """
 
-import ctypes
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +30,6 @@ STAGE = "activations"
 
 _COPY_BYTES = 1 << 20
 _F16_MAX = 65504.0
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-"""Options of glibc's mallopt, from malloc.h."""
 
 
 class RangePass:
@@ -224,7 +221,6 @@ def compute(
             f"activations.keep_maps: {', '.join(unknown)}: not among the analysed layers, "
             f"which are {', '.join(layers)}"
         )
-    keep_freed_memory()
     with devices.acquire(device, tf32) as where, store.open(images, "images") as packed:
         loaded = model.load(weights, where)
         total = len(packed["images"])
@@ -266,20 +262,6 @@ def compute(
                         raise RfatlasError(f"{error}; image {error.image} is {name}") from None
                     bar.update(count)
             run.finish(labels[start:stop], classes)
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory of freed tensors, where its C library is glibc.
-
-    By default glibc hands large blocks back and fetches them anew for every batch; the system then
-    clears each page again, which takes a tenth of a forward pass.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        libc.mallopt(option, 2**31 - 1)
 
 
 class Forward:

@@ -1,7 +1,7 @@
 """Colours as cones see them: code values of sRGB, cone contrasts, opponent axes.
 
-sRGB code values -> linear light -> CIE XYZ -> L, M, S, all but the last step through
-colour-science. The cone fundamentals are those of CIE 2006 (Stockman & Sharpe 2000), 2 degrees.
+sRGB code values -> linear light -> CIE XYZ (IEC 61966-2-1) -> L, M, S. The cone fundamentals are
+those of CIE 2006 (Stockman & Sharpe 2000), 2 degrees.
 Everything is relative to mid grey, the background of all stimuli: a *change* of light is a relative
 one, linear light = that of mid grey times (1 + change), per primary; a cone's contrast is its
 relative change.
@@ -12,10 +12,8 @@ as long as the gamut of sRGB allows around mid grey in both directions. The L-M 
 depend on the fundamentals: sRGB's red and green primaries differ much in L and M, blue in S.
 """
 
-import warnings
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +23,11 @@ from rfatlas.physiology.probe import GREY
 #: What turns XYZ into L, M, S.
 CONE_FUNDAMENTALS = (
     "CIE 2006 2 degree cone fundamentals (Stockman & Sharpe 2000), matrix of CIE 170-2:2015"
+)
+
+#: XYZ from linear red, green and blue of sRGB (IEC 61966-2-1).
+XYZ_FROM_RGB = np.array(
+    [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
 )
 
 #: XYZ from L, M, S (CIE 170-2:2015). Of CIE's newer XYZ; those of 1931, in which sRGB is defined,
@@ -42,33 +45,23 @@ AXES = ("L+M", "L-M", "S-(L+M)")
 _CODE_PLANE = np.array([[2, -1, -1], [0, 1, -1]]) / np.sqrt([[6], [2]])
 
 
-@cache
-def _colour() -> Any:
-    # Its import takes seconds, and warns of plotting and other extras that nobody asked for.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import colour
-    return colour
-
-
 # ---- conversions
 
 
 def light(code: np.ndarray) -> np.ndarray:
     """Return linear light (..., 3), 0..1, of sRGB code values (..., 3) in 0..1."""
-    return _colour().models.eotf_sRGB(np.asarray(code, float))
+    code = np.asarray(code, float)
+    return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
 
 
 def code(light: np.ndarray) -> np.ndarray:
     """Return sRGB code values (..., 3) of linear light (..., 3) in 0..1."""
-    return _colour().models.eotf_inverse_sRGB(np.asarray(light, float))
+    return encode(torch.as_tensor(np.asarray(light, float))).numpy()
 
 
 def lms(code: np.ndarray) -> np.ndarray:
     """Return what L, M and S cones catch (..., 3) of sRGB code values (..., 3)."""
-    colour = _colour()
-    xyz = colour.RGB_to_XYZ(light(code), "sRGB", apply_cctf_decoding=False)
-    return xyz @ np.linalg.inv(XYZ_FROM_LMS).T
+    return light(code) @ XYZ_FROM_RGB.T @ np.linalg.inv(XYZ_FROM_LMS).T
 
 
 def cone_contrast(code: np.ndarray) -> np.ndarray:
@@ -146,13 +139,12 @@ def in_gamut(changes: np.ndarray, grey: float) -> np.ndarray:
 @cache
 def space() -> Space:
     """Return the colour space around mid grey."""
-    to_xyz = np.asarray(_colour().RGB_COLOURSPACES["sRGB"].matrix_RGB_to_XYZ, float)
-    to_lms = np.linalg.inv(XYZ_FROM_LMS) @ to_xyz
+    to_lms = np.linalg.inv(XYZ_FROM_LMS) @ XYZ_FROM_RGB
     cone_per_light = to_lms / to_lms.sum(1, keepdims=True)
     light_per_cone = np.linalg.inv(cone_per_light)
     grey = float(light(GREY))
     # Equiluminant and of constant S: across the luminance and the S of the primaries.
-    red_green = np.cross(to_xyz[1], cone_per_light[2])
+    red_green = np.cross(XYZ_FROM_RGB[1], cone_per_light[2])
     red_green *= np.sign(cone_per_light[0] @ red_green)
     axes = in_gamut(np.stack([np.ones(3), red_green, light_per_cone[:, 2]]), grey)
     isolating = in_gamut(light_per_cone.T, grey)
@@ -162,7 +154,7 @@ def space() -> Space:
     slope = 1.055 / 2.4 * grey ** (1 / 2.4 - 1)
     return Space(
         grey,
-        to_xyz[1] / to_xyz[1].sum(),
+        XYZ_FROM_RGB[1] / XYZ_FROM_RGB[1].sum(),
         cone_per_light,
         slope * grey * light_per_cone,
         axes,

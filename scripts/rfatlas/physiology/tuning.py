@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from scipy import fft
 from scipy.interpolate import CubicSpline
-from scipy.signal import resample
 
 #: Highest spatial frequency of a grating, cycles per pixel: 0.5 would be drawn as a checkerboard
 #: whose contrast depends on its phase.
@@ -113,7 +113,7 @@ def _above(
     found = np.empty(response.shape[:-1])
     # Channel by channel: the interpolated responses are many times larger than the others.
     for channel, level in enumerate(np.asarray(blank, float)):
-        fine = resample(response[channel].astype(float), _FINE_PHASES, axis=-1)
+        fine = periodic(response[channel], _FINE_PHASES)
         if rectified:
             fine = fine.clip(0)
         found[channel] = reduce((fine - level).clip(0))
@@ -128,6 +128,20 @@ def f1_f0(response: np.ndarray) -> np.ndarray:
     """
     f0, f1 = harmonics(response)
     return np.divide(f1, f0, out=np.full_like(f0, np.nan), where=f0 > 0)
+
+
+def periodic(curve: np.ndarray, count: int) -> np.ndarray:
+    """Return curves (..., n) over one period interpolated by their Fourier series at `count` > n
+    evenly spaced places, the first of which is the first sample: (..., count).
+
+    As `scipy.signal.resample`, whose import takes longer than many a layer.
+    """
+    series = fft.rfft(np.asarray(curve, float))
+    n = curve.shape[-1]
+    if n % 2 == 0:
+        # Half of the highest frequency belongs to its negative twin, which now has a place.
+        series[..., -1] /= 2
+    return fft.irfft(series, count) * (count / n)
 
 
 # ---- orientation
@@ -167,7 +181,7 @@ def orientation_tuning(curve: np.ndarray, first_deg: float = 0.0) -> dict[str, n
         `circular_variance` of the samples. All NaN for a channel without response.
     """
     channels = len(curve)
-    fine = resample(np.asarray(curve, float), _FINE_ORIENTATIONS, axis=1)
+    fine = periodic(curve, _FINE_ORIENTATIONS)
     step = 180 / _FINE_ORIENTATIONS
     row = np.arange(channels)
     peak = fine.argmax(1)
