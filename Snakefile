@@ -27,17 +27,6 @@ for stage in stages.STAGES:
         include: f"workflow/rules/{stage.name}.smk"
 
 
-# Topics of the stage figures.
-include: "workflow/rules/figures_orientation.smk"
-include: "workflow/rules/figures_color.smk"
-include: "workflow/rules/figures_gabor.smk"
-include: "workflow/rules/figures_ablation.smk"
-include: "workflow/rules/figures_gratings.smk"
-include: "workflow/rules/figures_preferred_stimulus.smk"
-include: "workflow/rules/figures_virtual_filters.smk"
-include: "workflow/rules/figures_compare.smk"
-
-
 # Plain `snakemake` makes what the config switches on.
 rule all:
     default_target: True

@@ -73,6 +73,8 @@ class Stage:
         The column that says why a channel has no values of this stage.
     reasons
         What the atlas says for words in that column, and for "" where nothing else is known.
+    figures
+        The topic of the figures that show it: rule figures_<topic>.
     pictures
         What the atlas shows of it, channel by channel.
     pictures_first
@@ -96,6 +98,7 @@ class Stage:
     columns: bool = False
     reason: str = ""
     reasons: tuple[tuple[str, str], ...] = ()
+    figures: str = ""
     pictures: tuple[Picture, ...] = ()
     pictures_first: bool = False
 
@@ -155,6 +158,7 @@ STAGES: tuple[Stage, ...] = (
         files=("results/{run}/activations.h5",),
         version=1,
         mem_mb=0,
+        figures="overview",
     ),
     Stage(
         "receptive_fields",
@@ -168,6 +172,7 @@ STAGES: tuple[Stage, ...] = (
         version=2,
         mem_mb=3000,
         columns=True,
+        figures="overview",
         pictures=(
             Picture("mean_image", "mean image", "Mean of what the top units looked at."),
             Picture(
@@ -194,6 +199,7 @@ STAGES: tuple[Stage, ...] = (
         part_of="receptive_fields",
         columns=True,
         reason="skip_reason",
+        figures="virtual_filters",
         pictures=tuple(
             Picture(
                 name,
@@ -218,6 +224,7 @@ STAGES: tuple[Stage, ...] = (
         per_channel=(0.005, 2300),
         columns=True,
         reason="virtual_reason",
+        figures="virtual_filters",
         pictures=(
             Picture(
                 "virtual_filter",
@@ -255,6 +262,7 @@ STAGES: tuple[Stage, ...] = (
             ("blank", "its field is constant"),
             ("small", "its field is smaller than 5 × 5 pixels"),
         ),
+        figures="gabor",
         pictures=(
             Picture(
                 "gabor",
@@ -280,6 +288,7 @@ STAGES: tuple[Stage, ...] = (
         columns=True,
         reason="grating_reason",
         reasons=(_UNDRIVEN, _WEAK),
+        figures="gratings",
     ),
     Stage(
         "color",
@@ -295,6 +304,7 @@ STAGES: tuple[Stage, ...] = (
         columns=True,
         reason="color_reason",
         reasons=(_UNDRIVEN, _WEAK),
+        figures="color",
         pictures=tuple(
             Picture(
                 name,
@@ -324,6 +334,7 @@ STAGES: tuple[Stage, ...] = (
             ("silent", "no stimulus drives it above 0"),
             ("no_photograph", "no photograph drives it above 0"),
         ),
+        figures="preferred_stimulus",
         pictures=(
             Picture("stimulus", "preferred stimulus", "The input found to drive the unit most."),
             Picture(
@@ -347,6 +358,7 @@ STAGES: tuple[Stage, ...] = (
         mem_mb=4000,
         columns=True,
         reasons=(("", "this layer or channel is not among those that were ablated"),),
+        figures="ablation",
     ),
     Stage(
         "channels",
@@ -368,6 +380,7 @@ STAGES: tuple[Stage, ...] = (
             for name in ("agreement", "selective", "v1", "v1_medians", "frequency")
         ),
         follows=("gabor", "gratings"),
+        figures="orientation",
     ),
     Stage(
         "opponency",

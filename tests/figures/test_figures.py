@@ -1,14 +1,12 @@
 """Stage figures: what is drawn where, against planted pictures and independent formulas."""
 
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from PIL import Image
 from scipy import stats
@@ -19,7 +17,6 @@ from rfatlas.figures import figures, style
 from rfatlas.files import store
 from rfatlas.tables import channels
 
-ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = 24
 RED = np.array([255, 0, 0], np.uint8)
 
@@ -52,9 +49,9 @@ def table_of(run: Run, folder: Path, with_fields: bool = True) -> pd.DataFrame:
     return store.read_table(folder / "channels.csv")
 
 
-def pixels(figure, path: Path, dpi: int = style.DPI) -> np.ndarray:
-    style.save(figure, path, dpi)
-    with Image.open(path) as image:
+def pixels(figure, stem: Path) -> np.ndarray:
+    style.save(figure, stem)
+    with Image.open(f"{stem}.png") as image:
         assert image.mode == "RGB"
         return np.asarray(image)
 
@@ -63,7 +60,7 @@ def montage_pixels(run: Run, folder: Path, name: str, **limits) -> tuple[np.ndar
     fields = open_fields(folder, name, **limits)
     table = table_of(run, folder)
     figure = figures.montage(fields, table[table["layer"] == name], run.name, name)
-    shown = pixels(figure, folder / f"{name}.png", figures.MONTAGE_DPI)
+    shown = pixels(figure, folder / name)
     layout = figures.grid(len(fields.channel), fields.patch.shape[1], fields.patch.shape[2])
     assert shown.shape[:2] == (layout.height, layout.width)
     return shown, layout
@@ -303,10 +300,10 @@ def test_a_large_montage_is_small_enough_for_a_report(tmp_path):
         total=512,
     )
     table = pd.DataFrame({"channel": np.arange(512), "inactive": False})
-    path = tmp_path / "montage.png"
-    picture = pixels(figures.montage(fields, table, "big", "layer4.2"), path, figures.MONTAGE_DPI)
+    stem = tmp_path / "montage"
+    picture = pixels(figures.montage(fields, table, "big", "layer4.2"), stem)
     assert picture.shape[1] <= figures.MAX_WIDTH
-    assert path.stat().st_size < 2e6
+    assert stem.with_suffix(".png").stat().st_size < 2e6
 
 
 # ---- the line figures
@@ -366,8 +363,7 @@ def test_no_text_overlaps_and_none_is_cut_off(name):
 def test_files_are_readable_not_blank_reproducible_and_hold_their_fonts(name, tmp_path):
     for stem in ("one", "two"):
         figure = drawn(name, layers=3)
-        picture = pixels(figure, tmp_path / f"{stem}.png")
-        style.save(figure, tmp_path / f"{stem}.pdf")
+        picture = pixels(figure, tmp_path / stem)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
     assert 0.01 < (picture < 250).any(axis=-1).mean() < 0.9
     for suffix in ("png", "pdf"):
@@ -462,65 +458,27 @@ def test_a_damaged_channel_table_is_refused(tmp_path):
 # ---- the scripts
 
 
-def script(name: str, folder: Path, input, output, params) -> None:
-    snakemake = SimpleNamespace(
-        input=SimpleNamespace(**input) if isinstance(input, dict) else input,
-        output=SimpleNamespace(**output) if isinstance(output, dict) else output,
-        params=SimpleNamespace(**params),
-        log=[str(folder / f"{name}.log")],
-        threads=1,
-        rule=name,
-    )
-    runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), {"snakemake": snakemake})
-
-
 @pytest.mark.parametrize("with_fields", [True, False])
 def test_the_script_draws_every_figure_of_a_run(written, tmp_path, monkeypatch, with_fields):
     run, folder = written
     monkeypatch.chdir(tmp_path)
     table_of(run, folder, with_fields)
-    names = [layer.name for layer in run.layers] if with_fields else []
-    out = tmp_path / "figures"
-    output = {
-        name: [str(out / f"{name}.{suffix}") for suffix in ("png", "pdf")]
-        for name in ("rf_size", "sparsity", "accuracy")
+    names = [layer.name for layer in run.layers]
+    fields = [folder / "receptive_fields" / f"{name}.h5" for name in names]
+    given = {
+        "channels": folder / "channels.csv",
+        "description": folder / "model.json",
+        "activations": [folder / "activations.h5"],
+        "receptive_fields": fields if with_fields else [],
     }
-    output["montages"] = [str(out / f"montage_{name}.png") for name in names]
-    output["montages_pdf"] = [str(out / f"montage_{name}.pdf") for name in names]
-    script(
-        "figures",
-        tmp_path,
-        {
-            "channels": str(folder / "channels.csv"),
-            "description": str(folder / "model.json"),
-            "activations": str(folder / "activations.h5"),
-            "fields": [str(folder / "receptive_fields" / f"{name}.h5") for name in names],
-        },
-        output,
-        {
-            "run": "demo",
-            "montages": names,
-            "channels": 4,
-            "patches": 3,
-            "source": "top_per_image",
-        },
-    )
-    expected = sorted(path for paths in output.values() for path in paths)
-    assert sorted(map(str, out.iterdir())) == expected
-    for path in out.glob("*.pdf"):
-        page = pdf.read(path)
-        assert pdf.outlined(page) and "demo · " in page.text
+    settings = {"layers": names, "channels": 4, "patches": 3, "source": "top_per_image"}
+    found = by_script("figures", tmp_path, given, {"run": "demo", **settings})
+    sheets = {f"{depth:02d}_{name}" for depth, name in enumerate(names)} if with_fields else set()
+    assert set(found) == {"receptive_field_size", "sparsity", "accuracy"} | sheets
 
 
 def test_the_script_compares_the_runs(written, tmp_path, monkeypatch):
     _, folder = written
     monkeypatch.chdir(tmp_path)
-    output = [str(tmp_path / "accuracy.png"), str(tmp_path / "accuracy.pdf")]
-    script(
-        "figures_accuracy",
-        tmp_path,
-        [str(folder / "activations.h5")] * 2,
-        output,
-        {"runs": ["demo", "twin"]},
-    )
-    assert all(Path(path).stat().st_size > 1000 for path in output)
+    given = {"activations": [folder / "activations.h5"] * 2}
+    assert set(by_script("figures", tmp_path, given, {})) == {"accuracy"}

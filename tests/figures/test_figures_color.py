@@ -1,18 +1,13 @@
 """Figures of colour: what is drawn where, against loops and planted tables and files."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
 import h5py
 import numpy as np
 import pandas as pd
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
-from PIL import Image
 from scipy import stats
 from synthetic import color_file
 from synthetic import opponency as invented
@@ -22,7 +17,6 @@ from rfatlas.figures import sheets, style
 from rfatlas.files import store
 from rfatlas.tables import opponency
 
-ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = pd.DataFrame(
     {
         "quantity": ["color_ratio"] * 3 + ["orientation_for_color"] * 3,
@@ -340,39 +334,21 @@ def test_the_script_draws_all_figures(tmp_path, monkeypatch, with_twin):
     layers = ["conv1", "layer1.0"]
     for layer in layers:
         color_file(tmp_path / f"{layer}.h5", table[table["layer"] == layer])
-    names = ["classes", "stability", "confusion", "orientation", "tuning", "hue"]
     tables = ("counts", "macaque", "stability", "confusion", "orientation")
-    snakemake = SimpleNamespace(
-        input=SimpleNamespace(
-            channels=str(tmp_path / "channels.csv"),
-            tables=[str(tmp_path / f"{name}.csv") for name in tables],
-            responses=[str(tmp_path / f"{layer}.h5") for layer in layers],
-        ),
-        output=SimpleNamespace(
-            sheets=[str(tmp_path / "figures" / f"color_{layer}.png") for layer in layers],
-            sheets_pdf=[str(tmp_path / "figures" / f"color_{layer}.pdf") for layer in layers],
-            png=[str(tmp_path / "figures" / f"opponency_{name}.png") for name in names],
-            pdf=[str(tmp_path / "figures" / f"opponency_{name}.pdf") for name in names],
-        ),
-        params=SimpleNamespace(
-            run="demo",
-            layers=layers,
-            channels=8,
-            figures=names,
-            lowpass=0.5,
-            color_ratio=0.5,
-        ),
-        log=[str(tmp_path / "log.txt")],
-        rule="figures_color_of_demo",
-        threads=1,
-    )
-    runpy.run_path(str(ROOT / "scripts" / "figures_color.py"), {"snakemake": snakemake})
-    output = snakemake.output
-    for path in (*output.sheets, *output.png):
-        assert Path(path).stat().st_size > 5000, path
-    for path in (*output.sheets_pdf, *output.pdf):
-        page = pdf.read(path)
-        assert pdf.outlined(page) and "demo · " in page.text
-    for path in (*output.sheets, *output.png):
-        with Image.open(path) as image:
-            assert np.ptp(np.asarray(image)) > 200
+    given = {
+        "channels": tmp_path / "channels.csv",
+        "tables": [tmp_path / f"{name}.csv" for name in tables],
+        "color": [tmp_path / f"{layer}.h5" for layer in layers],
+    }
+    settings = {"layers": layers, "channels": 8, "lowpass": 0.5, "color_ratio": 0.5}
+    found = by_script("figures_color", tmp_path, given, {"run": "demo", **settings})
+    assert set(found) == {
+        "00_conv1",
+        "01_layer1.0",
+        "opponent_channels",
+        "classes_by_threshold",
+        "agreement_of_the_rules",
+        "orientation_for_colour",
+        "frequency_tuning_to_colour_and_luminance",
+        "tuning_to_hue",
+    }

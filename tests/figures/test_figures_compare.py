@@ -1,24 +1,18 @@
 """Figures of networks side by side: legible at any size, and what is drawn was counted."""
 
 import itertools
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.colors import to_hex
-from PIL import Image
 
 from rfatlas.figures import figures_compare as drawn
 from rfatlas.figures import style
 from rfatlas.files import store
 from rfatlas.tables import compare
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def network(layers: int) -> list[str]:
@@ -204,23 +198,13 @@ def test_the_script_draws_the_figures_that_are_asked_for(tmp_path, monkeypatch):
     tables = invented(group)
     for name, rows in tables.items():
         store.write_table(rows, tmp_path / f"{name}.csv")
-    names = ["accuracy", "fractions", "quantities", "matched", "cka", "svcca"]
-    snakemake = SimpleNamespace(
-        input=SimpleNamespace(**{name: str(tmp_path / f"{name}.csv") for name in tables}),
-        output=SimpleNamespace(
-            png=[str(tmp_path / "figures" / f"{name}.png") for name in names],
-            pdf=[str(tmp_path / "figures" / f"{name}.pdf") for name in names],
-        ),
-        params=SimpleNamespace(group="demo", runs=list(group), figures=names),
-        log=[str(tmp_path / "log.txt")],
-        rule="figures_compare",
-        threads=1,
-    )
-    runpy.run_path(str(ROOT / "scripts" / "figures_compare.py"), {"snakemake": snakemake})
-    for path in snakemake.output.pdf:
-        page = pdf.read(path)
-        assert pdf.outlined(page) and "demo · " in page.text, path
-    for path in snakemake.output.png:
-        assert Path(path).stat().st_size > 5000, path
-        with Image.open(path) as image:
-            assert np.ptp(np.asarray(image)) == 255
+    given = {name: tmp_path / f"{name}.csv" for name in tables}
+    settings = {"group": "demo", "runs": list(group)}
+    assert set(by_script("figures_compare", tmp_path, given, settings)) == {
+        "accuracy",
+        "kinds_of_channels",
+        "sizes_and_indices",
+        "matched_channels",
+        "CKA_of_all_layers",
+        "SVCCA_of_all_layers",
+    }

@@ -1,12 +1,10 @@
 """Sheets of fitted Gabors: what is drawn, against planted Gabors of known place and turn."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -16,7 +14,6 @@ from rfatlas.fields import gabor_fit
 from rfatlas.figures import figures_gabor as drawn
 from rfatlas.files import store
 
-ROOT = Path(__file__).resolve().parents[2]
 #: x, y, sigma_x, sigma_y, theta, frequency, phase, amplitude, offset; the third is a blob. Upright
 #: bars may have an angle just below 180 degrees, which is 0, too.
 PLANTED = np.array(
@@ -130,21 +127,9 @@ def test_the_gabor_alone_looks_like_the_field(tmp_path):
 def test_the_script_draws_every_layer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path)
-    output = tmp_path / "figures" / "gabor_conv1.png"
-    snakemake = SimpleNamespace(
-        input=SimpleNamespace(
-            fits=[str(tmp_path / "gabor" / "conv1.h5")],
-            fields=[str(tmp_path / "receptive_fields" / "conv1.h5")],
-        ),
-        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
-        params=SimpleNamespace(run="demo", layers=["conv1"], channels=4),
-        log=[str(tmp_path / "log.txt")],
-        rule="figures_gabor",
-        threads=1,
-    )
-    runpy.run_path(str(ROOT / "scripts" / "figures_gabor.py"), {"snakemake": snakemake})
-    with Image.open(output) as image:
+    given = {name: [tmp_path / name / "conv1.h5"] for name in ("gabor", "receptive_fields")}
+    settings = {"run": "demo", "layers": ["conv1"], "channels": 4}
+    found = by_script("figures_gabor", tmp_path, given, settings)
+    with Image.open(found["00_conv1"]) as image:
         place = drawn.sheets.layout(4, 3, drawn.SIDE)
         assert image.size == (place.width, place.height)
-    page = pdf.read(output.with_suffix(".pdf"))
-    assert pdf.outlined(page) and "demo · conv1" in page.text

@@ -1,14 +1,12 @@
 """Sheets of tuning to gratings: what is drawn, against planted channels and plain sums."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
@@ -20,7 +18,6 @@ from rfatlas.figures import style
 from rfatlas.files import store
 from rfatlas.physiology import tuning
 
-ROOT = Path(__file__).resolve().parents[2]
 ORIENTATION, FREQUENCY = tuning.orientations(24), tuning.frequencies(11, 6)
 PREFERRED = np.array([0.0, 45.0, 90.0, 120.0, 30.0, 0.0])
 
@@ -58,6 +55,7 @@ def write(folder: Path, with_fields: bool = True) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "layer": "conv1",
+            "depth": 0,
             "channel": range(6),
             "osi": np.where(silent, np.nan, [0.99] * 4 + [0.0] * 2),
             "bandwidth_deg": [14.0] * 4 + [np.nan] * 2,
@@ -200,28 +198,12 @@ def test_the_script_draws_every_layer(tmp_path, monkeypatch, with_fields):
     monkeypatch.chdir(tmp_path)
     store.write_table(write(tmp_path, with_fields), tmp_path / "channels.csv")
     given = {
-        "channels": str(tmp_path / "channels.csv"),
-        "responses": [str(tmp_path / "gratings" / "conv1.h5")],
+        "channels": tmp_path / "channels.csv",
+        "gratings": [tmp_path / "gratings" / "conv1.h5"],
+        "receptive_fields": [tmp_path / "receptive_fields" / "conv1.h5"] if with_fields else [],
     }
-    if with_fields:
-        given["fields"] = [str(tmp_path / "receptive_fields" / "conv1.h5")]
-
-    class Input(SimpleNamespace):
-        def get(self, name, default):
-            return getattr(self, name, default)
-
-    output = tmp_path / "figures" / "gratings_conv1.png"
-    snakemake = SimpleNamespace(
-        input=Input(**given),
-        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
-        params=SimpleNamespace(run="demo", layers=["conv1"], channels=4),
-        log=[str(tmp_path / "log.txt")],
-        rule="figures_gratings",
-        threads=1,
-    )
-    runpy.run_path(str(ROOT / "scripts" / "figures_gratings.py"), {"snakemake": snakemake})
-    with Image.open(output) as image:
+    settings = {"run": "demo", "layers": ["conv1"], "channels": 4}
+    found = by_script("figures_gratings", tmp_path, given, settings)
+    with Image.open(found["00_conv1"]) as image:
         place = drawn.sheets.layout(4, 3 if with_fields else 2, drawn.SIDE)
         assert image.size == (place.width, place.height)
-    page = pdf.read(output.with_suffix(".pdf"))
-    assert pdf.outlined(page) and "demo · conv1" in page.text

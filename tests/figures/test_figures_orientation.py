@@ -1,18 +1,15 @@
 """Figures of orientation and frequency: what is drawn where, against loops and planted tables."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Wedge
-from PIL import Image
 from scipy import stats
 from synthetic import tuning
 
@@ -268,31 +265,21 @@ def test_the_script_draws_the_figures_that_are_asked_for(tmp_path, monkeypatch, 
     given = (twin, "demo_random") if with_twin else (None, "")
     for name, rows in orientation.tables(table, REFERENCE, SETTINGS, 0.5, *given).items():
         store.write_table(rows, tmp_path / f"{name}.csv")
-    names = ["distribution", "frequency", "selective", "stability", "v1", "nx_ny", "agreement"]
-    snakemake = SimpleNamespace(
-        input=SimpleNamespace(
-            channels=str(tmp_path / "channels.csv"),
-            twin=[str(tmp_path / "twin.csv")] if with_twin else [],
-            tables=[str(tmp_path / f"{name}.csv") for name in ("selective", "v1", "v1_medians")],
-            reference=str(ROOT / "resources" / "v1_reference.csv"),
-            joint=str(ROOT / "resources" / "v1_nx_ny.csv"),
-        ),
-        output=SimpleNamespace(
-            png=[str(tmp_path / "figures" / f"{name}.png") for name in names],
-            pdf=[str(tmp_path / "figures" / f"{name}.pdf") for name in names],
-        ),
-        params=SimpleNamespace(
-            run="demo", twin=given[1], figures=names, gabor_r2=R2, pixels_per_degree=SCALE
-        ),
-        log=[str(tmp_path / "log.txt")],
-        rule="figures_orientation",
-        threads=1,
-    )
-    runpy.run_path(str(ROOT / "scripts" / "figures_orientation.py"), {"snakemake": snakemake})
-    for path in snakemake.output.pdf:
-        page = pdf.read(path)
-        assert pdf.outlined(page) and "demo · " in page.text, path
-    for path in snakemake.output.png:
-        assert Path(path).stat().st_size > 5000, path
-        with Image.open(path) as image:
-            assert np.ptp(np.asarray(image)) == 255
+    tables = ("selective", "v1", "v1_medians")
+    inputs = {
+        "channels": tmp_path / "channels.csv",
+        "twin": tmp_path / "twin.csv" if with_twin else [],
+        "tables": [tmp_path / f"{name}.csv" for name in tables],
+        "reference": ROOT / "resources" / "v1_reference.csv",
+        "joint": ROOT / "resources" / "v1_nx_ny.csv",
+    }
+    settings = {"run": "demo", "twin": given[1], "gabor_r2": R2, "pixels_per_degree": SCALE}
+    assert set(by_script("figures_orientation", tmp_path, inputs, settings)) == {
+        "preferred_orientation",
+        "preferred_frequency",
+        "selective_channels",
+        "selective_channels_by_threshold",
+        "compared_with_macaque_V1",
+        "size_of_the_Gabors",
+        "agreement_of_the_estimates",
+    }

@@ -1,13 +1,11 @@
 """Sheets of preferred stimuli: which picture stands where, against planted ones."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
@@ -17,7 +15,6 @@ from rfatlas.figures import figures_preferred_stimulus as drawn
 from rfatlas.figures import sheets, style
 from rfatlas.files import store
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Channels of layer1.0 (8 in all) that have stimuli; nothing drives 2, nothing suppresses 6.
 MEASURED = [0, 2, 3, 6]
 SIZE = 19
@@ -133,32 +130,14 @@ def test_the_script_draws_every_layer(written, tmp_path, monkeypatch, with_field
     monkeypatch.chdir(tmp_path)
     folder, _ = written
     given = {
-        "channels": str(folder / "channels.csv"),
-        "activations": str(folder / "activations.h5"),
-        "stimuli": [str(folder / "preferred_stimulus" / "layer1.0.h5")],
-        "fields": [str(folder / "receptive_fields" / "layer1.0.h5")] if with_fields else [],
+        "channels": folder / "channels.csv",
+        "activations": folder / "activations.h5",
+        "preferred_stimulus": [folder / "preferred_stimulus" / "layer1.0.h5"],
+        "receptive_fields": [folder / "receptive_fields" / "layer1.0.h5"] if with_fields else [],
     }
-
-    class Input(SimpleNamespace):
-        def get(self, name, default):
-            return getattr(self, name, default)
-
-    output = tmp_path / "figures" / "preferred_stimulus_layer1.0.png"
-    snakemake = SimpleNamespace(
-        input=Input(**given),
-        output=SimpleNamespace(png=[str(output)], pdf=[str(output.with_suffix(".pdf"))]),
-        params=SimpleNamespace(
-            run="demo", layers=["layer1.0"], channels=32, source="top_per_image"
-        ),
-        log=[str(tmp_path / "log.txt")],
-        rule="figures_preferred_stimulus",
-        threads=1,
-    )
-    script = ROOT / "scripts" / "figures_preferred_stimulus.py"
-    runpy.run_path(str(script), {"snakemake": snakemake})
-    with Image.open(output) as image:
+    settings = {"run": "demo", "layers": ["layer1.0"], "channels": 32, "source": "top_per_image"}
+    found = by_script("figures_preferred_stimulus", tmp_path, given, settings)
+    with Image.open(found["00_layer1.0"]) as image:
         columns = 4 if with_fields else 2
         place = sheets.layout(4, columns, sheets.fitting(SIZE, drawn.SIDE))
         assert image.size == (place.width, place.height)
-    page = pdf.read(output.with_suffix(".pdf"))
-    assert pdf.outlined(page) and "demo · layer1.0" in page.text

@@ -1,23 +1,19 @@
 """Figures of virtual filters, skip connections and residual branches, against planted fields."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pdf
 import pytest
+from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
-from PIL import Image
 
 from rfatlas.figures import figures_virtual_filters as drawn
 from rfatlas.figures import sheets, style
 from rfatlas.files import store
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYERS = {"conv1": ("kernel", 6), "layer1.0": ("skip", 5), "layer1.1": (None, 5)}
 
 
@@ -200,41 +196,22 @@ def test_shares_are_those_of_blocks_and_beyond_the_axis_on_its_edge():
     assert marks == pytest.approx(medians[["layer1.0", "layer1.1"]].tolist())
 
 
-@pytest.mark.parametrize("layers", [["conv1", "layer1.0", "layer1.1"], []])
-def test_the_script_draws_what_is_asked_for(written, tmp_path, monkeypatch, layers):
+@pytest.mark.parametrize("on", [True, False])
+def test_the_script_draws_what_there_is(written, tmp_path, monkeypatch, on):
     monkeypatch.chdir(tmp_path)
-
-    class Files(SimpleNamespace):
-        def get(self, name, default):
-            return getattr(self, name, default)
-
-    names = ["virtual_correlation", "skip_share"] if layers else ["skip_share"]
-    snakemake = SimpleNamespace(
-        input=Files(
-            channels=str(written / "channels.csv"),
-            twin=[],
-            filters=[str(written / "virtual_filters.h5")],
-            fields=[str(written / "receptive_fields" / f"{layer}.h5") for layer in layers],
-        ),
-        output=Files(
-            sheets=[str(tmp_path / f"{layer}.png") for layer in layers],
-            sheets_pdf=[str(tmp_path / f"{layer}.pdf") for layer in layers],
-            png=[str(tmp_path / f"{name}.png") for name in names],
-            pdf=[str(tmp_path / f"{name}.pdf") for name in names],
-        ),
-        params=SimpleNamespace(run="demo", twin="", layers=layers, figures=names, channels=4),
-        log=[str(tmp_path / "log.txt")],
-        rule="figures_virtual_filters",
-        threads=1,
-    )
-    script = ROOT / "scripts" / "figures_virtual_filters.py"
-    runpy.run_path(str(script), {"snakemake": snakemake})
-    output = snakemake.output
-    for path in (*output.sheets, *output.png):
-        assert Path(path).stat().st_size > 3000, path
-    for path in (*output.sheets_pdf, *output.pdf):
-        page = pdf.read(path)
-        assert pdf.outlined(page) and "demo · " in page.text
-    for path in snakemake.output.sheets:
-        with Image.open(path) as image:
-            assert image.size[0] >= sheets.MIN_WIDTH
+    layers = ["conv1", "layer1.0", "layer1.1"]
+    given = {
+        "channels": written / "channels.csv",
+        "twin": [],
+        "virtual_filters": written / "virtual_filters.h5" if on else [],
+        "receptive_fields": [written / "receptive_fields" / f"{layer}.h5" for layer in layers],
+    }
+    if not on:
+        rows = store.read_table(given["channels"]).filter(regex="^(?!virtual_)")
+        given["channels"] = tmp_path / "channels.csv"
+        store.write_table(rows, given["channels"])
+    settings = {"run": "demo", "twin": "", "layers": layers, "channels": 4}
+    found = by_script("figures_virtual_filters", tmp_path, given, settings)
+    names = {f"{depth:02d}_{layer}" for depth, layer in enumerate(layers)}
+    names.add("agreement_with_the_mean_gradients")
+    assert set(found) == {"share_of_the_skip_connection"} | (names if on else set())

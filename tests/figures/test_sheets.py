@@ -77,7 +77,7 @@ def test_a_pdf_holds_the_pictures_pixel_by_pixel_and_the_rest_as_vectors(tmp_pat
         page.label(row, 200 + row, [(f"OSI 0.{row}5", "k")])
     place, figure = page.layout, page.finish()
     for stem in ("one", "two"):
-        style.save(figure, tmp_path / f"{stem}.pdf", sheets.DPI)
+        style.save(figure, tmp_path / stem)
     held = pdf.read(tmp_path / "one.pdf")
     assert held.size == pytest.approx((place.width / sheets.DPI, place.height / sheets.DPI))
     assert pdf.outlined(held)

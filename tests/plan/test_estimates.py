@@ -195,7 +195,7 @@ def test_what_runs_no_network_costs_what_the_register_says_of_each_channel():
             assert (cost.seconds, cost.disk) == (channels * seconds, channels * size)
             scopes.add(stage.scope)
     assert scopes == {"layer", "run"}
-    assert found.cost("figures_color", "a").seconds == 2 * RATES["figures"]
+    assert found.cost("figures", "a").seconds == 2 * RATES["figures"]
     assert found.cost("orientation", "a").seconds == found.cost("atlas_start", "a").seconds == 0
 
 
@@ -252,7 +252,7 @@ def test_groups_of_runs_cost_the_products_of_all_their_channels():
     seconds = 2 * 2e-9 * 1000 * channels**2 / 100
     for group in ("both", "again"):
         assert found.cost("compare", group).seconds == pytest.approx(seconds)
-        assert found.cost("figures_compare", group).seconds == 4 * 2.0, "layers of both runs"
+        assert found.cost("figures", group).seconds == 4 * 2.0, "layers of both runs"
     assert estimates._TILE == similarity.TILE
 
 
@@ -388,7 +388,6 @@ def test_a_script_belongs_to_the_stage_that_its_name_begins_with():
         ("activations_merge", "activations"),
         ("ablation", "ablation"),
         ("ablation_groups_tables", "ablation_groups"),
-        ("figures_gabor", "figures"),
         ("compare", "compare"),
         ("comparison", None),
         ("", None),

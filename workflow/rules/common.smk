@@ -182,7 +182,7 @@ def stage_files(name):
     if name == "images":
         return sorted({run_images(run) for run in run_names()})
     if name == "figures":
-        return figure_files()
+        return figure_folders()
     if stage.scope in ("dataset", "group"):
         return expand(stage.files, dataset=drawn_datasets(), group=compare_groups())
     runs = [run for run in stage_runs(name) if name not in settings["runs"][run]["without"]]
@@ -206,42 +206,11 @@ def stage_runs(name):
     return runs_with(name) if follows else run_names()
 
 
-def orientation_figures(run):
-    """The figures about orientation and frequency that can be drawn of a run, with their titles."""
-    gabor, gratings = (stage_on(stage, run) for stage in ("gabor", "gratings"))
-    titles = {
-        "distribution": ("preferred orientation", gabor or gratings),
-        "frequency": ("preferred frequency", gabor or gratings),
-        "selective": ("selective channels", gratings),
-        "stability": ("selective channels by threshold", gratings),
-        "v1": ("compared with macaque V1", gabor or gratings),
-        "nx_ny": ("size of the Gabors", gabor),
-        "agreement": ("agreement of the estimates", gabor),
-    }
-    return {name: title for name, (title, possible) in titles.items() if possible}
-
-
-def virtual_layers(run):
-    """The layers of a run whose virtual filters are drawn."""
-    return run_layers(run) if stage_on("virtual_filters", run) else []
-
-
 def run_filters(wildcards):
     """The virtual filters of a run, where it has any."""
     return when(
         stage_on("virtual_filters", wildcards.run), f"results/{wildcards.run}/virtual_filters.h5"
     )
-
-
-def virtual_figures(run):
-    """The figures of a run about virtual filters and skip connections over all layers, with their
-    titles."""
-    compared = stage_on("virtual_filters", run) and stage_on("receptive_fields", run)
-    titles = {
-        "virtual_correlation": ("agreement with the mean gradients", compared),
-        "skip_share": ("share of the skip connection", stage_on("skip_residual", run)),
-    }
-    return {name: title for name, (title, possible) in titles.items() if possible}
 
 
 def ablation_runs():
@@ -297,17 +266,6 @@ def opponency_lines():
     return {name: settings["color"][name] for name in settings["opponency"]}
 
 
-# The figures of colour over all layers, with their titles.
-COLOR_FIGURES = {
-    "classes": "opponent channels",
-    "stability": "classes by threshold",
-    "confusion": "agreement of the rules",
-    "orientation": "orientation for colour",
-    "tuning": "frequency tuning to colour and luminance",
-    "hue": "tuning to hue",
-}
-
-
 def ablation_group_layers(run):
     """The layers of a run of which groups of channels are taken out."""
     asked = settings["ablation_groups"]["layers"]
@@ -322,69 +280,47 @@ def finding_tables(run, stage, name):
     return [f"results/{run}/{folder}{name}.csv"]
 
 
-def ablation_figures(run):
-    """The figures about ablations of a run, with their titles."""
-    titles = {f"effects_{mode}": f"each channel: {mode}" for mode in ablation_modes(run)}
-    titles |= {"properties": "which channels matter", "classes": "which classes need them"}
-    titles["groups"] = "groups of channels"
-    curves = settings["ablation_groups"]["cumulative"]
-    if curves["orders"]:
-        titles |= {f"cumulative_{mode}": f"more and more: {mode}" for mode in curves["modes"]}
-    return titles
-
-
 def stimulus_sample(run, layer):
     """How many channels of a layer get a preferred stimulus; None for all."""
     return entries.stimulus_sample(settings, description(run), layer)
 
 
-def figure_files():
-    """All figures, as PNG and as PDF: of each run, and of several runs together."""
-    drawn = runs_with("figures")
-    names = {run: ["rf_size", "sparsity", "accuracy"] for run in drawn}
-    for topic, stem in (
-        ("receptive_fields", "montage"),
-        ("gabor", "gabor"),
-        ("gratings", "gratings"),
-        ("preferred_stimulus", "preferred_stimulus"),
-        ("color", "color"),
-        ("virtual_filters", "virtual_filters"),
-    ):
-        for run in drawn:
-            if stage_on(topic, run):
-                names[run] += [f"{stem}_{layer}" for layer in run_layers(run)]
-    for run in drawn:
-        names[run] += virtual_figures(run)
-        names[run] += [f"orientation_{name}" for name in orientation_figures(run)]
-        if stage_on("opponency", run):
-            names[run] += [f"opponency_{name}" for name in COLOR_FIGURES]
-        if run in ablation_runs():
-            names[run] += [f"ablation_{name}" for name in ablation_figures(run)]
-    stems = [f"results/{run}/figures/{name}" for run in drawn for name in names[run]]
-    stems += [
-        f"results/compare/{group}/figures/{name}"
-        for group in compare_groups()
-        for name in compare_figures()
-    ]
-    stems += ["results/figures/accuracy"] if len(run_names()) > 1 else []
-    return [f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")]
+def figure_folders():
+    """All folders of figures: of each run by topic, of groups of runs, and of all runs."""
+    found = {
+        f"results/{run}/figures/{stage.figures}"
+        for stage in stages.STAGES
+        for run in stage_runs(stage.name)
+        if stage.figures and stage_on(stage.name, run) and stage_on("figures", run)
+    }
+    found |= {f"results/compare/{group}/figures" for group in compare_groups()}
+    return sorted(found | ({"results/figures"} if len(run_names()) > 1 else set()))
+
+
+def figure_labels(wildcards):
+    """What the report says of a figure, as its file is called: a title, or <depth>_<layer>."""
+    depth, _, layer = wildcards.figure.partition("_")
+    name = f"{depth} {layer}" if depth.isdigit() else wildcards.figure.replace("_", " ")
+    if "group" in wildcards.keys():
+        return {"group": wildcards.group, "shows": name}
+    return {"run": wildcards.get("run", "all"), "shows": name}
+
+
+def figure_folder(folder, topic, category, subcategory="{run}"):
+    """An output: a folder of figures, all of which the report shows."""
+    return report(
+        directory(folder),
+        patterns=["{figure}.png"],
+        caption=f"../report/figures_{topic}.rst",
+        category=category,
+        subcategory=subcategory,
+        labels=figure_labels,
+    )
 
 
 def compare_groups():
     """The groups of runs to compare: their runs by name, the reference first."""
     return settings["compare"]["groups"]
-
-
-def compare_figures():
-    """The figures of a group of runs, with their titles."""
-    return {
-        "accuracy": "accuracy",
-        "fractions": "kinds of channels",
-        "quantities": "sizes and indices",
-        "matched": "matched channels",
-        "cka": "CKA of all layers",
-        "svcca": "SVCCA of all layers",
-    }
 
 
 def atlas_stages(run):

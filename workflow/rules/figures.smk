@@ -1,113 +1,244 @@
-# Stage figures: what each run looks like, one job per run, and the accuracy of all runs.
-# In:  results/<run>/channels.csv, model.json, activations.h5 and, with the stage receptive_fields,
-#      results/<run>/receptive_fields/<layer>.h5
-# Out: results/<run>/figures/{rf_size,sparsity,accuracy}.{png,pdf}, with the stage receptive_fields
-#      results/<run>/figures/montage_<layer>.{png,pdf}; of several runs results/figures/accuracy.{png,pdf}
-
-# The layers of a run are known only with its name, and an output cannot ask a function: so each run
-# has a rule of its own.
-for run in run_names():
-    montaged = run_layers(run) if stage_on("receptive_fields", run) else []
-
-    rule:
-        name:
-            f"figures_of_{run}"
-        input:
-            channels=f"results/{run}/channels.csv",
-            description=f"results/{run}/model.json",
-            activations=f"results/{run}/activations.h5",
-            fields=[f"results/{run}/receptive_fields/{layer}.h5" for layer in montaged],
-        output:
-            montages=[
-                report(
-                    f"results/{run}/figures/montage_{layer}.png",
-                    caption="../report/montage.rst",
-                    category="Preferred stimuli",
-                    subcategory=run,
-                    labels={"run": run, "layer": f"{depth:02d} {layer}"},
-                )
-                for depth, layer in enumerate(montaged)
-            ],
-            montages_pdf=[f"results/{run}/figures/montage_{layer}.pdf" for layer in montaged],
-            rf_size=[
-                report(
-                    f"results/{run}/figures/rf_size.png",
-                    caption="../report/rf_size.rst",
-                    category="Layers against depth",
-                    labels={"run": run, "shows": "receptive-field size"},
-                ),
-                f"results/{run}/figures/rf_size.pdf",
-            ],
-            sparsity=[
-                report(
-                    f"results/{run}/figures/sparsity.png",
-                    caption="../report/sparsity.rst",
-                    category="Layers against depth",
-                    labels={"run": run, "shows": "sparsity"},
-                ),
-                f"results/{run}/figures/sparsity.pdf",
-            ],
-            accuracy=[
-                report(
-                    f"results/{run}/figures/accuracy.png",
-                    caption="../report/accuracy.rst",
-                    category="Accuracy",
-                    labels={"run": run, "shows": "accuracy"},
-                ),
-                f"results/{run}/figures/accuracy.pdf",
-            ],
-        log:
-            f"logs/figures/{run}.log",
-        benchmark:
-            f"benchmarks/figures/{run}.tsv"
-        group:
-            "pages"
-        conda:
-            "../../environment.yaml"
-        threads: 1
-        resources:
-            mem_mb=grown(budget.mem_mb("figures")),
-            runtime=grown(30),
-            gpu=0,
-        params:
-            code=versions.digest("figures"),
-            run=run,
-            montages=montaged,
-            channels=settings["figures"]["channels"],
-            patches=settings["figures"]["patches"],
-            source=settings["receptive_fields"]["source"],
-        script:
-            "../../scripts/figures.py"
+# Stage figures: a job per run and topic; the stages name their topic in the register.
+# In:  results/<run>/channels.csv, the tables and the files of the layers that a topic is about and,
+#      where they are measured, the receptive fields; of groups of runs results/compare/<group>/*.csv
+# Out: results/<run>/figures/<topic>/<figure>.{png,pdf}, a sheet per layer as <depth>_<layer>;
+#      results/compare/<group>/figures/<figure>.{png,pdf}; of several runs
+#      results/figures/accuracy.{png,pdf}
+# The name of a figure is also its title in the report. All rules take script and resources from the
+# first.
 
 
-if len(run_names()) > 1:
+rule figures_accuracy:
+    input:
+        activations=expand("results/{run}/activations.h5", run=run_names()),
+    output:
+        figure_folder("results/figures", "overview", "Overview", "all runs"),
+    log:
+        "logs/figures_accuracy.log",
+    benchmark:
+        "benchmarks/figures_accuracy.tsv"
+    group:
+        "pages"
+    conda:
+        "../../environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=grown(budget.mem_mb("figures")),
+        runtime=grown(30),
+        gpu=0,
+    params:
+        topic="figures",
+        code=versions.digest("rfatlas.figures.figures"),
+    script:
+        "../../scripts/figures.py"
 
-    rule figures_accuracy:
-        input:
-            [f"results/{run}/activations.h5" for run in run_names()],
-        output:
-            report(
-                "results/figures/accuracy.png",
-                caption="../report/accuracy.rst",
-                category="Accuracy",
-                labels={"run": "all", "shows": "accuracy"},
+
+use rule figures_accuracy as figures_overview with:
+    input:
+        channels="results/{run}/channels.csv",
+        description="results/{run}/model.json",
+        activations=["results/{run}/activations.h5"],
+        receptive_fields=layer_files("receptive_fields", optional=True),
+    output:
+        figure_folder(
+            "results/{run}/figures/overview",
+            "overview",
+            lambda wildcards: (
+                "Preferred stimuli" if wildcards.figure[0].isdigit() else "Overview"
             ),
-            "results/figures/accuracy.pdf",
-        log:
-            "logs/figures_accuracy.log",
-        benchmark:
-            "benchmarks/figures_accuracy.tsv"
-        group:
-            "pages"
-        conda:
-            "../../environment.yaml"
-        threads: 1
-        resources:
-            mem_mb=grown(1000),
-            runtime=grown(10),
-            gpu=0,
-        params:
-            code=versions.digest("figures"),
-            runs=run_names(),
-        script:
-            "../../scripts/figures_accuracy.py"
+        ),
+    log:
+        "logs/figures_overview/{run}.log",
+    benchmark:
+        "benchmarks/figures_overview/{run}.tsv"
+    params:
+        run="{run}",
+        layers=lambda wildcards: run_layers(wildcards.run),
+        channels=settings["figures"]["channels"],
+        patches=settings["figures"]["patches"],
+        source=settings["receptive_fields"]["source"],
+
+
+use rule figures_accuracy as figures_virtual_filters with:
+    input:
+        channels="results/{run}/channels.csv",
+        twin=twin_table("virtual_filters", "skip_residual"),
+        virtual_filters=lambda wildcards: when(
+            stage_on("virtual_filters", wildcards.run), "results/{run}/virtual_filters.h5"
+        ),
+        receptive_fields=layer_files("receptive_fields", optional=True),
+    output:
+        figure_folder(
+            "results/{run}/figures/virtual_filters",
+            "virtual_filters",
+            "Virtual filters, skip and residual",
+        ),
+    log:
+        "logs/figures_virtual_filters/{run}.log",
+    benchmark:
+        "benchmarks/figures_virtual_filters/{run}.tsv"
+    params:
+        topic="figures_virtual_filters",
+        code=versions.digest("rfatlas.figures.figures_virtual_filters"),
+        run="{run}",
+        twin=lambda wildcards: twin(wildcards.run, ["virtual_filters", "skip_residual"]) or "",
+        layers=lambda wildcards: run_layers(wildcards.run),
+        channels=settings["figures"]["channels"],
+
+
+use rule figures_accuracy as figures_gabor with:
+    input:
+        gabor=layer_files("gabor"),
+        receptive_fields=layer_files("receptive_fields"),
+    output:
+        figure_folder("results/{run}/figures/gabor", "gabor", "Gabors"),
+    log:
+        "logs/figures_gabor/{run}.log",
+    benchmark:
+        "benchmarks/figures_gabor/{run}.tsv"
+    params:
+        topic="figures_gabor",
+        code=versions.digest("rfatlas.figures.figures_gabor"),
+        run="{run}",
+        layers=lambda wildcards: run_layers(wildcards.run),
+        channels=settings["figures"]["channels"],
+
+
+use rule figures_accuracy as figures_gratings with:
+    input:
+        channels="results/{run}/channels.csv",
+        gratings=layer_files("gratings"),
+        receptive_fields=layer_files("receptive_fields", optional=True),
+    output:
+        figure_folder("results/{run}/figures/gratings", "gratings", "Tuning to gratings"),
+    log:
+        "logs/figures_gratings/{run}.log",
+    benchmark:
+        "benchmarks/figures_gratings/{run}.tsv"
+    params:
+        topic="figures_gratings",
+        code=versions.digest("rfatlas.figures.figures_gratings"),
+        run="{run}",
+        layers=lambda wildcards: run_layers(wildcards.run),
+        channels=settings["figures"]["channels"],
+
+
+use rule figures_accuracy as figures_color with:
+    input:
+        channels="results/{run}/channels.csv",
+        tables=[
+            f"results/{{run}}/opponency/{name}.csv"
+            for name in ["counts", "macaque", "stability", "confusion", "orientation"]
+        ],
+        color=layer_files("color"),
+    output:
+        figure_folder("results/{run}/figures/color", "color", "Colour"),
+    log:
+        "logs/figures_color/{run}.log",
+    benchmark:
+        "benchmarks/figures_color/{run}.tsv"
+    params:
+        topic="figures_color",
+        code=versions.digest("rfatlas.figures.figures_color"),
+        run="{run}",
+        twin=lambda wildcards: twin(wildcards.run, ["color"]) or "",
+        layers=lambda wildcards: run_layers(wildcards.run),
+        channels=settings["figures"]["channels"],
+        lowpass=settings["color"]["lowpass"],
+        color_ratio=settings["color"]["color_ratio"],
+
+
+use rule figures_accuracy as figures_preferred_stimulus with:
+    input:
+        channels="results/{run}/channels.csv",
+        activations="results/{run}/activations.h5",
+        preferred_stimulus=layer_files("preferred_stimulus"),
+        receptive_fields=layer_files("receptive_fields", optional=True),
+    output:
+        figure_folder(
+            "results/{run}/figures/preferred_stimulus", "preferred_stimulus", "Optimised stimuli"
+        ),
+    log:
+        "logs/figures_preferred_stimulus/{run}.log",
+    benchmark:
+        "benchmarks/figures_preferred_stimulus/{run}.tsv"
+    params:
+        topic="figures_preferred_stimulus",
+        code=versions.digest("rfatlas.figures.figures_preferred_stimulus"),
+        run="{run}",
+        layers=lambda wildcards: run_layers(wildcards.run),
+        channels=settings["figures"]["channels"],
+        source=settings["receptive_fields"]["source"],
+
+
+use rule figures_accuracy as figures_orientation with:
+    input:
+        channels="results/{run}/channels.csv",
+        twin=twin_table("gabor", "gratings"),
+        tables=[
+            f"results/{{run}}/orientation/{name}.csv" for name in ["selective", "v1", "v1_medians"]
+        ],
+        reference=in_place(ROOT / "resources" / "v1_reference.csv"),
+        joint=in_place(ROOT / "resources" / "v1_nx_ny.csv"),
+    output:
+        figure_folder(
+            "results/{run}/figures/orientation", "orientation", "Orientation and frequency"
+        ),
+    log:
+        "logs/figures_orientation/{run}.log",
+    benchmark:
+        "benchmarks/figures_orientation/{run}.tsv"
+    group:
+        group_in_place("pages")
+    params:
+        topic="figures_orientation",
+        code=versions.digest("rfatlas.figures.figures_orientation"),
+        run="{run}",
+        twin=lambda wildcards: twin(wildcards.run, ["gabor", "gratings"]) or "",
+        gabor_r2=settings["orientation"]["gabor_r2"],
+        pixels_per_degree=settings["orientation"]["pixels_per_degree"],
+
+
+use rule figures_accuracy as figures_ablation with:
+    input:
+        channels="results/{run}/channels.csv",
+        groups="results/{run}/ablation_groups.csv",
+        cumulative="results/{run}/ablation_cumulative.csv",
+        ablation=layer_files("ablation"),
+        images=lambda wildcards: run_images(wildcards.run),
+    output:
+        figure_folder("results/{run}/figures/ablation", "ablation", "Ablation"),
+    log:
+        "logs/figures_ablation/{run}.log",
+    benchmark:
+        "benchmarks/figures_ablation/{run}.tsv"
+    params:
+        topic="figures_ablation",
+        code=versions.digest("rfatlas.figures.figures_ablation"),
+        run="{run}",
+        mode=lambda wildcards: ablation_modes(wildcards.run)[0],
+        modes=lambda wildcards: ablation_modes(wildcards.run),
+        curves=settings["ablation_groups"]["cumulative"],
+
+
+use rule figures_accuracy as figures_compare with:
+    input:
+        **{
+            name: f"results/compare/{{group}}/{name}.csv"
+            for name in ["runs", "fractions", "quantities", "matched", "matching", "similarity"]
+        },
+    output:
+        figure_folder(
+            "results/compare/{group}/figures", "compare", "Networks side by side", "{group}"
+        ),
+    log:
+        "logs/figures_compare/{group}.log",
+    benchmark:
+        "benchmarks/figures_compare/{group}.tsv"
+    wildcard_constraints:
+        group=one_of(compare_groups()),
+    params:
+        topic="figures_compare",
+        code=versions.digest("rfatlas.figures.figures_compare"),
+        group="{group}",
+        runs=lambda wildcards: compare_groups()[wildcards.group],

@@ -1,12 +1,14 @@
-"""Stage `figures`: what a run looks like.
+"""Topic overview of the figures: what a run looks like.
 
 Per layer a montage (what drives its channels), and per run the receptive-field size, the sparsity
 and the accuracy. Everything is read from files: the channel table, model.json, the activations and
 the receptive fields.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from rfatlas.figures import style
-from rfatlas.statistics import wilson
+from rfatlas.figures import sheets, style
+from rfatlas.files import store
+from rfatlas.statistics import rows_by_layer, wilson
 
 #: Side of a montage tile in pixels: large enough to judge a filter, small enough that a screen
 #: shows the 32 channels of a layer at once. Tiles of small receptive fields are whole multiples.
@@ -35,7 +38,6 @@ TITLE = 80
 MIN_WIDTH = 840
 FOOTER = 34
 MARGIN = 16
-MONTAGE_DPI = 100
 
 #: A Gaussian that fits worse than this describes no effective receptive field.
 GOOD_FIT = 0.5
@@ -220,8 +222,7 @@ def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure
         for panel, picture in enumerate(means):
             put(row, layout.patches + panel, picture, nowhere)
 
-    figure = style.figure(layout.width / MONTAGE_DPI, layout.height / MONTAGE_DPI)
-    figure.set_dpi(MONTAGE_DPI)
+    figure = style.figure(layout.width / sheets.DPI, layout.height / sheets.DPI, sheets.DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(0, layout.width)
@@ -485,3 +486,37 @@ def accuracy(scores: Sequence[Score]) -> Figure:
 def _layers(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per layer, in network order."""
     return table.sort_values("depth", kind="stable").drop_duplicates("layer")
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure with its name, from the files and settings of its rule.
+
+    Without a channel table the accuracy alone, of one run or of several.
+    """
+    scores = []
+    for path in given.activations:
+        with store.open(path, "activations") as activations:
+            scores.append(score(Path(path).parent.name, activations))
+    yield "accuracy", accuracy(scores)
+    if not given.get("channels"):
+        return
+    table = store.read_table(given.channels)
+    tables = rows_by_layer(table)
+    description = json.loads(Path(given.description).read_text(encoding="utf-8"))
+    described = {layer["name"]: layer for layer in description["layers"]}
+    image_size = description["input"]["crop"]
+    yield "receptive_field_size", rf_size(table, image_size, params.run)
+    yield "sparsity", sparsity(table, params.run)
+    if given.receptive_fields:
+        with store.open(given.activations[0], "activations") as activations:
+            for name, layer, file in sheets.files(given, params.layers, "receptive_fields"):
+                fields = read_fields(
+                    file,
+                    activations[layer],
+                    described[layer],
+                    image_size,
+                    params.channels,
+                    params.patches,
+                    params.source,
+                )
+                yield name, montage(fields, tables[layer], params.run, layer)

@@ -1,11 +1,12 @@
-"""Stage `figures`, topic ablation: what the network loses without a channel or a group of them.
+"""Topic ablation of the figures: what the network loses without a channel or a group of them.
 
 Drawn from channels.csv, ablation_groups.csv, ablation_cumulative.csv and the changes per class in
 ablation/<layer>.h5. A change is ablated minus intact: what is lost is negative in accuracy and
 positive in loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from scipy import stats
 
 from rfatlas.figures import style
+from rfatlas.files import store
 from rfatlas.statistics import rows_by_layer
 
 #: What replaces a channel, in words.
@@ -456,3 +458,24 @@ def _edges(panels: list[Axes]) -> tuple[list[Axes], list[Axes]]:
     """Return the panels of a `style.panel_grid` at its left edge, and those with none below."""
     columns = panels[0].get_subplotspec().get_gridspec().ncols
     return panels[::columns], panels[-columns:]
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure with its name, from the files and settings of its rule."""
+    run, first = params.run, params.mode
+    table = store.read_table(given.channels)
+    for mode in params.modes:
+        yield f"each_channel_{mode}", effects(table, run, mode)
+    yield "which_channels_matter", properties(table, run, first)
+    files = {Path(path).stem: path for path in given.ablation}
+    class_delta = {}
+    for layer, channel in chosen(table, first):
+        with store.open(files[layer], "ablation") as file:
+            class_delta[layer, channel] = file[f"{first}/class_delta"][channel]
+    with store.open(given.images, "images") as file:
+        class_names = [str(name) for name in file.attrs["class_names"]]
+    yield "which_classes_need_them", classes(class_delta, class_names, run, first)
+    yield "groups_of_channels", groups(store.read_table(given.groups), run)
+    curves = store.read_table(given.cumulative)
+    for mode in params.curves["modes"] if params.curves["orders"] else ():
+        yield f"more_and_more_{mode}", cumulative(curves, run, mode)

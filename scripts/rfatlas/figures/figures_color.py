@@ -1,11 +1,11 @@
-"""Stage `figures`, topic color: opponency and tuning to colour over the layers of a run.
+"""Topic color of the figures: opponency and tuning to colour over the layers of a run.
 
 Drawn from channels.csv, the tables of the stage `opponency` and the files of the stage `color`:
 fields and tuning curves of single channels, preferred hues, how many channels are of which class,
 how much that depends on thresholds, where the rules differ, and the macaque's shares.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import h5py
@@ -22,6 +22,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from rfatlas.figures import sheets, style
+from rfatlas.files import store
+from rfatlas.statistics import rows_by_layer
 
 #: What the tables call all layers together.
 ALL = "all layers"
@@ -712,3 +714,26 @@ def _depth_bar(figure: Figure, panels: np.ndarray, names: list[str], shades: np.
     bar.ax.invert_yaxis()
     bar.ax.tick_params(which="both", length=0)
     bar.outline.set_visible(False)
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure with its name, from the files and settings of its rule."""
+    run, table = params.run, store.read_table(given.channels)
+    tables = rows_by_layer(table)
+    counts, macaque, varied, confused, oriented = map(store.read_table, given.tables)
+    yield "opponent_channels", classes(counts, macaque, run)
+    yield "classes_by_threshold", stability(varied, run)
+    yield "agreement_of_the_rules", confusion(confused, run)
+    yield "orientation_for_colour", orientation(oriented, run)
+    members = {pair: name for name, pairs in examples(table).items() for pair in pairs}
+    curves: dict[str, list[Curves]] = {name: [] for name in CLASSES}
+    found = []
+    for name, layer, file in sheets.files(given, params.layers, "color"):
+        yield name, sheet(read_channels(file, params.channels), tables[layer], run, layer)
+        found.append(read_hues(file, tables[layer]))
+        for (where, channel), kind in members.items():
+            if where == layer:
+                curves[kind].append(read_curves(file, layer, channel))
+    figure = tuning(curves, run, params.lowpass, params.color_ratio)
+    yield "frequency_tuning_to_colour_and_luminance", figure
+    yield "tuning_to_hue", hues(found, run)

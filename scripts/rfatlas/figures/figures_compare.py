@@ -1,10 +1,10 @@
-"""Stage `figures`, topic compare: the networks of a group of runs side by side.
+"""Topic compare of the figures: the networks of a group of runs side by side.
 
 Drawn from the tables of the stage `compare`. The first run is the reference. Layers are in
 the order of the networks; one that only some networks have has marks of these alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from rfatlas.figures import style
+from rfatlas.files import store
 
 #: Colour and marker of each run of a group, in its order; more runs begin again.
 RUN_STYLES = (
@@ -343,3 +344,17 @@ def _series(
         present = np.isfinite(middle)
         axes.plot(x[present], middle[present], color=color, linewidth=0.8, alpha=0.5)
         axes.plot(x, middle, marker, color=color, markersize=5)
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure with its name, from the files and settings of its rule."""
+    group, runs = params.group, params.runs
+    tables = {name: store.read_table(path) for name, path in given.items()}
+    yield "accuracy", accuracy(tables["runs"], group)
+    yield "kinds_of_channels", fractions(tables["fractions"], group, runs)
+    yield "sizes_and_indices", quantities(tables["quantities"], group, runs)
+    pairs = matched(tables["matching"], tables["matched"], group, runs[0], runs)
+    yield "matched_channels", pairs
+    for measure in ("cka", "svcca"):
+        figure = similarity(tables["similarity"], group, runs, measure)
+        yield f"{measure.upper()}_of_all_layers", figure

@@ -1,4 +1,4 @@
-"""Stage `figures`, topic gabor: the Gabors fitted to the mean gradients of a layer, a sheet per
+"""Topic gabor of the figures: the Gabors fitted to the mean gradients of a layer, a sheet per
 layer.
 
 Per channel its mean gradient with the Gabor's outline and the line along its bars, the gradient
@@ -6,6 +6,7 @@ along its principal colour, and the Gabor alone. Everything is read from the fil
 `gabor` and `receptive_fields`.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import h5py
@@ -156,3 +157,10 @@ def _facts(found: Fitted) -> str:
         f"{channels} channels, {oriented} oriented   |   direction of modulation, R², nx × ny in "
         f"cycles   |   outline at {SIGMAS:g} sigma"
     )
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield the sheet of each layer with its name, from the files and settings of its rule."""
+    files = sheets.files(given, params.layers, "gabor", "receptive_fields")
+    for name, layer, fits, fields in files:
+        yield name, sheet(read(fits, fields, params.channels), params.run, layer)

@@ -1,4 +1,4 @@
-"""Stage `figures`, topic gratings: how the channels of a layer are tuned, a sheet per layer.
+"""Topic gratings of the figures: how the channels of a layer are tuned, a sheet per layer.
 
 Per channel its mean gradient, the polar tuning curve at its best frequency, and the map of its
 responses over orientation and frequency. Everything is read from the files of the stages `gratings`
@@ -8,6 +8,7 @@ Orientations are directions of modulation, degrees counter-clockwise from the ri
 points to the right belongs to a channel that likes upright bars.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import h5py
@@ -19,7 +20,9 @@ from matplotlib.figure import Figure
 from scipy.signal import resample
 
 from rfatlas.figures import sheets, style
+from rfatlas.files import store
 from rfatlas.physiology import tuning
+from rfatlas.statistics import rows_by_layer
 
 #: Side of a picture, in pixels.
 SIDE = 80
@@ -200,3 +203,12 @@ def _facts(found: Tuning) -> str:
         f"{channels} channels   |   {len(found.orientation)} orientations from the right (0°) "
         f"counter-clockwise, maps from 0° upwards   |   gratings {found.size} px wide"
     )
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield the sheet of each layer with its name, from the files and settings of its rule."""
+    tables = rows_by_layer(store.read_table(given.channels))
+    files = sheets.files(given, params.layers, "gratings", "receptive_fields")
+    for name, layer, file, fields in files:
+        found = read(file, fields, params.channels)
+        yield name, sheet(found, tables[layer], params.run, layer)

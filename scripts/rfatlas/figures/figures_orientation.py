@@ -1,4 +1,4 @@
-"""Stage `figures`, topic orientation: tuning to orientation and frequency over the layers of a run.
+"""Topic orientation of the figures: tuning to orientation and frequency over the layers of a run.
 
 Drawn from channels.csv (the run's and its random twin's) and the tables of the stage `orientation`:
 distributions against depth, how many channels are selective and how much that depends on the
@@ -7,6 +7,8 @@ threshold, whether the estimates agree, and the layers compared with macaque V1.
 Orientations are directions of modulation, degrees counter-clockwise from the right: at 0 the bars
 are vertical.
 """
+
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from matplotlib.patches import Patch, Rectangle, Wedge
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from rfatlas.figures import style
+from rfatlas.files import store
 from rfatlas.statistics import circular_difference, rows_by_layer
 
 #: Bins of the distributions of orientation: 15 degrees, centred on the cardinal directions.
@@ -664,3 +667,24 @@ def _edges(panels: list[Axes]) -> tuple[list[Axes], list[Axes]]:
     """Return the panels of a `style.panel_grid` at its left edge, and those with none below."""
     columns = panels[0].get_subplotspec().get_gridspec().ncols
     return panels[::columns], panels[-columns:]
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure with its name, from the files and settings of its rule."""
+    run, r2 = params.run, params.gabor_r2
+    table, reference = store.read_table(given.channels), store.read_table(given.reference)
+    twin = store.read_table(given.twin) if given.twin else None
+    counts, histograms, medians = map(store.read_table, given.tables)
+    yield "preferred_orientation", roses(table, run, r2, twin, params.twin)
+    yield (
+        "preferred_frequency",
+        frequency(table, run, r2, params.pixels_per_degree, reference, twin, params.twin),
+    )
+    yield "compared_with_macaque_V1", v1(histograms, medians, reference, run, r2)
+    if "osi" in table:
+        yield "selective_channels", selective(counts, run)
+        yield "selective_channels_by_threshold", stability(counts, run)
+    if "gabor_r2" in table:
+        joint = store.read_table(given.joint)
+        yield "size_of_the_Gabors", nx_ny(table, joint, reference, run, r2)
+        yield "agreement_of_the_estimates", agreement(table, run)

@@ -1,4 +1,4 @@
-"""Stage `figures`, topic preferred stimuli: what drives the channels of a layer most, a sheet per
+"""Topic preferred_stimulus of the figures: what drives the channels of a layer most, a sheet per
 layer.
 
 Per channel the photograph's patch that drives it most, its mean gradient, and the stimuli that the
@@ -6,6 +6,7 @@ ascent found: the most and the least preferred. Everything is read from the file
 `preferred_stimulus` and, where it was on, `receptive_fields`.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import h5py
@@ -14,6 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rfatlas.figures import sheets, style
+from rfatlas.files import store
+from rfatlas.statistics import rows_by_layer
 
 #: About the side of a picture, in pixels: small stimuli are shown with their pixels as squares.
 SIDE = 92
@@ -154,3 +157,14 @@ def _facts(found: Stimuli) -> str:
         f"{channels} channels{measured}   |   gain: activation over the largest that any image "
         f"reaches{correlation}"
     )
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield the sheet of each layer with its name, from the files and settings of its rule."""
+    tables = rows_by_layer(store.read_table(given.channels))
+    files = sheets.files(given, params.layers, "preferred_stimulus", "receptive_fields")
+    with store.open(given.activations, "activations") as activations:
+        for name, layer, file, fields in files:
+            rows, top = tables[layer], activations[layer]
+            found = read(file, rows, fields, top, params.channels, params.source)
+            yield name, sheet(found, rows, params.run, layer)

@@ -1,10 +1,11 @@
-"""Stage `figures`, topic virtual filters: what the skip connections alone hand on.
+"""Topic virtual_filters of the figures: what the skip connections alone hand on.
 
 A sheet per layer with the virtual filters and the mean gradients; over all layers how well the
 two agree, and what share of the gradients comes through the skip connection of the last block.
 Drawn from the files of the stages `virtual_filters` and `receptive_fields`, and from channels.csv.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import h5py
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rfatlas.figures import sheets, style
+from rfatlas.files import store
 from rfatlas.statistics import rows_by_layer
 
 #: About the side of a picture, in pixels: small filters are shown with their pixels as squares.
@@ -253,3 +255,22 @@ def _share_axis(axes: Axes) -> None:
 
 def _triangle(label: str) -> Line2D:
     return Line2D([], [], color=style.ORANGE, marker="^", markersize=6, linestyle="", label=label)
+
+
+def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure with its name, from the files and settings of its rule."""
+    table = store.read_table(given.channels)
+    twin = store.read_table(given.twin) if given.twin else None
+    if "virtual_correlation" in table and table["virtual_correlation"].notna().any():
+        figure = correlation(table, params.run, twin, params.twin)
+        yield "agreement_with_the_mean_gradients", figure
+    if "skip_energy_share" in table:
+        figure = skip_share(table, params.run, twin, params.twin)
+        yield "share_of_the_skip_connection", figure
+    if given.virtual_filters:
+        tables = rows_by_layer(table)
+        with store.open(given.virtual_filters, "virtual_filters") as filters:
+            for name, layer, fields in sheets.files(given, params.layers, "receptive_fields"):
+                rows = tables[layer]
+                found = read(filters[layer], fields, len(rows), params.channels)
+                yield name, sheet(found, rows, params.run, layer)

@@ -5,7 +5,8 @@ resampling; labels and curves are drawn over them in the same coordinates, pixel
 corner, y downwards.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rfatlas.figures import style
+from rfatlas.files import store
 
 #: Resolution of a sheet: its pixels are those of its pictures.
 DPI = 100
@@ -31,6 +33,25 @@ OUTLINE = 190
 
 #: One line of a label or of the header, and its colour.
 Line = tuple[str, str]
+
+
+def files(given: Mapping, layers: Sequence[str], *stages: str) -> Iterator[tuple]:
+    """Yield of each layer the name of its sheet, its own name and its open file of each stage.
+
+    `given` holds by stage the paths of all layers; a stage that was off has None.
+    """
+    for depth, layer in enumerate(layers):
+        with contextlib.ExitStack() as opened:
+            yield (
+                f"{depth:02d}_{layer}",
+                layer,
+                *(
+                    opened.enter_context(store.open(given[stage][depth], stage))
+                    if given.get(stage)
+                    else None
+                    for stage in stages
+                ),
+            )
 
 
 @dataclass(frozen=True)
@@ -108,8 +129,7 @@ class Sheet:
         """
         self.layout = place = layout(rows, len(headings), side)
         self._canvas = np.full((place.height, place.width, 3), 255, np.uint8)
-        self._figure = style.figure(place.width / DPI, place.height / DPI)
-        self._figure.set_dpi(DPI)
+        self._figure = style.figure(place.width / DPI, place.height / DPI, DPI)
         self.axes: Axes = self._figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
         self.axes.set_xlim(0, place.width)
@@ -171,6 +191,6 @@ class Sheet:
             )
 
     def finish(self) -> Figure:
-        """Return the figure, to be saved at `DPI`."""
+        """Return the figure."""
         style.lay_pixels(self.axes, self._canvas)
         return self._figure

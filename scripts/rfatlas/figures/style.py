@@ -71,30 +71,29 @@ styled = matplotlib.rc_context(
 )
 
 
-def figure(width: float, height: float) -> Figure:
-    """Return an empty figure of `width` x `height` inches."""
-    new = Figure(figsize=(width, height))
+def figure(width: float, height: float, dpi: int = DPI) -> Figure:
+    """Return an empty figure of `width` x `height` inches, of `dpi` pixels per inch on screen."""
+    new = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(new)
     return new
 
 
 @styled
-def save(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
-    """Write a figure as its suffix says (.png or .pdf), byte-identical each time.
+def save(figure: Figure, stem: str | Path) -> None:
+    """Write a figure as <stem>.png and <stem>.pdf, byte-identical each time.
 
-    A PNG has no alpha channel. A PDF holds its fonts, and the pixels of `lay_pixels` as they are.
+    The PNG has no alpha channel. The PDF holds its fonts, and the pixels of `lay_pixels` as they
+    are.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        figure.set_dpi(dpi)
-        figure.canvas.draw()
-        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-        Image.fromarray(np.ascontiguousarray(pixels)).save(path, dpi=(dpi, dpi))
-    else:
-        # Embedding a font logs hundreds of lines.
-        logging.getLogger("fontTools").setLevel(logging.WARNING)
-        figure.savefig(path, dpi=dpi, metadata={"CreationDate": None})
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    dpi = (figure.dpi, figure.dpi)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(f"{stem}.png", dpi=dpi)
+    # Everything has its place now; the layout need not be worked out again.
+    figure.set_layout_engine("none")
+    # Embedding a font logs hundreds of lines.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
 
 
 def lay_pixels(axes: Axes, pixels: np.ndarray) -> None:
