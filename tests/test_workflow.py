@@ -265,6 +265,11 @@ def small(tmp_path_factory):
     return folder, snakemake(folder, "--configfile", "config.yaml")
 
 
+def runs_drawn(output: str, topic: str) -> set[str]:
+    """The runs whose figures of a topic a rehearsal would draw."""
+    return set(re.findall(rf"output: results/(\w+)/figures/{topic}$", output, re.MULTILINE))
+
+
 def again(small, words=(), **changes) -> str:
     """A rehearsal of the small run with sections of its config changed."""
     folder, _ = small
@@ -280,14 +285,14 @@ def test_a_run_makes_its_results(small):
     for run in ("one", "two"):
         results = folder / "results" / run
         assert (results / "channels.csv").stat().st_size > 0
-        for layer in ("conv1", "layer1.0", "layer1.1"):
+        for depth, layer in enumerate(("conv1", "layer1.0", "layer1.1")):
+            assert (results / "figures" / "overview" / f"0{depth}_{layer}.png").is_file()
             assert (results / "receptive_fields" / f"{layer}.h5").is_file()
             assert (results / "preferred_stimulus" / f"{layer}.h5").is_file()
             assert (results / "ablation" / f"{layer}.h5").is_file()
             assert (results / "ablation_groups" / f"{layer}.h5").is_file()
         for name in ("ablation_groups", "ablation_cumulative", "inactive_first_layer"):
             assert (results / f"{name}.csv").is_file()
-            assert (results / "figures" / f"montage_{layer}.png").is_file()
         assert (results / "atlas" / "index.html").is_file()
     assert (folder / "results" / "index.html").is_file()
     assert not list(folder.rglob("*.partial")), "progress is removed with the last step"
@@ -341,7 +346,7 @@ def test_the_report_builds_as_one_file(report):
 def test_the_report_shows_every_figure_once_with_its_caption(small, report):
     folder, _ = small
     _, results, categories = report
-    figures = [path for path in folder.glob("results/**/figures/*") if path.suffix == ".png"]
+    figures = list(folder.glob("results/**/figures/**/*.png"))
     shown = [path for path in results if "/figures/" in path]
     assert sorted(shown) == sorted(str(path.relative_to(folder)) for path in figures)
     # Beside each, for papers, the same as PDF; in the report that would be the figure again.
@@ -358,6 +363,7 @@ def test_the_report_is_sorted_by_stage_run_and_layer(report):
     _, results, categories = report
     layers = {"00 conv1", "01 layer1.0", "02 layer1.1"}
     of_layers = 0
+    assert {"Overview", "Preferred stimuli", "Gabors", "Colour"} <= categories.keys()
     for category, parts in categories.items():
         for part, paths in parts.items():
             labels = [results[path]["labels"] for path in paths]
@@ -367,9 +373,8 @@ def test_the_report_is_sorted_by_stage_run_and_layer(report):
             for path, one in zip(paths, labels, strict=True):
                 if "run" in one and one["run"] != "all":
                     assert path.split("/")[1] == one["run"] and part in ("Other", one["run"])
-                layer = one.get("layer", "all")
-                if layer != "all":
-                    assert layer in layers and path.endswith(f"_{layer[3:]}.png")
+                if one.get("shows") in layers:
+                    assert path.endswith(f"/{one['shows'].replace(' ', '_')}.png")
                     of_layers += 1
     assert of_layers == 6 * len(layers) * 2, "six kinds of sheets of two runs"
 
@@ -411,9 +416,10 @@ def test_a_change_of_one_run_leaves_the_other_alone(small):
     folder, _ = small
     models = yaml.safe_load((folder / "config.yaml").read_text())["models"]
     models["two"]["weights"] = "random:5"
-    found = jobs(again(small, models=models))
+    output = again(small, models=models)
+    found = jobs(output)
     assert found["model_weights"] == found["channels_join"] == 1
-    assert found["figures_of_two"] == 1 and "figures_of_one" not in found
+    assert runs_drawn(output, "overview") == {"two"}
     assert "images_pack" not in found
 
 
@@ -423,11 +429,12 @@ def test_a_run_may_go_without_stages_that_others_have(small):
     models = yaml.safe_load((small[0] / "config.yaml").read_text())["models"]
     models["two"]["weights"] = "random:5"
     models["one"]["weights"] = "random:6"
-    found = jobs(again(small, runs={"two": run}, models=models))
+    output = again(small, runs={"two": run}, models=models)
+    found = jobs(output)
     assert {found[stage] for stage in ("gratings", "gabor")} == {3}, "of one alone"
     assert found["virtual_filters_compose"] == 1 and found["receptive_fields"] == 2 * 3
-    assert "figures_of_two" in found and "figures_orientation_of_one" in found
-    assert "figures_orientation_of_two" not in found and "figures_gratings_of_two" not in found
+    assert runs_drawn(output, "overview") == {"one", "two"}
+    assert runs_drawn(output, "orientation") == runs_drawn(output, "gratings") == {"one"}
     assert found["channels_join"] == 2 and found["orientation_tables"] == 1
 
 
@@ -439,9 +446,8 @@ def test_an_image_more_reruns_everything_that_looks_at_images_of_that_data_set(s
         output = again(small)
     finally:
         added.unlink()
-    found = jobs(output)
-    assert found["images_pack"] == 1 and "figures_of_one" in found
-    assert "figures_of_two" not in found
+    assert jobs(output)["images_pack"] == 1
+    assert runs_drawn(output, "overview") == {"one"}
     assert "results/one/activations/10-13.h5" in output
 
 

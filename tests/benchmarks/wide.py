@@ -36,9 +36,9 @@ TARGETS = (
     "orientation",
     "opponency",
     "compare",
-    "results/demo/figures/rf_size.png",
-    "results/demo/figures/orientation_v1.png",
-    "results/compare/demo/figures/fractions.png",
+    "results/demo/figures/overview",
+    "results/demo/figures/orientation",
+    "results/compare/demo/figures",
 )
 MINUTES = 10
 

@@ -412,7 +412,30 @@ def when(condition, file):
     return file if condition else []
 
 
-def tables_in_report(category, **labels):
+def layer_files(stage, optional=False):
+    """An input function: the files of a stage of all layers of a run; of an optional stage only
+    where it is on."""
+
+    def files(wildcards):
+        run = wildcards.run
+        layers = [] if optional and not stage_on(stage, run) else stage_layers(run, stage)
+        return [f"results/{run}/{stage}/{layer}.h5" for layer in layers]
+
+    return files
+
+
+def twin_table(*names):
+    """An input function: channels.csv of the twin that a run is compared with; none where the twin
+    lacks one of these stages."""
+
+    def table(wildcards):
+        other = twin(wildcards.run, names)
+        return when(other, f"results/{other}/channels.csv")
+
+    return table
+
+
+def tables_in_report(category):
     """A function that puts a table (its file, what it shows) into the report, under the run or group
     that the file's name has a wildcard for and with the caption of its name."""
 
@@ -424,7 +447,7 @@ def tables_in_report(category, **labels):
             caption=f"../report/{'_'.join(part for part in parts if '{' not in part)}_table.rst",
             category=category,
             subcategory=f"{{{of}}}",
-            labels={of: f"{{{of}}}", **labels, "shows": f"{shows} (table)"},
+            labels={of: f"{{{of}}}", "shows": f"{shows} (table)"},
         )
 
     return table

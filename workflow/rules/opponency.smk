@@ -3,16 +3,13 @@
 # In:  results/<run>/channels.csv, that of the run's twin, resources/v1_color.csv
 # Out: results/<run>/opponency/{confusion,stability,counts,macaque,orientation}.csv
 
-opponency_table = tables_in_report("Colour", layer="all")
+opponency_table = tables_in_report("Colour")
 
 
 rule opponency_tables:
     input:
         channels="results/{run}/channels.csv",
-        twin=lambda wildcards: when(
-            twin(wildcards.run, ["color"]),
-            f"results/{twin(wildcards.run, ['color'])}/channels.csv",
-        ),
+        twin=twin_table("color"),
         reference=in_place(ROOT / "resources" / "v1_color.csv"),
     output:
         confusion=opponency_table("results/{run}/opponency/confusion.csv", "agreement of the rules"),

@@ -9,9 +9,7 @@ orientation_table = tables_in_report("Orientation and frequency")
 rule orientation_tables:
     input:
         channels="results/{run}/channels.csv",
-        twin=lambda wildcards: when(
-            twin(wildcards.run), f"results/{twin(wildcards.run)}/channels.csv"
-        ),
+        twin=twin_table(),
         reference=in_place(ROOT / "resources" / "v1_reference.csv"),
     output:
         agreement=orientation_table("results/{run}/orientation/agreement.csv", "agreement"),

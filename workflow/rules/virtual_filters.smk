@@ -7,14 +7,7 @@
 rule virtual_filters_compose:
     input:
         weights="results/{run}/model.safetensors",
-        fields=lambda wildcards: when(
-            stage_on("receptive_fields", wildcards.run),
-            expand(
-                "results/{run}/receptive_fields/{layer}.h5",
-                run=wildcards.run,
-                layer=run_layers(wildcards.run),
-            ),
-        ),
+        fields=layer_files("receptive_fields", optional=True),
     output:
         filters="results/{run}/virtual_filters.h5",
         table="results/{run}/virtual_filters.csv",
