@@ -13,7 +13,7 @@ from scipy import stats
 from synthetic import IMAGE, Layer, Run
 
 from rfatlas.errors import RfatlasError
-from rfatlas.figures import figures, style
+from rfatlas.figures import figures, sheets, style
 from rfatlas.files import store
 from rfatlas.tables import channels
 
@@ -56,17 +56,17 @@ def pixels(figure, stem: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def montage_pixels(run: Run, folder: Path, name: str, **limits) -> tuple[np.ndarray, figures.Grid]:
+def montage_pixels(run: Run, folder: Path, name: str, **limits) -> tuple[np.ndarray, sheets.Layout]:
     fields = open_fields(folder, name, **limits)
     table = table_of(run, folder)
     figure = figures.montage(fields, table[table["layer"] == name], run.name, name)
     shown = pixels(figure, folder / name)
-    layout = figures.grid(len(fields.channel), fields.patch.shape[1], fields.patch.shape[2])
+    layout = figures.arranged(len(fields.channel), fields.patch.shape[1], fields.patch.shape[2])
     assert shown.shape[:2] == (layout.height, layout.width)
     return shown, layout
 
 
-def tile_of(picture: np.ndarray, layout: figures.Grid, row: int, column: int) -> np.ndarray:
+def tile_of(picture: np.ndarray, layout: sheets.Layout, row: int, column: int) -> np.ndarray:
     x, y = layout.corner(row, column)
     return picture[y : y + layout.side, x : x + layout.side]
 
@@ -161,7 +161,7 @@ def test_no_dark_edge_is_drawn_where_the_image_ends():
 @pytest.mark.parametrize("number", [1, 8, 32, 64, 1000])
 @pytest.mark.parametrize("window", [1, 7, 21, 22, 224])
 def test_tiles_neither_overlap_nor_leave_the_picture(patches, number, window):
-    layout = figures.grid(number, patches, window)
+    layout = figures.arranged(number, patches, window)
     assert layout.width <= figures.MAX_WIDTH and layout.side >= 16
     x, y = np.array(
         [
@@ -200,7 +200,7 @@ def test_the_mean_gradient_panel_is_mid_grey_where_nothing_happens(written):
     picture, layout = montage_pixels(run, folder, "conv1")
     fields = open_fields(folder, "conv1")
     for row in range(12):
-        panel = tile_of(picture, layout, row, layout.patches + 1)
+        panel = tile_of(picture, layout, row, layout.apart + 1)
         size = layout.side // 7
         for place in np.ndindex(7, 7):
             pixel = panel[place[0] * size + size // 2, place[1] * size + size // 2].astype(int)
@@ -218,7 +218,7 @@ def test_pixels_outside_the_image_are_hatched_not_black(written):
     fields = open_fields(folder, "layer1.0")
     row = 7
     scale = layout.side // 19
-    for column in range(layout.patches):
+    for column in range(layout.apart):
         shown = tile_of(picture, layout, row, column).astype(int)
         for y, x in ((0, 0), (0, 18), (18, 0), (8, 8)):
             assert fields.blank[row, column, y, x]
@@ -227,18 +227,18 @@ def test_pixels_outside_the_image_are_hatched_not_black(written):
         inside = shown[9 * scale + 1 :, 9 * scale + 1 :]
         expected = run.pixels[39 - column, :10, :10].astype(int).repeat(scale, 0).repeat(scale, 1)
         assert np.abs(inside - expected[1:, 1:]).max() == 0
-    mean = tile_of(picture, layout, row, layout.patches).astype(int)
+    mean = tile_of(picture, layout, row, layout.apart).astype(int)
     assert mean[: 9 * scale].min() >= 200
 
 
 def test_missing_units_and_silent_channels_stay_white_and_are_named(written):
     run, folder = written
     picture, layout = montage_pixels(run, folder, "layer1.0")
-    for column in range(layout.patches + 3):
+    for column in range(layout.apart + 3):
         assert (tile_of(picture, layout, 2, column) == 255).all()
-    for column in range(3, layout.patches):
+    for column in range(3, layout.apart):
         assert (tile_of(picture, layout, 5, column) == 255).all()
-    for column in (0, 1, 2, layout.patches):
+    for column in (0, 1, 2, layout.apart):
         assert (tile_of(picture, layout, 5, column) != 255).any()
     fields, table = open_fields(folder, "layer1.0"), table_of(run, folder)
     figure = figures.montage(fields, table[table["layer"] == "layer1.0"], "demo", "layer1.0")
@@ -473,8 +473,8 @@ def test_the_script_draws_every_figure_of_a_run(written, tmp_path, monkeypatch, 
     }
     settings = {"layers": names, "channels": 4, "patches": 3, "source": "top_per_image"}
     found = by_script("figures", tmp_path, given, {"run": "demo", **settings})
-    sheets = {f"{depth:02d}_{name}" for depth, name in enumerate(names)} if with_fields else set()
-    assert set(found) == {"receptive_field_size", "sparsity", "accuracy"} | sheets
+    drawn = {f"{depth:02d}_{name}" for depth, name in enumerate(names)} if with_fields else set()
+    assert set(found) == {"receptive_field_size", "sparsity", "accuracy"} | drawn
 
 
 def test_the_script_compares_the_runs(written, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_pictures_do_not_overlap_and_stay_on_the_page(rows, columns, side):
 
 
 def test_a_picture_lies_where_the_layout_says():
-    page = sheets.Sheet(5, 80, "title", "facts", ["one", "two\nlines"])
+    page = sheets.Sheet(sheets.layout(5, 2, 80), "title", "facts", ["one", "two\nlines"])
     random = np.random.default_rng(0)
     painted = random.integers(0, 256, (80, 80, 3), np.uint8)
     page.paint(4, 1, painted)
@@ -59,7 +59,10 @@ def test_a_picture_lies_where_the_layout_says():
 @pytest.mark.parametrize("rows", [1, 5, 32])
 def test_labels_can_be_read(rows):
     page = sheets.Sheet(
-        rows, 80, "a run · layer1.0 · gratings", "facts " * 18, ["mean\ngradient"] * 3
+        sheets.layout(rows, 3, 80),
+        "a run · layer1.0 · gratings",
+        "facts " * 18,
+        ["mean\ngradient"] * 3,
     )
     for row in range(rows):
         page.label(row, 100 + row, [("OSI 0.55", "k"), ("± 20°", "k"), ("F1/F0 1.57", "k")])
@@ -70,7 +73,7 @@ def test_labels_can_be_read(rows):
 
 
 def test_a_pdf_holds_the_pictures_pixel_by_pixel_and_the_rest_as_vectors(tmp_path):
-    page = sheets.Sheet(5, 80, "a run · conv1", "facts", ["one", "two\nlines"])
+    page = sheets.Sheet(sheets.layout(5, 2, 80), "a run · conv1", "facts", ["one", "two\nlines"])
     random = np.random.default_rng(0)
     for row in range(5):
         page.paint(row, 0, random.integers(0, 256, (80, 80, 3), np.uint8))

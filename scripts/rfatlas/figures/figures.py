@@ -7,7 +7,7 @@ the receptive fields.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -25,19 +25,9 @@ from rfatlas.statistics import rows_by_layer, wilson
 #: Side of a montage tile in pixels: large enough to judge a filter, small enough that a screen
 #: shows the 32 channels of a layer at once. Tiles of small receptive fields are whole multiples.
 TILE = 64
-OUTLINE = 190
 #: No montage is wider (in pixels) or has more channels: memory, and pictures that can be looked at.
 MAX_WIDTH = 4000
 MAX_CHANNELS = 200
-GAP = 3
-GROUP_GAP = 12
-LABEL_WIDTH = 62
-HEADER = 58
-TITLE = 80
-#: What the title needs.
-MIN_WIDTH = 840
-FOOTER = 34
-MARGIN = 16
 
 #: A Gaussian that fits worse than this describes no effective receptive field.
 GOOD_FIT = 0.5
@@ -54,58 +44,16 @@ INACTIVE = {
 PANELS = ("mean\nimage", "mean\ngradient", "effective\nRF")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Where a montage has its tiles, in pixels from the top left corner of the picture.
-
-    `channels` rows in `blocks` side by side; each row holds `patches` tiles and then the panels.
-    """
-
-    channels: int
-    patches: int
-    blocks: int
-    side: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of a block."""
-        return -(-self.channels // self.blocks)
-
-    @property
-    def block_width(self) -> int:
-        """Width of a block with its row labels."""
-        columns = self.patches + len(PANELS)
-        return LABEL_WIDTH + columns * (self.side + GAP) + GROUP_GAP
-
-    @property
-    def width(self) -> int:
-        """Width of the picture."""
-        blocks = self.blocks * self.block_width + (self.blocks - 1) * 2 * GROUP_GAP
-        return max(MIN_WIDTH, 2 * MARGIN + blocks)
-
-    @property
-    def height(self) -> int:
-        """Height of the picture."""
-        return TITLE + HEADER + self.rows * (self.side + GAP) + FOOTER + MARGIN
-
-    def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Return (x, y) of the top left corner of a tile; columns count patches, then panels."""
-        block, row = divmod(row, self.rows)
-        x = MARGIN + block * (self.block_width + 2 * GROUP_GAP) + LABEL_WIDTH
-        x += column * (self.side + GAP) + (GROUP_GAP if column >= self.patches else 0)
-        return x, TITLE + HEADER + row * (self.side + GAP)
-
-
-def grid(channels: int, patches: int, window: int) -> Grid:
+def arranged(channels: int, patches: int, window: int) -> sheets.Layout:
     """Return the layout of a montage of that many channels and patches, at most MAX_WIDTH wide."""
+    columns = patches + len(PANELS)
     side = TILE if window > style.PIXELATED else window * (TILE // window)
     blocks = 1 if channels <= 8 else 2 if channels <= 48 else 3
-    while blocks > 1 and Grid(channels, patches, blocks, side).width > MAX_WIDTH:
-        blocks -= 1
-    excess = Grid(channels, patches, blocks, side).width - MAX_WIDTH
-    if excess > 0:
-        side -= -(-excess // (patches + len(PANELS)))
-    return Grid(channels, patches, blocks, side)
+    place = sheets.Layout(channels, columns, side, blocks, patches)
+    while place.blocks > 1 and place.width > MAX_WIDTH:
+        place = replace(place, blocks=place.blocks - 1)
+    excess = max(0, place.width - MAX_WIDTH)
+    return replace(place, side=side - -(-excess // columns))
 
 
 @dataclass(frozen=True)
@@ -196,51 +144,33 @@ def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure
     about mid grey on its own symmetric scale, an effective RF from black on its own scale.
     """
     table = table.set_index("channel")
-    window = fields.patch.shape[2]
-    layout = grid(len(fields.channel), fields.patch.shape[1], window)
-    side = layout.side
-    canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
-
-    def put(row: int, column: int, picture: np.ndarray, blank: np.ndarray) -> None:
-        x, y = layout.corner(row, column)
-        # A hairline keeps white patches apart from the page.
-        canvas[y - 1 : y + side + 1, x - 1 : x + side + 1] = OUTLINE
-        canvas[y : y + side, x : x + side] = style.tile(picture, blank, side)
-
-    for row in range(len(fields.channel)):
-        for rank in range(layout.patches):
-            if fields.exists[row, rank]:
-                put(row, rank, fields.patch[row, rank], fields.blank[row, rank])
-        if not fields.exists[row].any():
-            continue
-        nowhere = np.isnan(fields.mean_image[row]).all(axis=0)
-        means = (
-            np.moveaxis(np.nan_to_num(fields.mean_image[row]), 0, -1),
-            style.signed_rgb(fields.mean_gradient[row]),
-            style.positive_rgb(fields.effective[row]),
-        )
-        for panel, picture in enumerate(means):
-            put(row, layout.patches + panel, picture, nowhere)
-
-    figure = style.figure(layout.width / sheets.DPI, layout.height / sheets.DPI, sheets.DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set_xlim(0, layout.width)
-    axes.set_ylim(layout.height, 0)
-    style.lay_pixels(axes, canvas)
-
-    axes.text(MARGIN, 12, f"{run} · {layer}", fontsize=13, fontweight="bold", va="top")
-    axes.text(MARGIN, 38, _montage_facts(fields, window), fontsize=9, color=style.GREY, va="top")
-    for block in range(layout.blocks):
-        _montage_headings(axes, layout, block, window)
+    shown, patches, window = fields.patch.shape[:3]
+    first = f"top {patches} images, best first" if patches > 1 else "top\nimage"
+    page = sheets.Sheet(
+        arranged(shown, patches, window),
+        f"{run} · {layer}",
+        _montage_facts(fields, window),
+        [first, *[""] * (patches - 1), *PANELS],
+    )
     for row, channel in enumerate(fields.channel):
-        _montage_label(axes, layout, row, channel, table.loc[channel], fields.exists[row].any())
-    return figure
+        responds = fields.exists[row].any()
+        page.label(row, channel, *_montage_label(table.loc[channel], responds))
+        for rank in np.flatnonzero(fields.exists[row]):
+            page.put(row, rank, fields.patch[row, rank], fields.blank[row, rank])
+        if responds:
+            nowhere = np.isnan(fields.mean_image[row]).all(axis=0)
+            means = (
+                np.moveaxis(np.nan_to_num(fields.mean_image[row]), 0, -1),
+                style.signed_rgb(fields.mean_gradient[row]),
+                style.positive_rgb(fields.effective[row]),
+            )
+            for column, picture in enumerate(means, patches):
+                page.put(row, column, picture, nowhere)
+    page.below(0, f"{window} px", arrow=True)
+    return page.finish()
 
 
 def _montage_facts(fields: Fields, window: int) -> str:
-    shown, total = len(fields.channel), fields.total
-    channels = f"all {total} channels" if shown == total else f"{shown} of {total} channels"
     if fields.size is None:
         field = f"units see the whole image ({fields.image_size} px)"
     elif fields.size > window:
@@ -251,67 +181,22 @@ def _montage_facts(fields: Fields, window: int) -> str:
     else:
         field = f"receptive field {fields.size} × {fields.size} px, stride {fields.stride} px"
     return (
-        f"{channels}   |   {field}\n"
+        f"{sheets.count(fields)}   |   {field}\n"
         "r: split-half correlation of the mean gradient   |   hatched: outside the image"
     )
 
 
-def _montage_headings(axes, layout: Grid, block: int, window: int) -> None:
-    """Name the columns of a block and give the scale of its tiles."""
-    row = block * layout.rows
-    left, top = layout.corner(row, 0)
-    last, _ = layout.corner(row, layout.patches - 1)
-    text = f"top {layout.patches} images, best first" if layout.patches > 1 else "top\nimage"
-    axes.text((left + last + layout.side) / 2, top - 6, text, ha="center", va="bottom", fontsize=9)
-    axes.text(left - 8, top - 6, "channel", ha="right", va="bottom", fontsize=9)
-    for panel, name in enumerate(PANELS):
-        x, _ = layout.corner(row, layout.patches + panel)
-        axes.text(x + layout.side / 2, top - 6, name, ha="center", va="bottom", fontsize=9)
-    rows = min(layout.rows, layout.channels - row)
-    _, bottom = layout.corner(row + rows - 1, 0)
-    y = bottom + layout.side + 9
-    axes.annotate(
-        "",
-        (left, y),
-        (left + layout.side, y),
-        arrowprops={
-            "arrowstyle": "<->",
-            "color": style.INK,
-            "linewidth": 0.9,
-            "shrinkA": 0,
-            "shrinkB": 0,
-        },
-    )
-    axes.text(left + layout.side / 2, y + 4, f"{window} px", ha="center", va="top", fontsize=8.5)
-
-
-def _montage_label(axes, layout: Grid, row: int, channel: int, facts: pd.Series, responds) -> None:
-    """Write a row's channel number, the reliability of its gradient, and what is wrong with it."""
-    x, y = layout.corner(row, 0)
-    middle = y + layout.side / 2
-    inactive = bool(facts["inactive"])
+def _montage_label(facts: pd.Series, responds: bool) -> tuple[list[sheets.Line], str]:
+    """Return the lines below a channel's number (the reliability of its gradient, and what is wrong
+    with it), and the colour of the number."""
     lines = []
     if not responds:
         lines.append(("silent", style.VERMILLION))
     elif np.isfinite(facts.get("split_half", np.nan)):
-        reliability = f"{facts['split_half']:z.2f}".replace("-", "−")
-        lines.append((f"r {reliability}", style.GREY))
-    if inactive:
+        lines.append((style.minus(f"r {facts['split_half']:z.2f}"), style.GREY))
+    if facts["inactive"]:
         lines.append(("inactive", style.VERMILLION))
-    top = middle - 7 * len(lines)
-    color = style.VERMILLION if inactive or not responds else style.INK
-    axes.text(
-        x - 8,
-        top,
-        str(channel),
-        ha="right",
-        va="center",
-        fontsize=10,
-        fontweight="bold",
-        color=color,
-    )
-    for index, (text, color) in enumerate(lines, 1):
-        axes.text(x - 8, top + 14 * index, text, ha="right", va="center", fontsize=8, color=color)
+    return lines, style.VERMILLION if facts["inactive"] or not responds else style.INK
 
 
 @style.styled
@@ -329,8 +214,8 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     figure, axes = style.depth_figure(names, 4.6, 1)
     theory, effective = "theoretical: side of the box", "effective: diameter of the fitted Gaussian"
     handles = [
-        Line2D([], [], color=style.INK, marker="s", markersize=5, label=theory),
-        Line2D([], [], color=style.GREY, linestyle=(0, (4, 3)), label=f"image: {image_size} px"),
+        style.mark(theory, style.INK, "s", line="-", markersize=5),
+        style.mark(f"image: {image_size} px", style.GREY, line=(0, (4, 3))),
     ]
     axes.axhline(image_size, color=style.GREY, linewidth=1, linestyle=(0, (4, 3)))
     axes.plot(size, color=style.INK, marker="s", markersize=5, linewidth=1.4, zorder=5)
@@ -473,9 +358,9 @@ def accuracy(scores: Sequence[Score]) -> Figure:
             reason = "no labels" if entry.classes else "no classifier"
             axes.text(0.02, row, reason, va="center", color=style.GREY)
     handles = [
-        Line2D([], [], color=style.BLUE, marker="o", linewidth=2, label="top-1, 95 % interval"),
-        Line2D([], [], color=style.ORANGE, marker="s", linewidth=2, label="top-5, 95 % interval"),
-        Line2D([], [], color=style.INK, marker="|", markersize=9, linestyle="", label="chance"),
+        style.mark("top-1, 95 % interval", style.BLUE, "o", line="-", linewidth=2),
+        style.mark("top-5, 95 % interval", style.ORANGE, "s", line="-", linewidth=2),
+        style.mark("chance", style.INK, "|", markersize=9),
     ]
     title = f"{scores[0].run} · accuracy" if len(scores) == 1 else "Accuracy of all runs"
     style.titles(figure, axes, title, "n labelled images; Wilson intervals")

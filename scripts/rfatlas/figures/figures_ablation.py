@@ -13,7 +13,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from scipy import stats
@@ -67,7 +66,7 @@ CHANGES = LinearSegmentedColormap.from_list(
     "changes", [style.VERMILLION, "#f2b58a", "white", style.SKY, style.BLUE]
 )
 
-POINTS = FuncFormatter(lambda share, _: f"{100 * share:.3g}".replace("-", "−"))
+POINTS = FuncFormatter(lambda share, _: style.minus(f"{100 * share:.3g}"))
 
 
 def swept(table: pd.DataFrame, mode: str) -> pd.DataFrame:
@@ -94,7 +93,7 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
         (1.9, 1.7),
         footer=0.55,
     )
-    left, bottom = _edges(panels)
+    left, bottom = style.edges(panels)
     for axes, (name, rows) in zip(panels, layers, strict=True):
         rows = rows.sort_values(f"{mode}_delta_top1", kind="stable")
         change, low, high = (
@@ -120,16 +119,13 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
         if axes in left:
             axes.set_ylabel("points", fontsize=8.5)
     handles = [
-        Line2D([], [], color=style.BLUE, label="change"),
+        style.mark("change", style.BLUE, line="-"),
         Patch(color=style.SKY, alpha=0.6, label="95 % interval"),
-        Line2D(
-            [],
-            [],
-            color=style.VERMILLION,
-            marker="o",
+        style.mark(
+            f"q ≤ {SIGNIFICANT:g} (McNemar, Benjamini-Hochberg); counted in the title",
+            style.VERMILLION,
+            "o",
             markersize=4,
-            linestyle="",
-            label=f"q ≤ {SIGNIFICANT:g} (McNemar, Benjamini-Hochberg); counted in the title",
         ),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=3)
@@ -154,7 +150,7 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
     width, height = max(7.2, 1.9 * len(columns) + 0.9), 1.5 * len(layers) + 1.05
     figure = style.figure(width, height)
     figure.set_layout_engine(
-        "constrained", rect=(0, 0, 1, 1 - 0.62 / height), w_pad=0.06, h_pad=0.05
+        "constrained", rect=(0, 0, 1, 1 - style.HEADER / height), w_pad=0.06, h_pad=0.05
     )
     panels = figure.subplots(len(layers), len(columns), squeeze=False)
     for row, (name, members) in enumerate(layers):
@@ -171,7 +167,7 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
         panels[row][0].set_ylabel(f"{name}\nchange of loss", fontsize=8.5)
         panels[row][0].yaxis.set_major_locator(MaxNLocator(4))
     which = "" if len(layers) == len(every) else f"; {len(layers)} of {len(every)} layers"
-    _head(
+    style.header(
         figure,
         title,
         f"change of the loss without each channel ({MODES[mode]}); ρ is Spearman's{which}",
@@ -198,7 +194,7 @@ def _against(axes: Axes, values: np.ndarray, change: np.ndarray, classes: bool) 
     if len(x):
         varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
         rho = stats.spearmanr(x, y).statistic if varied else np.nan
-        text = f"ρ = {rho:.2f}".replace("-", "−") if varied else "ρ undefined"
+        text = style.minus(f"ρ = {rho:.2f}") if varied else "ρ undefined"
     axes.set_title(text, loc="right", fontsize=8, fontweight="normal")
     axes.grid(axis="y")
 
@@ -223,7 +219,7 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
         (2.1, 1.9),
         footer=0.8,
     )
-    left, bottom = _edges(panels)
+    left, bottom = style.edges(panels)
     present = [name for name in ORDERS if name in set(rows["order"])]
     for axes, (name, members) in zip(panels, layers, strict=True):
         axes.axhline(intact, color=style.INK, linewidth=0.8, linestyle=(0, (1, 2)))
@@ -260,15 +256,14 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
         if axes in bottom:
             axes.set_xlabel("channels taken out", fontsize=8.5)
     handles = [
-        Line2D([], [], color=color, label=label)
-        for color, label in (ORDERS[name] for name in present)
+        style.mark(label, color, line="-") for color, label in (ORDERS[name] for name in present)
     ]
     handles += [
-        Line2D([], [], color=style.GREY, linewidth=1.4, label="random, median"),
+        style.mark("random, median", style.GREY, line="-", linewidth=1.4),
         Patch(color=style.PALE, label="random, range"),
-        Line2D([], [], color=style.INK, label="largest first"),
-        Line2D([], [], color=style.INK, linestyle=(0, (3, 1.5)), label="smallest first"),
-        Line2D([], [], color=style.INK, linewidth=0.8, linestyle=(0, (1, 2)), label="intact"),
+        style.mark("largest first", style.INK, line="-"),
+        style.mark("smallest first", style.INK, line=(0, (3, 1.5))),
+        style.mark("intact", style.INK, line=(0, (1, 2)), linewidth=0.8),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=5)
     return figure
@@ -316,25 +311,17 @@ def groups(table: pd.DataFrame, run: str) -> Figure:
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(lines)), labels, fontsize=8.5)
-    _head(
+    style.header(
         figure,
         title,
         "change of top-1 accuracy; at the right p, the share of sets, the group among them, that "
         "lose as much",
     )
     handles = [
-        Line2D([], [], color=style.VERMILLION, marker="D", label="the group, 95 % interval"),
-        Line2D([], [], color=style.GREY, marker="o", linestyle="", label="control, same norms"),
-        Line2D(
-            [],
-            [],
-            color=style.GREY,
-            marker="o",
-            markerfacecolor="white",
-            linestyle="",
-            label="control, any norms",
-        ),
-        Line2D([], [], color=style.INK, marker="|", markersize=9, linestyle="", label="median"),
+        style.mark("the group, 95 % interval", style.VERMILLION, "D", line="-"),
+        style.mark("control, same norms", style.GREY, "o"),
+        style.mark("control, any norms", style.GREY, "o", markerfacecolor="white"),
+        style.mark("median", style.INK, "|", markersize=9),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=4)
     return figure
@@ -418,7 +405,7 @@ def classes(
     width = max(7.2, 0.27 * len(columns) + 2.6)
     height = 0.2 * len(shown) + 0.055 * longest + 1.5
     figure = style.figure(width, height)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.62 / height))
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - style.HEADER / height))
     axes = figure.subplots()
     axes.set_facecolor(style.PALE)
     picture = axes.imshow(shown, cmap=CHANGES, vmin=-limit, vmax=limit, aspect="auto")
@@ -432,7 +419,7 @@ def classes(
     bar.ax.tick_params(labelsize=8)
     which = "all classes" if len(columns) == len(seen) else f"the {len(columns)} classes (of "
     which += "" if len(columns) == len(seen) else f"{len(seen)}) that change most"
-    _head(
+    style.header(
         figure,
         title,
         f"accuracy of each class without the channel ({MODES[mode]}); strongest channels, {which}",
@@ -443,21 +430,8 @@ def classes(
 def _empty(title: str, reason: str) -> Figure:
     """Return a figure that says why there is nothing to draw."""
     figure = style.figure(7.2, 1.6)
-    _head(figure, title, reason)
+    style.header(figure, title, reason)
     return figure
-
-
-def _head(figure: Figure, title: str, subtitle: str) -> None:
-    """Put a bold title and a plain line below it at the top left of a figure."""
-    width, height = figure.get_size_inches()
-    figure.text(0.1 / width, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
-    figure.text(0.1 / width, 1 - 0.36 / height, subtitle, fontsize=9, color=style.GREY, va="top")
-
-
-def _edges(panels: list[Axes]) -> tuple[list[Axes], list[Axes]]:
-    """Return the panels of a `style.panel_grid` at its left edge, and those with none below."""
-    columns = panels[0].get_subplotspec().get_gridspec().ncols
-    return panels[::columns], panels[-columns:]
 
 
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:

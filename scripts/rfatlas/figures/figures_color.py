@@ -17,7 +17,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
@@ -120,20 +119,16 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
             upper.plot(x, share, marker, color=color, markerfacecolor=face, markersize=5, zorder=4)
     upper.set_ylim(-0.03, 1.03)
     upper.set_ylabel("of the channels that respond")
-    handles = [
-        Line2D([], [], color=CLASSES[name][1], marker="o", label=CLASSES[name][0]) for name in shift
-    ]
+    handles = [style.mark(CLASSES[name][0], CLASSES[name][1], "o", line="-") for name in shift]
     if twin:
         handles.append(
-            Line2D(
-                [],
-                [],
-                color=style.INK,
-                marker="s",
+            style.mark(
+                f"the same of {twin}",
+                style.INK,
+                "s",
+                line="--",
                 markerfacecolor="white",
-                linestyle="--",
                 linewidth=0.9,
-                label=f"the same of {twin}",
             )
         )
     kinds = macaque.set_index(["kind", "layer"])
@@ -217,12 +212,12 @@ def stability(table: pd.DataFrame, run: str) -> Figure:
             axes.set_xlabel(label, fontsize=8.5)
             axes.tick_params(labelsize=8)
     _depth_bar(figure, panels, names, shades)
-    _header(figure, f"{run} · classes by threshold", "share of the channels that respond")
-    handles = [Line2D([], [], color=style.INK, linewidth=2.2, marker="o", ms=3, label=ALL)]
+    style.header(figure, f"{run} · classes by threshold", "share of the channels that respond")
+    handles = [style.mark(ALL, style.INK, "o", line="-", linewidth=2.2, ms=3)]
     if twin:
-        line = Line2D([], [], color=style.VERMILLION, linestyle="--", label=f"{twin}, {ALL}")
+        line = style.mark(f"{twin}, {ALL}", style.VERMILLION, line="--")
         handles.append(line)
-    dots = Line2D([], [], color=style.GREY, linestyle=(0, (1, 2)), label="in force")
+    dots = style.mark("in force", style.GREY, line=(0, (1, 2)))
     figure.legend(handles=[*handles, dots], loc="lower center", ncols=3)
     return figure
 
@@ -259,7 +254,7 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
         x = np.arange(len(names))
         axes.plot(x, agreement, "--", color=color, linewidth=1, marker=marker, mfc="white", ms=5)
         axes.plot(x, kappa, "-", color=color, linewidth=1.6, marker=marker, ms=5)
-        handles.append(Line2D([], [], color=color, marker=marker, label=RULES[rule]))
+        handles.append(style.mark(RULES[rule], color, marker, line="-"))
     style.layer_axis(axes, names)
     axes.axhline(0, color=style.GREY, linewidth=0.8)
     low = np.nanmin([-0.05, table["kappa"].min()])
@@ -267,11 +262,11 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
     axes.set_xlabel("layer, in network order")
     axes.set_ylabel("agreement with the cone rule")
     handles += [
-        Line2D([], [], color=style.INK, label="beyond chance (κ)"),
-        Line2D([], [], color=style.INK, linestyle="--", label="share of channels"),
+        style.mark("beyond chance (κ)", style.INK, line="-"),
+        style.mark("share of channels", style.INK, line="--"),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=5)
-    _header(
+    style.header(
         figure,
         f"{run} · do the rules of opponency agree?",
         "above: channels of all layers, shaded by their share of the row; framed: what means the "
@@ -295,7 +290,7 @@ def orientation(table: pd.DataFrame, run: str) -> Figure:
         ends = (part[end].to_numpy(float) for end in ("lo", "hi"))
         axes.vlines(x, *ends, color=color, linewidth=2)
         axes.plot(x, part["fraction"], "o", color=color, markersize=6)
-        handles.append(Line2D([], [], color=color, marker="o", linestyle="", label=label))
+        handles.append(style.mark(label, color, "o"))
     axes.axvline(len(rows) - 1.5, color=style.GREY, linewidth=0.8)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(style.PERCENT)
@@ -392,14 +387,14 @@ def tuning(
         used = [row[column] for row in panels if row[column].axison]
         if used:
             used[-1].set_xlabel("cycles per pixel", fontsize=8.5)
-    _header(
+    style.header(
         figure,
         f"{run} · frequency tuning to colour and luminance",
         f"typical channels; opponent: a chromatic peak ≥ {color_ratio:g} of L+M's; "
         f"single-opponent: color_lowpass ≥ {lowpass:g}",
     )
     handles = [
-        Line2D([], [], color=color, marker="o", ms=3, label=label)
+        style.mark(label, color, "o", line="-", ms=3)
         for label, color in zip((label for label, *_ in AXES.values()), _INKS, strict=True)
     ]
     figure.legend(handles=handles, loc="lower center", ncols=3)
@@ -539,11 +534,7 @@ def read_channels(file: h5py.File, limit: int) -> Channels:
     curves = [_curves(file, channel) for channel in chosen]
     field = None
     if "field_dkl" in file:
-        place = {channel: row for row, channel in enumerate(file["field_channel"][:].tolist())}
-        field = np.full((len(chosen), *file["field_dkl"].shape[1:]), np.nan)
-        for row, channel in enumerate(chosen.tolist()):
-            if channel in place:
-                field[row] = file["field_dkl"][place[channel]]
+        field = sheets.aligned(file["field_dkl"], file["field_channel"], chosen).astype(float)
     return Channels(
         chosen,
         file["frequency"][:],
@@ -568,13 +559,12 @@ def sheet(found: Channels, table: pd.DataFrame, run: str, layer: str) -> Figure:
     headings = ["frequency", "hue"]
     if found.field is not None:
         headings = [*(label for label, *_ in AXES.values()), *headings]
-    shown, total = len(found.channel), found.total
-    count = f"all {total} channels" if shown == total else f"{shown} of {total} channels"
     facts = (
-        f"{count}   |   excites / inhibits: L+M white / black, L−M vermillion / green, S blue / "
-        "orange   |   curves: L+M black, L−M vermillion, S blue"
+        f"{sheets.count(found)}   |   excites / inhibits: L+M white / black, L−M vermillion / "
+        "green, S blue / orange   |   curves: L+M black, L−M vermillion, S blue"
     )
-    page = sheets.Sheet(shown, SIDE, f"{run} · {layer} · colour", facts, headings)
+    place = sheets.layout(len(found.channel), len(headings), SIDE)
+    page = sheets.Sheet(place, f"{run} · {layer} · colour", facts, headings)
     table = table.set_index("channel")
     shades = [_diverging(minus, plus) for _, minus, plus in AXES.values()]
     lines, inks, dots, dot_inks = [], [], [], []
@@ -686,7 +676,7 @@ def _matrix(axes: Axes, cells: pd.DataFrame, title: str) -> None:
     axes.set_yticks(range(len(first)), [LABELS[name] for name in first], fontsize=8)
     axes.tick_params(length=0)
     kappa = cells["kappa"].iloc[0]
-    known = f", κ = {kappa:.2f}".replace("-", "−") if np.isfinite(kappa) else ""
+    known = style.minus(f", κ = {kappa:.2f}") if np.isfinite(kappa) else ""
     axes.set_title(title + known, fontsize=9)
 
 
@@ -696,13 +686,6 @@ _ORDER = [name for name in LABELS if name != "unresponsive"] + ["unresponsive"]
 def _shown(grid: pd.DataFrame) -> list[str]:
     """The columns of a matrix that are drawn: all classes, and what has none where there is any."""
     return [name for name in grid if name != "unresponsive" or grid[name].any()]
-
-
-def _header(figure: Figure, title: str, subtitle: str) -> None:
-    """Put a bold title over a figure and a plain line below it."""
-    _, height = figure.get_size_inches()
-    figure.text(0.012, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
-    figure.text(0.012, 1 - 0.36 / height, subtitle, fontsize=9, color=style.GREY, va="top")
 
 
 def _depth_bar(figure: Figure, panels: np.ndarray, names: list[str], shades: np.ndarray) -> None:

@@ -103,8 +103,8 @@ def accuracy(table: pd.DataFrame, group: str) -> Figure:
     subtitle = "95 % Wilson intervals; at the right: difference in top-1, of the same images"
     style.titles(figure, axes, f"{group} · accuracy", subtitle)
     handles = [
-        Line2D([], [], color=style.BLUE, marker="o", linewidth=2, label="top-1"),
-        Line2D([], [], color=style.ORANGE, marker="s", linewidth=2, label="top-5"),
+        style.mark("top-1", style.BLUE, "o", line="-", linewidth=2),
+        style.mark("top-5", style.ORANGE, "s", line="-", linewidth=2),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
@@ -117,7 +117,7 @@ def _difference(row: tuple) -> str:
     if pd.isna(row.difference):
         return "no labels"
     ends = [100 * end for end in (row.difference, row.difference_lo, row.difference_hi)]
-    return "{:+.1f} points\n({:+.1f} to {:+.1f})".format(*ends).replace("-", "−")
+    return style.minus("{:+.1f} points\n({:+.1f} to {:+.1f})".format(*ends))
 
 
 @style.styled
@@ -170,9 +170,7 @@ def quantities(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
             axes.yaxis.set_major_formatter("{x:.4g}")
             axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylabel(QUANTITIES[name])
-    handles.append(
-        Line2D([], [], color=style.GREY, linestyle="--", lw=1, label="theoretical field: side")
-    )
+    handles.append(style.mark("theoretical field: side", style.GREY, line="--", lw=1))
     subtitle = "median and quartiles over channels; receptive field: σ of the effective one"
     style.titles(figure, panels[0], f"{group} · sizes and indices", subtitle)
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
@@ -212,10 +210,9 @@ def matched(
     subtitle = f"with {reference}, one to one by maxima over each image; below: correlation ≥ 0.5"
     style.titles(figure, upper, f"{group} · matched channels", subtitle)
     handles = [
-        Line2D([], [], color=look[run][0], marker=look[run][1], linewidth=2.4, label=run)
-        for run in others
+        style.mark(run, look[run][0], look[run][1], line="-", linewidth=2.4) for run in others
     ]
-    handles.append(Line2D([], [], color=style.INK, linewidth=1.4, label="by chance (permuted)"))
+    handles.append(style.mark("by chance (permuted)", style.INK, line="-", linewidth=1.4))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
@@ -283,10 +280,7 @@ def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: st
     subtitle = f"of {int(table['images'].iloc[0]):,} images"
     if len(chance):
         subtitle += f"; by chance (images permuted) {chance.min():.2f} to {chance.max():.2f}"
-    inset = 0.1 / figure.get_figwidth()
-    title = f"{group} · {label} of all layers"
-    figure.text(inset, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
-    figure.text(inset, 1 - 0.36 / height, subtitle, fontsize=9, color=style.GREY, va="top")
+    style.header(figure, f"{group} · {label} of all layers", subtitle)
     return figure
 
 
@@ -321,7 +315,7 @@ def _styles(runs: Sequence[str]) -> list[tuple[str, str]]:
 def _handles(runs: Iterable[str]) -> list[Line2D]:
     runs = list(runs)
     return [
-        Line2D([], [], color=color, marker=marker, linewidth=2, label=run)
+        style.mark(run, color, marker, line="-", linewidth=2)
         for run, (color, marker) in zip(runs, _styles(runs), strict=True)
     ]
 

@@ -105,8 +105,8 @@ def sheet(found: Fitted, run: str, layer: str) -> Figure:
     """
     size = found.gradient.shape[-1]
     headings = ["mean\ngradient", "along its\nmain colour", "fitted\nGabor"]
-    title = f"{run} · {layer} · Gabors"
-    page = sheets.Sheet(len(found.channel), SIDE, title, _facts(found), headings)
+    place = sheets.layout(len(found.channel), len(headings), SIDE)
+    page = sheets.Sheet(place, f"{run} · {layer} · Gabors", _facts(found), headings)
     solid, dashed = [], []
     for row, channel in enumerate(found.channel):
         page.label(row, channel, *_label(found, row))
@@ -150,11 +150,9 @@ def _label(found: Fitted, row: int) -> tuple[list[sheets.Line], str]:
 
 
 def _facts(found: Fitted) -> str:
-    shown = len(found.channel)
-    channels = f"all {shown}" if shown == found.total else f"{shown} of {found.total}"
     oriented = int((found.reason == "").sum())
     return (
-        f"{channels} channels, {oriented} oriented   |   direction of modulation, R², nx × ny in "
+        f"{sheets.count(found)}, {oriented} oriented   |   direction of modulation, R², nx × ny in "
         f"cycles   |   outline at {SIGMAS:g} sigma"
     )
 

@@ -69,12 +69,7 @@ def read(file: h5py.File, fields: h5py.File | None, channels: int) -> Tuning:
     response = file["unrectified" if rectified else "response"][rows]
     gradient = None
     if fields is not None:
-        stored = fields["mean_gradient"]
-        gradient = np.full((len(rows), *stored.shape[1:]), np.nan, np.float32)
-        where = {channel: index for index, channel in enumerate(fields["channel"][:].tolist())}
-        for picture, channel in zip(gradient, chosen.tolist(), strict=True):
-            if channel in where:
-                picture[:] = stored[where[channel]]
+        gradient = sheets.aligned(fields["mean_gradient"], fields["channel"], chosen)
     return Tuning(
         chosen,
         tuning.mean_above(response, file["blank"][rows], rectified),
@@ -127,8 +122,8 @@ def sheet(found: Tuning, table: pd.DataFrame, run: str, layer: str) -> Figure:
     if found.gradient is not None:
         headings.insert(0, "mean\ngradient")
     at = len(headings) - 2
-    n = len(found.channel)
-    page = sheets.Sheet(n, SIDE, f"{run} · {layer} · gratings", _facts(found), headings)
+    layout = sheets.layout(len(found.channel), len(headings), SIDE)
+    page = sheets.Sheet(layout, f"{run} · {layer} · gratings", _facts(found), headings)
     blue, grey, thin, dashed, middles, marks = [], [], [], [], [], []
     for row, channel in enumerate(found.channel):
         facts = table.loc[channel]
@@ -197,10 +192,8 @@ def _label(facts: pd.Series, selective: bool) -> tuple[list[sheets.Line], str]:
 
 
 def _facts(found: Tuning) -> str:
-    shown = len(found.channel)
-    channels = f"all {shown}" if shown == found.total else f"{shown} of {found.total}"
     return (
-        f"{channels} channels   |   {len(found.orientation)} orientations from the right (0°) "
+        f"{sheets.count(found)}   |   {len(found.orientation)} orientations from the right (0°) "
         f"counter-clockwise, maps from 0° upwards   |   gratings {found.size} px wide"
     )
 

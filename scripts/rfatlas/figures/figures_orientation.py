@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle, Wedge
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -133,10 +132,10 @@ def roses(
         axes.text(0, -0.08, f"{theta.size} of {len(rows)}", ha="center", va="top", fontsize=8)
     handles = [
         Patch(color=style.BLUE, alpha=0.75, label=run),
-        Line2D([], [], color=style.ORANGE, linestyle=(0, (3, 2)), label="all directions alike"),
+        style.mark("all directions alike", style.ORANGE, line=(0, (3, 2))),
     ]
     if others:
-        handles.insert(1, Line2D([], [], color=style.INK, linewidth=1, label=twin_name))
+        handles.insert(1, style.mark(twin_name, style.INK, line="-", linewidth=1))
     figure.legend(handles=handles, loc="lower center", ncols=3)
     return figure
 
@@ -223,7 +222,7 @@ def frequency(
     if others:
         handles.append(style.strip_handle(style.ORANGE, twin_name))
     handles += [
-        Line2D([], [], color=style.INK, linestyle="--", label="Nyquist frequency of the stride"),
+        style.mark("Nyquist frequency of the stride", style.INK, line="--"),
         Patch(color=style.PALE, label="macaque V1: quartiles (De Valois et al. 1982)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -251,7 +250,7 @@ def selective(counts: pd.DataFrame, run: str) -> Figure:
         axes.vlines(x, interval[:, 0], interval[:, 1], color=color, linewidth=2)
         axes.plot(x, share, color=color, linewidth=0.8, alpha=0.5)
         axes.plot(x, share, marker, color=color, markersize=6)
-        handles.append(Line2D([], [], color=color, marker=marker, linewidth=2, label=label))
+        handles.append(style.mark(label, color, marker, line="-", linewidth=2))
     for position, row in rows.iterrows():
         text = f"{row['selective']}/{row['responsive']}"
         axes.annotate(
@@ -290,7 +289,7 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
         (1.7, 1.6),
     )
     with_twin = counts["twin_fraction"].notna().any()
-    left, bottom = _edges(panels)
+    left, bottom = style.edges(panels)
     for axes, (name, rows) in zip(panels, layers, strict=True):
         rows = rows.sort_values("osi_threshold")
         x = rows["osi_threshold"].to_numpy(float)
@@ -310,14 +309,10 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
         if axes in bottom:
             axes.set_xlabel("OSI threshold", fontsize=8.5)
         axes.tick_params(labelsize=8, labelleft=axes in left)
-    handles = [Line2D([], [], color=style.BLUE, marker="o", markersize=3, label=run)]
+    handles = [style.mark(run, style.BLUE, "o", line="-", markersize=3)]
     if with_twin:
         label = counts["twin"].dropna().loc[lambda names: names != ""].iloc[0]
-        handles.append(
-            Line2D(
-                [], [], color=style.ORANGE, linestyle="--", marker="o", markersize=3, label=label
-            )
-        )
+        handles.append(style.mark(label, style.ORANGE, "o", line="--", markersize=3))
     figure.legend(handles=handles, loc="lower center", ncols=2)
     return figure
 
@@ -352,37 +347,21 @@ def v1(
         axes.remove()
     for axes in panels[: len(quantities)][::width]:
         axes.set_yticks(-np.arange(len(names)), names, fontsize=8.5)
-    figure.text(
-        0.012,
-        1 - 0.1 / height,
-        f"{run} · compared with macaque V1",
-        fontsize=12,
-        fontweight="bold",
-        va="top",
-    )
     subtitle = "channels per bin, each layer to its own height; right: channels behind it" + (
         f"; Gabor fits with R² ≥ {gabor_r2:g}" if "gabor_nx" in quantities else ""
     )
-    figure.text(0.012, 1 - 0.36 / height, subtitle, fontsize=9, color=style.GREY, va="top")
+    style.header(figure, f"{run} · compared with macaque V1", subtitle)
     handles = [
         Patch(color=style.BLUE, alpha=0.7, label=run),
         Patch(color=style.GREY, label="macaque V1, published histogram"),
-        Line2D([], [], color=style.INK, marker="|", markersize=8, linestyle="", label="median"),
-        Line2D([], [], color=style.VERMILLION, label="published median"),
-        Line2D([], [], color=style.VERMILLION, linestyle="--", label="the same, from memory"),
+        style.mark("median", style.INK, "|", markersize=8),
+        style.mark("published median", style.VERMILLION, line="-"),
+        style.mark("the same, from memory", style.VERMILLION, line="--"),
     ]
     if medians["twin_median"].notna().any():
         handles.insert(
             3,
-            Line2D(
-                [],
-                [],
-                color=style.ORANGE,
-                marker="^",
-                markersize=5,
-                linestyle="",
-                label="median of the random twin",
-            ),
+            style.mark("median of the random twin", style.ORANGE, "^", markersize=5),
         )
     figure.legend(handles=handles, loc="lower center", ncols=3)
     return figure
@@ -486,7 +465,7 @@ def nx_ny(
         (1.75, 1.8),
     )
     low, high = 0.03, 3.0
-    left, bottom = _edges(panels)
+    left, bottom = style.edges(panels)
     medians = reference[reference["statistic"] == "median"].set_index("quantity")["value"]
     for axes, (name, rows) in zip(panels, layers, strict=True):
         for cell in joint.itertuples():
@@ -529,27 +508,10 @@ def nx_ny(
         # Between the rows there is no room for the labels of ticks, and all panels have the same.
         axes.tick_params(labelsize=8, labelbottom=axes in bottom, labelleft=axes in left)
     handles = [
-        Line2D([], [], color=style.BLUE, marker="o", linestyle="", label="orientation-selective"),
-        Line2D(
-            [],
-            [],
-            color=style.BLUE,
-            marker="o",
-            markerfacecolor="white",
-            linestyle="",
-            label="other channels",
-        ),
+        style.mark("orientation-selective", style.BLUE, "o"),
+        style.mark("other channels", style.BLUE, "o", markerfacecolor="white"),
         Patch(color=style.INK, alpha=0.4, label="macaque V1 (Ringach 2002)"),
-        Line2D(
-            [],
-            [],
-            color=style.VERMILLION,
-            marker="+",
-            markeredgewidth=2,
-            markersize=9,
-            linestyle="",
-            label="its medians",
-        ),
+        style.mark("its medians", style.VERMILLION, "+", markeredgewidth=2, markersize=9),
     ]
     if "orientation_selective" not in table:
         handles = handles[1:]
@@ -600,31 +562,17 @@ def agreement(table: pd.DataFrame, run: str, twin_name: str = "") -> Figure:
     axes.set_yticks([0, 10, 45, 90])
     labels = [ESTIMATES[name][1] for name in pair]
     axes.set_ylabel(f"{labels[0]} to\n{labels[1]} (°)")
-    figure.text(
-        0.012, 0.985, f"{run} · do the estimates agree?", fontsize=12, fontweight="bold", va="top"
-    )
-    figure.text(
-        0.012,
-        0.945,
+    style.header(
+        figure,
+        f"{run} · do the estimates agree?",
         "preferred orientation by three estimates; below: orientation-selective channels, median "
         "and quartiles",
-        fontsize=9,
-        color=style.GREY,
-        va="top",
     )
     handles = [
-        Line2D([], [], color=style.BLUE, marker="o", linestyle="", label="orientation-selective"),
-        Line2D(
-            [],
-            [],
-            color=style.BLUE,
-            marker="o",
-            markerfacecolor="white",
-            linestyle="",
-            label="other channels",
-        ),
+        style.mark("orientation-selective", style.BLUE, "o"),
+        style.mark("other channels", style.BLUE, "o", markerfacecolor="white"),
         Patch(color=style.PALE, label=f"within {CLOSE}°"),
-        Line2D([], [], color=style.GREY, linestyle=(0, (4, 3)), label="median by chance"),
+        style.mark("median by chance", style.GREY, line=(0, (4, 3))),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=4)
     return figure
@@ -661,12 +609,6 @@ def _scatter(axes: Axes, pair: tuple[str, str], name: str, rows: pd.DataFrame) -
     axes.set_xlabel(f"{ESTIMATES[pair[0]][1]} (°)")
     axes.set_ylabel(f"{ESTIMATES[pair[1]][1]} (°)", labelpad=1)
     axes.set_title(f"{name}, {len(first)} channels", fontsize=9)
-
-
-def _edges(panels: list[Axes]) -> tuple[list[Axes], list[Axes]]:
-    """Return the panels of a `style.panel_grid` at its left edge, and those with none below."""
-    columns = panels[0].get_subplotspec().get_gridspec().ncols
-    return panels[::columns], panels[-columns:]
 
 
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:

@@ -116,9 +116,8 @@ def sheet(found: Stimuli, table: pd.DataFrame, run: str, layer: str) -> Figure:
         headings = ["top\nimage", "mean\ngradient", *headings]
     window = found.best.shape[-1]
     side = sheets.fitting(window, SIDE)
-    page = sheets.Sheet(
-        len(found.channel), side, f"{run} · {layer} · preferred stimuli", _facts(found), headings
-    )
+    place = sheets.layout(len(found.channel), len(headings), side)
+    page = sheets.Sheet(place, f"{run} · {layer} · preferred stimuli", _facts(found), headings)
     at = len(headings) - 2
     for row, channel in enumerate(found.channel):
         if found.patch is not None and not np.isnan(found.gradient[row]).all():
@@ -144,17 +143,15 @@ def _label(facts: pd.Series) -> tuple[list[sheets.Line], str]:
         text = f"gain {facts['stimulus_gain']:.2f}"
         lines.append((text, style.VERMILLION if weak else style.GREY))
     if np.isfinite(facts["stimulus_gradient"]):
-        lines.append((f"r {facts['stimulus_gradient']:.2f}".replace("-", "−"), style.GREY))
+        lines.append((style.minus(f"r {facts['stimulus_gradient']:.2f}"), style.GREY))
     return lines, color
 
 
 def _facts(found: Stimuli) -> str:
-    shown = len(found.channel)
-    channels = f"all {shown}" if shown == found.total else f"{shown} of {found.total}"
     measured = f" ({found.measured} measured)" if found.measured < found.total else ""
     correlation = "   |   r: with the mean gradient" if found.patch is not None else ""
     return (
-        f"{channels} channels{measured}   |   gain: activation over the largest that any image "
+        f"{sheets.count(found)}{measured}   |   gain: activation over the largest that any image "
         f"reaches{correlation}"
     )
 

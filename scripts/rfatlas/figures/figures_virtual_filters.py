@@ -61,11 +61,7 @@ def read(group: h5py.Group, fields: h5py.File | None, total: int, channels: int)
     gradient, same = None, everything
     if fields is not None:
         stored = fields["mean_gradient"]
-        gradient = np.full((len(chosen), *stored.shape[1:]), np.nan, np.float32)
-        where = {channel: index for index, channel in enumerate(fields["channel"][:].tolist())}
-        for picture, channel in zip(gradient, chosen.tolist(), strict=True):
-            if channel in where:
-                picture[:] = stored[where[channel]]
+        gradient = sheets.aligned(stored, fields["channel"], chosen)
         same = tuple(
             shared(group.attrs["start"], fields.attrs["start"], extent, stored.shape[-1])
             for extent in kernel.shape[2:]
@@ -102,10 +98,9 @@ def sheet(found: Filters, table: pd.DataFrame, run: str, layer: str) -> Figure:
     if found.gradient is not None:
         columns.append(("mean\ngradient", found.gradient))
     side = SIDE if found.filter is None else sheets.fitting(found.filter.shape[-1], SIDE)
-    page = sheets.Sheet(
-        len(found.channel), side, f"{run} · {layer} · virtual filters", _facts(found),
-        [heading for heading, _ in columns] if found.filter is not None else [],
-    )  # fmt: skip
+    headings = [heading for heading, _ in columns] if found.filter is not None else []
+    place = sheets.layout(len(found.channel), len(headings), side)
+    page = sheets.Sheet(place, f"{run} · {layer} · virtual filters", _facts(found), headings)
     for row, channel in enumerate(found.channel):
         for column, (_, pictures) in enumerate(columns):
             picture = pictures[row]
@@ -134,7 +129,7 @@ def _label(facts: pd.Series) -> list[sheets.Line]:
     lines = []
     for name, column in (("r", "virtual_correlation"), ("lin", "virtual_linear_correlation")):
         if np.isfinite(facts[column]):
-            lines.append((f"{name} {facts[column]:.2f}".replace("-", "−"), style.GREY))
+            lines.append((style.minus(f"{name} {facts[column]:.2f}"), style.GREY))
     if isinstance(facts["virtual_reason"], str) and facts["virtual_reason"]:
         lines.append(("unreached", style.VERMILLION))
     return lines
@@ -143,14 +138,12 @@ def _label(facts: pd.Series) -> list[sheets.Line]:
 def _facts(found: Filters) -> str:
     if found.filter is None:
         return f"no virtual filters: {found.reason}"
-    shown = len(found.channel)
-    channels = f"all {shown}" if shown == found.total else f"{shown} of {found.total}"
     paths = {
         "kernel": "the first layer's own kernels",
         "skip": "through the skip connections",
         "plain": "no skip connection: largest taps",
     }
-    facts = f"{channels} channels   |   {paths[found.path]}"
+    facts = f"{sheets.count(found)}   |   {paths[found.path]}"
     if found.gradient is not None:
         facts += "   |   r, lin: correlation of filter, linear response with the mean gradient"
     return facts
@@ -254,7 +247,7 @@ def _share_axis(axes: Axes) -> None:
 
 
 def _triangle(label: str) -> Line2D:
-    return Line2D([], [], color=style.ORANGE, marker="^", markersize=6, linestyle="", label=label)
+    return style.mark(label, style.ORANGE, "^", markersize=6)
 
 
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:

@@ -8,7 +8,9 @@ corner, y downwards.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import h5py
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,7 +28,7 @@ MIN_WIDTH = 860
 MIN_ROWS = 4
 
 MARGIN, TITLE, HEADER, FOOTER = 16, 64, 44, 38
-LABEL_WIDTH, GAP, BLOCK_GAP = 84, 4, 26
+LABEL_WIDTH, GAP, GROUP_GAP, BLOCK_GAP = 84, 4, 12, 26
 #: Between the lines of a label.
 LINE = 14
 OUTLINE = 190
@@ -56,12 +58,16 @@ def files(given: Mapping, layers: Sequence[str], *stages: str) -> Iterator[tuple
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a sheet has its pictures: `rows` of `columns`, each `side` pixels wide, in `blocks`."""
+    """Where a sheet has its pictures: `rows` of `columns`, each `side` pixels wide, in `blocks`.
+
+    The first `apart` columns are a group of their own.
+    """
 
     rows: int
     columns: int
     side: int
     blocks: int
+    apart: int = 0
 
     @property
     def per_block(self) -> int:
@@ -71,7 +77,8 @@ class Layout:
     @property
     def block_width(self) -> int:
         """Width of a block with its labels and the space behind it."""
-        return LABEL_WIDTH + self.columns * (self.side + GAP) + BLOCK_GAP
+        pictures = self.columns * (self.side + GAP) + (GROUP_GAP if self.apart else 0)
+        return LABEL_WIDTH + pictures + BLOCK_GAP
 
     @property
     def width(self) -> int:
@@ -87,6 +94,7 @@ class Layout:
         """Return (x, y) of the top left corner of a picture."""
         block, place = divmod(row, self.per_block)
         x = MARGIN + block * self.block_width + LABEL_WIDTH + column * (self.side + GAP)
+        x += GROUP_GAP if self.apart and column >= self.apart else 0
         return x, TITLE + HEADER + place * (self.side + GAP)
 
     def last_rows(self) -> list[int]:
@@ -105,6 +113,25 @@ def layout(rows: int, columns: int, side: int) -> Layout:
     return Layout(rows, columns, side, -(-rows // -(-rows // blocks)))
 
 
+def count(found: Any) -> str:
+    """Say how many channels a sheet shows (`found.channel`) of how many (`found.total`)."""
+    shown = len(found.channel)
+    return f"all {shown} channels" if shown == found.total else f"{shown} of {found.total} channels"
+
+
+def aligned(stored: h5py.Dataset, have: h5py.Dataset, chosen: np.ndarray) -> np.ndarray:
+    """Read the pictures (n, 3, S, S) of chosen channels; NaN for those that `have` lacks.
+
+    `stored` has a row for every channel of `have`.
+    """
+    pictures = np.full((len(chosen), *stored.shape[1:]), np.nan, np.float32)
+    rows = {channel: row for row, channel in enumerate(have[:].tolist())}
+    for picture, channel in zip(pictures, chosen.tolist(), strict=True):
+        if channel in rows:
+            picture[:] = stored[rows[channel]]
+    return pictures
+
+
 def fitting(window: int, side: int) -> int:
     """Return the side, about `side`, of pictures of `window` pixels: a multiple of few pixels."""
     return window * round(side / window) if window <= style.PIXELATED else side
@@ -121,13 +148,14 @@ class Sheet:
         What curves and texts are drawn on, in pixels, y downwards.
     """
 
-    def __init__(self, rows: int, side: int, title: str, facts: str, headings: Sequence[str]):
-        """Begin a sheet of `rows` channels with pictures of `side` pixels.
+    def __init__(self, place: Layout, title: str, facts: str, headings: Sequence[str]):
+        """Begin a sheet.
 
-        `facts` is one line below the title; `headings` (one or two lines each) name the columns; a
-        sheet without any has nothing but its title.
+        `facts` is one line below the title, or two; `headings` (one or two lines each) name the
+        columns, an empty one goes on with that before it; a sheet without any has nothing but its
+        title.
         """
-        self.layout = place = layout(rows, len(headings), side)
+        self.layout = place
         self._canvas = np.full((place.height, place.width, 3), 255, np.uint8)
         self._figure = style.figure(place.width / DPI, place.height / DPI, DPI)
         self.axes: Axes = self._figure.add_axes((0, 0, 1, 1))
@@ -140,9 +168,12 @@ class Sheet:
             first = last // place.per_block * place.per_block
             x, y = place.corner(first, 0)
             self.axes.text(x - 8, y - 6, "channel", ha="right", va="bottom", fontsize=8.5)
-            for column, heading in enumerate(headings):
-                x, _ = place.corner(first, column)
-                self.axes.text(x + side / 2, y - 6, heading, ha="center", va="bottom", fontsize=8.5)
+            named = [column for column, heading in enumerate(headings) if heading]
+            for column, after in zip(named, [*named[1:], len(headings)], strict=True):
+                ends = (place.corner(first, end)[0] for end in (column, after - 1))
+                middle = (sum(ends) + place.side) / 2
+                words = {"ha": "center", "va": "bottom", "fontsize": 8.5}
+                self.axes.text(middle, y - 6, headings[column], **words)
 
     def paint(self, row: int, column: int, pixels: np.ndarray) -> None:
         """Put pixels, uint8 (side, side, 3), in a place, with a hairline around it."""

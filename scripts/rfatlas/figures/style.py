@@ -38,6 +38,9 @@ PIXELATED = 21
 #: Grey level about which the pattern "outside the image" is drawn.
 NEUTRAL = 225
 
+#: Inches that a `header` takes.
+HEADER = 0.62
+
 _GOLDEN = (5**0.5 - 1) / 2
 
 #: Decorator under which every figure is drawn. The figures know no pyplot, so a
@@ -69,6 +72,11 @@ styled = matplotlib.rc_context(
         "svg.fonttype": "none",
     }
 )
+
+
+def minus(text: str) -> str:
+    """Return a text with proper minus signs."""
+    return text.replace("-", "−")
 
 
 def figure(width: float, height: float, dpi: int = DPI) -> Figure:
@@ -154,9 +162,14 @@ def strip(axes: Axes, position: float, values: np.ndarray, color: str, width: fl
     )
 
 
+def mark(label: str, color: str, marker: str = "", line="", **look) -> Line2D:
+    """Return a legend entry: a marker, a line of a style, or both."""
+    return Line2D([], [], color=color, marker=marker, linestyle=line, label=label, **look)
+
+
 def strip_handle(color: str, label: str) -> Line2D:
     """Return the legend entry of a `strip`."""
-    return Line2D([], [], color=color, marker="o", markersize=4, linewidth=2.4, label=label)
+    return mark(label, color, "o", "-", markersize=4, linewidth=2.4)
 
 
 def depth_figure(
@@ -182,6 +195,14 @@ def titles(figure: Figure, axes: Axes, title: str, subtitle: str) -> None:
     axes.set_title(subtitle, loc="left", fontsize=9, fontweight="normal", color=GREY)
 
 
+def header(figure: Figure, title: str, subtitle: str) -> None:
+    """Put a bold title and a plain line below it in the `HEADER` at the top left of a figure."""
+    width, height = figure.get_size_inches()
+    left = 0.1 / width
+    figure.text(left, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
+    figure.text(left, 1 - 0.36 / height, subtitle, fontsize=9, color=GREY, va="top")
+
+
 def panel_grid(
     panels: int, title: str, subtitle: str, side: tuple[float, float], footer: float = 0.5
 ) -> tuple[Figure, list[Axes]]:
@@ -193,18 +214,21 @@ def panel_grid(
     rows = -(-panels // 6)
     columns = -(-panels // rows)
     width = max(7.2, columns * side[0] + 0.5)
-    header = 0.62
-    height = rows * side[1] + header + footer
+    height = rows * side[1] + HEADER + footer
     new = figure(width, height)
-    rect = (0, footer / height, 1, 1 - (footer + header) / height)
+    rect = (0, footer / height, 1, 1 - (footer + HEADER) / height)
     new.set_layout_engine("constrained", rect=rect, h_pad=0.06, w_pad=0.06)
     every = new.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in every[panels:]:
         spare.remove()
-    inset = 0.1 / width
-    new.text(inset, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
-    new.text(inset, 1 - 0.36 / height, subtitle, fontsize=9, color=GREY, va="top")
+    header(new, title, subtitle)
     return new, every[:panels]
+
+
+def edges(panels: list[Axes]) -> tuple[list[Axes], list[Axes]]:
+    """Return the panels of a `panel_grid` at its left edge, and those with none below."""
+    columns = panels[0].get_subplotspec().get_gridspec().ncols
+    return panels[::columns], panels[-columns:]
 
 
 # ---- pictures of fields
