@@ -25,9 +25,8 @@ from rfatlas.statistics import rows_by_layer, wilson
 #: Side of a montage tile in pixels: large enough to judge a filter, small enough that a screen
 #: shows the 32 channels of a layer at once. Tiles of small receptive fields are whole multiples.
 TILE = 64
-#: No montage is wider (in pixels) or has more channels: memory, and pictures that can be looked at.
+#: No montage is wider, in pixels.
 MAX_WIDTH = 4000
-MAX_CHANNELS = 200
 
 #: A Gaussian that fits worse than this describes no effective receptive field.
 GOOD_FIT = 0.5
@@ -104,7 +103,7 @@ def read_fields(
         Which list of units the receptive fields were made from, as configured.
     """
     patch = receptive_field["patch"]
-    rows = style.evenly(len(patch), min(channels, MAX_CHANNELS))
+    rows = sheets.chosen(len(patch), channels)
     chosen = receptive_field["channel"][rows]
     shown = min(patches, patch.shape[1])
     window = patch.shape[2]
@@ -322,17 +321,8 @@ def score(run: str, activations: h5py.File) -> Score:
 @style.styled
 def accuracy(scores: Sequence[Score]) -> Figure:
     """Draw top-1 and top-5 accuracy of runs with 95 % Wilson intervals and chance level."""
-    figure = style.figure(7.2, 1.75 + 0.62 * len(scores))
-    figure.set_layout_engine("constrained")
-    axes = figure.add_subplot()
-    axes.set_xlim(0, 1)
-    axes.set_ylim(len(scores) - 0.45, -0.55)
     names = [f"{entry.run}\nn = {entry.images:,}" for entry in scores]
-    axes.set_yticks(range(len(scores)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x")
-    axes.xaxis.set_major_formatter(style.PERCENT)
-    axes.set_xlabel("images whose class comes first, or among the first five")
+    figure, axes = style.accuracy_figure(names, 1.75)
     for row, entry in enumerate(scores):
         kinds = [(1, entry.top1, -0.16, style.BLUE, "o"), (5, entry.top5, 0.16, style.ORANGE, "s")]
         for guesses, right, offset, color, marker in kinds:

@@ -530,7 +530,7 @@ class Channels:
 def read_channels(file: h5py.File, limit: int) -> Channels:
     """Read what a sheet shows of at most `limit` channels of a layer, evenly spread."""
     total = len(file["channel"])
-    chosen = style.evenly(total, limit)
+    chosen = sheets.chosen(total, limit)
     curves = [_curves(file, channel) for channel in chosen]
     field = None
     if "field_dkl" in file:

@@ -76,16 +76,7 @@ def accuracy(table: pd.DataFrame, group: str) -> Figure:
     `table` is runs.csv. Beside each network but the reference is the difference of its top-1
     accuracy in percentage points, with the interval for paired images.
     """
-    figure = style.figure(7.2, 1.8 + 0.62 * len(table))
-    figure.set_layout_engine("constrained")
-    axes = figure.add_subplot()
-    axes.set_xlim(0, 1)
-    axes.set_ylim(len(table) - 0.45, -0.55)
-    axes.set_yticks(range(len(table)), table["run"])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x")
-    axes.xaxis.set_major_formatter(style.PERCENT)
-    axes.set_xlabel("images whose class comes first, or among the first five")
+    figure, axes = style.accuracy_figure(table["run"], 1.8)
     beside = axes.secondary_yaxis("right")
     beside.spines["right"].set_visible(False)
     beside.tick_params(length=0, labelsize=8)

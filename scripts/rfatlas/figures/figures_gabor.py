@@ -23,8 +23,6 @@ SIDE = 80
 SIGMAS = 1.5
 #: Points of an outline.
 POINTS = 73
-#: No sheet has more channels.
-MAX_CHANNELS = 200
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def read(fits: h5py.File, fields: h5py.File, channels: int) -> Fitted:
     `fits` is the layer's file of the stage `gabor`, `fields` that of the stage `receptive_fields`.
     """
     group = fits["gradient"]
-    rows = style.evenly(len(group["channel"]), min(channels, MAX_CHANNELS))
+    rows = sheets.chosen(len(group["channel"]), channels)
     return Fitted(
         group["channel"][rows],
         fields["mean_gradient"][rows].astype(np.float32),

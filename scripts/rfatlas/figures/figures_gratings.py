@@ -30,8 +30,6 @@ SIDE = 80
 RIM = 8
 #: Points of a drawn curve, over 180 degrees.
 POINTS = 180
-#: No sheet has more channels.
-MAX_CHANNELS = 200
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def read(file: h5py.File, fields: h5py.File | None, channels: int) -> Tuning:
     None where it was off.
     """
     total = len(file["channel"])
-    rows = style.evenly(total, min(channels, MAX_CHANNELS))
+    rows = sheets.chosen(total, channels)
     chosen = file["channel"][rows]
     rectified = "unrectified" in file
     response = file["unrectified" if rectified else "response"][rows]

@@ -20,8 +20,6 @@ from rfatlas.statistics import rows_by_layer
 
 #: About the side of a picture, in pixels: small stimuli are shown with their pixels as squares.
 SIDE = 92
-#: No sheet has more channels.
-MAX_CHANNELS = 200
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def read(
         Which list of units the receptive fields were made from, as configured.
     """
     measured = len(file["channel"])
-    rows = style.evenly(measured, min(channels, MAX_CHANNELS))
+    rows = sheets.chosen(measured, channels)
     chosen = file["channel"][rows]
     facts = table.set_index("channel").loc[chosen]
     patch = blank = gradient = None

@@ -21,8 +21,6 @@ from rfatlas.statistics import rows_by_layer
 
 #: About the side of a picture, in pixels: small filters are shown with their pixels as squares.
 SIDE = 84
-#: No sheet has more channels.
-MAX_CHANNELS = 200
 #: Shares beyond are drawn on the edge.
 SHARES = (-0.5, 1.5)
 
@@ -52,7 +50,7 @@ def read(group: h5py.Group, fields: h5py.File | None, total: int, channels: int)
     `group` is the layer's in virtual_filters.h5, `fields` its file of the stage `receptive_fields`,
     None where that was off. Of a layer without virtual filters only the reason is read.
     """
-    chosen = style.evenly(total, min(channels, MAX_CHANNELS))
+    chosen = sheets.chosen(total, channels)
     everything = (slice(None), slice(None))
     reason = str(group.attrs["reason"])
     if "filter" not in group:
@@ -177,11 +175,7 @@ def correlation(
         for position, (name, rows) in enumerate(layers.items()):
             style.strip(axes, position - 0.2, rows[own].to_numpy(float), style.BLUE, 0.26)
             style.strip(axes, position + 0.2, rows[null].to_numpy(float), style.GREY, 0.26)
-            if name in others and others[name][own].notna().any():
-                axes.plot(
-                    position - 0.2, others[name][own].median(), "^", color=style.ORANGE,
-                    markersize=6, zorder=6,
-                )  # fmt: skip
+            _median(axes, position - 0.2, others.get(name), own)
         axes.set_ylim(-1.05, 1.05)
         axes.set_ylabel(f"{label}\nto mean gradient (r)")
     subtitle = "Pearson correlation on the pixels of filter and linear response"
@@ -217,9 +211,7 @@ def skip_share(
         columns = ("skip_energy_share", "skip_residual_cosine")
         for axes, values, column in zip(panels, shown, columns, strict=True):
             style.strip(axes, position, values, style.BLUE)
-            if name in others and others[name][column].notna().any():
-                middle = float(np.clip(others[name][column].median(), *SHARES))
-                axes.plot(position, middle, "^", color=style.ORANGE, markersize=6, zorder=6)
+            _median(axes, position, others.get(name), column)
     _share_axis(panels[0])
     panels[1].axhline(0, color=style.GREY, linewidth=0.8)
     panels[1].set_ylim(-1.05, 1.05)
@@ -244,6 +236,13 @@ def _share_axis(axes: Axes) -> None:
     axes.set_yticks([0, 0.5, 1])
     axes.yaxis.set_major_formatter(style.PERCENT)
     axes.set_ylabel("energy through the\nskip connection")
+
+
+def _median(axes: Axes, position: float, twin: pd.DataFrame | None, column: str) -> None:
+    """Mark the median of the twin's rows of a layer, if it has any value."""
+    if twin is not None and twin[column].notna().any():
+        middle = float(np.clip(twin[column].median(), *SHARES))
+        axes.plot(position, middle, "^", color=style.ORANGE, markersize=6, zorder=6)
 
 
 def _triangle(label: str) -> Line2D:

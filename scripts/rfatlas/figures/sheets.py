@@ -24,6 +24,8 @@ DPI = 100
 WIDTH = 1540
 #: What the title needs.
 MIN_WIDTH = 860
+#: No sheet has more channels: memory, and pictures that can be looked at.
+MAX_CHANNELS = 200
 #: Blocks have at least so many rows, as far as there are.
 MIN_ROWS = 4
 
@@ -111,6 +113,11 @@ def layout(rows: int, columns: int, side: int) -> Layout:
     blocks = max(1, min(wide, -(-rows // MIN_ROWS)))
     # As many blocks as the rows fill.
     return Layout(rows, columns, side, -(-rows // -(-rows // blocks)))
+
+
+def chosen(total: int, limit: int) -> np.ndarray:
+    """Return which channels a sheet shows: at most `limit`, evenly spread."""
+    return style.evenly(total, min(limit, MAX_CHANNELS))
 
 
 def count(found: Any) -> str:

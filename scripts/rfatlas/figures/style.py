@@ -189,6 +189,22 @@ def depth_figure(
     return new, every[0, 0] if panels == 1 else every[:, 0]
 
 
+def accuracy_figure(names: Sequence[str], spare: float) -> tuple[Figure, Axes]:
+    """Return a figure with a row for the accuracy of each network, `spare` inches higher, and its
+    axes: shares along x, from the first network on top to the last."""
+    new = figure(7.2, spare + 0.62 * len(names))
+    new.set_layout_engine("constrained")
+    axes = new.add_subplot()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.set_xlabel("images whose class comes first, or among the first five")
+    return new, axes
+
+
 def titles(figure: Figure, axes: Axes, title: str, subtitle: str) -> None:
     """Put a bold title at the left over a figure and a plain line below it, over `axes`."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
