@@ -1,5 +1,7 @@
 """Figures of colour: what is drawn where, against loops and planted tables and files."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -47,6 +49,10 @@ def counted(table: pd.DataFrame, twin: pd.DataFrame | None = None) -> dict[str, 
     return opponency.tables(table, REFERENCE, THRESHOLDS, RULES, 0.5, twin, name)
 
 
+def read(file: h5py.File, layer: str, limit: int = 32) -> drawn.Answers:
+    return drawn.read(file, layer, sheets.chosen(len(file["channel"]), limit))
+
+
 def figures(table: pd.DataFrame, folder, twin: pd.DataFrame | None = None) -> dict:
     """All figures of a run, with invented files of the stage color."""
     found = counted(table, twin)
@@ -54,7 +60,7 @@ def figures(table: pd.DataFrame, folder, twin: pd.DataFrame | None = None) -> di
     for depth, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
         files[layer] = store.open(color_file(folder / f"{layer}.h5", rows, seed=depth), "color")
     curves = {
-        name: [drawn.read_curves(files[layer], layer, channel) for layer, channel in members]
+        name: [drawn.read(files[layer], layer, np.array([channel])) for layer, channel in members]
         for name, members in drawn.examples(table).items()
     }
     last, rows = list(table.groupby("layer", sort=False))[-1]
@@ -68,7 +74,7 @@ def figures(table: pd.DataFrame, folder, twin: pd.DataFrame | None = None) -> di
         "orientation": drawn.orientation(found["orientation"], "demo"),
         "tuning": drawn.tuning(curves, "demo", 0.5, 0.5),
         "hue": drawn.hues(every, "demo"),
-        "sheet": drawn.sheet(drawn.read_channels(files[last], 32), rows, "demo", last),
+        "sheet": drawn.sheet(read(files[last], last), rows, "demo"),
     }
 
 
@@ -210,17 +216,25 @@ def test_curves_are_read_at_the_best_orientation_of_each_axis(tmp_path):
     table = invented({"conv1": 12})
     file = store.open(color_file(tmp_path / "conv1.h5", table), "color")
     for channel in range(12):
-        found = drawn.read_curves(file, "conv1", channel)
+        found = drawn.read(file, "conv1", np.array([channel]))
         for axis in range(3):
             best = max(range(4), key=lambda theta: file["tuned"][channel, axis, theta].max())
-            np.testing.assert_array_equal(found.response[axis], file["tuned"][channel, axis, best])
-        np.testing.assert_array_equal(found.flicker, file["tuned_flicker"][channel, :3])
+            np.testing.assert_array_equal(
+                found.response[0, axis], file["tuned"][channel, axis, best]
+            )
+        np.testing.assert_array_equal(found.flicker[0], file["tuned_flicker"][channel, :3])
 
 
-def test_tuning_has_zero_frequency_apart_and_is_relative_to_the_largest_answer():
+def test_tuning_has_zero_frequency_apart_and_is_relative_to_the_largest_answer(tmp_path):
     frequency = np.array([0.05, 0.1, 0.2])
     response = np.array([[1, 2, 4], [2, 1, 0], [0, 0, 0.5]], float)
-    curves = drawn.Curves("conv1", 3, frequency, response, np.array([0.4, 8, 0.1]))
+    file = store.open(color_file(tmp_path / "conv1.h5", invented({"conv1": 4})), "color")
+    curves = replace(
+        drawn.read(file, "conv1", np.array([3])),
+        frequency=frequency,
+        response=response[None],
+        flicker=np.array([[0.4, 8, 0.1]]),
+    )
     axes = drawn.tuning({"single_opponent": [curves]}, "demo", 0.5, 0.5).axes[0]
     solid = [
         line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1
@@ -236,16 +250,17 @@ def test_tuning_has_zero_frequency_apart_and_is_relative_to_the_largest_answer()
 def test_hue_curves_point_where_the_channels_prefer(tmp_path):
     table = invented({"conv1": 30}, colored=1.0)
     file = store.open(color_file(tmp_path / "conv1.h5", table), "color")
-    found = drawn.read_hues(file, table)
+    found, rows = drawn.read_hues(file, table)
     opponent = table["color_class"].str.contains("_opponent") & (
         table["color_class"] != "non_opponent"
     )
-    assert found.total == opponent.sum() and len(found.response) == drawn.CURVES
-    np.testing.assert_array_equal(found.preferred, table.loc[opponent, "hue_deg"])
-    axes = drawn.hues([found], "demo").axes[0]
+    assert len(found.hue) == drawn.CURVES
+    preferred = table.loc[opponent, "hue_deg"].to_numpy()
+    np.testing.assert_array_equal(rows["hue_deg"], preferred)
+    axes = drawn.hues([(found, rows)], "demo").axes[0]
     curves = [line.get_xydata() for line in axes.lines if line.get_linewidth() == 1.3]
     tips = [np.degrees(np.arctan2(*curve[np.hypot(*curve.T).argmax()][::-1])) for curve in curves]
-    apart = [np.abs((tip - found.preferred + 180) % 360 - 180).min() for tip in tips]
+    apart = [np.abs((tip - preferred + 180) % 360 - 180).min() for tip in tips]
     assert max(apart) <= 5, "hues are 10 degrees apart"
     assert all(np.hypot(*curve.T).max() == pytest.approx(1) for curve in curves)
 
@@ -254,11 +269,11 @@ def test_fields_share_a_scale_and_stand_under_their_axis(tmp_path):
     table = invented({"conv1": 4})
     table["color_class"] = ["non_opponent", "single_opponent", "double_opponent", "unresponsive"]
     file = store.open(color_file(tmp_path / "conv1.h5", table, window=7), "color")
-    found = drawn.read_channels(file, 3)
+    found = read(file, "conv1", 3)
     assert found.channel.tolist() == [0, 2, 3] and found.total == 4
     found.field[:] = 0
     found.field[0, 0, 3, 3], found.field[0, 1, 3, 3] = 2, 1
-    figure = drawn.sheet(found, table, "demo", "conv1")
+    figure = drawn.sheet(found, table, "demo")
     canvas = figure.axes[0].images[0].get_array()[::-1]
     middle = {}
     for label in figure.axes[0].texts:
@@ -276,8 +291,8 @@ def test_fields_share_a_scale_and_stand_under_their_axis(tmp_path):
 def test_a_sheet_draws_the_curves_of_each_channel(tmp_path):
     table = invented({"conv1": 6}, colored=1.0)
     file = store.open(color_file(tmp_path / "conv1.h5", table), "color")
-    found = drawn.read_channels(file, 6)
-    figure = drawn.sheet(found, table, "demo", "conv1")
+    found = read(file, "conv1", 6)
+    figure = drawn.sheet(found, table, "demo")
     lines = figure.axes[0].collections[0].get_segments()
     answering = table.index[table["color_class"] != "unresponsive"]
     assert len(lines) == 4 * len(answering), "three axes and the hues"
@@ -302,8 +317,8 @@ def test_without_mean_gradients_a_sheet_has_curves_only(tmp_path):
     path = color_file(tmp_path / "conv1.h5", table)
     with h5py.File(path, "r+") as file:
         del file["field_dkl"], file["field_channel"]
-    found = drawn.read_channels(store.open(path, "color"), 6)
-    figure = drawn.sheet(found, table, "demo", "conv1")
+    found = read(store.open(path, "color"), "conv1", 6)
+    figure = drawn.sheet(found, table, "demo")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert found.field is None and "L−M" not in texts and "hue" in texts
 
@@ -316,9 +331,9 @@ def test_channels_beyond_those_with_fields_have_empty_places(tmp_path):
         for name, values in few.items():
             del file[name]
             file[name] = values
-    found = drawn.read_channels(store.open(path, "color"), 6)
+    found = read(store.open(path, "color"), "conv1", 6)
     assert np.isfinite(found.field[:2]).all() and np.isnan(found.field[2:]).all()
-    drawn.sheet(found, table, "demo", "conv1").canvas.draw()
+    drawn.sheet(found, table, "demo").canvas.draw()
 
 
 # ---- the script

@@ -307,18 +307,52 @@ def orientation(table: pd.DataFrame, run: str) -> Figure:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Frequency tuning of one channel to the three axes of cone space.
+class Answers:
+    """How some channels (n) of one layer answer to colour.
 
-    `frequency` (F,) in cycles per pixel; `response` (3, F), each axis at the orientation at which
-    it drives the channel most; `flicker` (3,) to zero frequency; all above the blank.
+    `channel` (n,) of `total`; `frequency` (F,) in cycles per pixel; `response` (n, 3, F) to
+    gratings along the three axes of cone space, each at the orientation at which it drives the
+    channel most; `flicker` (n, 3) to zero frequency; `degrees` (H,), directions in the plane of L−M
+    (0) and S−(L+M) (90), `color` (H, 3) how they look, 0 to 1, and `hue` (n, H), answers to uniform
+    fields of them; all answers above the blank. `field` (n, 3, S, S), NaN where unknown, or None
+    without mean gradients.
     """
 
     layer: str
-    channel: int
+    channel: np.ndarray
     frequency: np.ndarray
     response: np.ndarray
     flicker: np.ndarray
+    degrees: np.ndarray
+    color: np.ndarray
+    hue: np.ndarray
+    field: np.ndarray | None
+    total: int
+
+
+def read(file: h5py.File, layer: str, chosen: np.ndarray) -> Answers:
+    """Read what is drawn of some channels of a layer from its file of the stage `color`."""
+    response, flicker, hue = [], [], []
+    for channel in chosen:
+        tuned = file["tuned"][channel, : len(AXES)]
+        response.append(tuned[np.arange(len(AXES)), tuned.max(axis=2).argmax(axis=1)])
+        flicker.append(file["tuned_flicker"][channel, : len(AXES)])
+        hue.append(np.maximum(file["hue_response"][channel] - file["blank"][channel], 0))
+    field = None
+    if "field_dkl" in file:
+        field = sheets.aligned(file["field_dkl"], file["field_channel"], chosen).astype(float)
+    return Answers(
+        layer,
+        chosen,
+        file["frequency"][:],
+        np.array(response),
+        np.array(flicker),
+        file["hue"][:],
+        file["hue_rgb"][:],
+        np.array(hue),
+        field,
+        len(file["channel"]),
+    )
 
 
 def examples(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:
@@ -341,32 +375,15 @@ def examples(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:
     return chosen
 
 
-def read_curves(file: h5py.File, layer: str, channel: int) -> Curves:
-    """Read the tuning curves of one channel from its layer's file of the stage `color`."""
-    return Curves(layer, channel, file["frequency"][:], *_curves(file, channel))
-
-
-def _curves(file: h5py.File, channel: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read (3, F) answers to gratings at each axis' best orientation, and (3,) to flicker."""
-    tuned = file["tuned"][channel, : len(AXES)]
-    best = tuned.max(axis=2).argmax(axis=1)
-    return tuned[np.arange(len(AXES)), best], file["tuned_flicker"][channel, : len(AXES)]
-
-
-def _hue_response(file: h5py.File, channel: int) -> np.ndarray:
-    """Read (H,) answers to uniform hues, above the blank."""
-    return np.maximum(file["hue_response"][channel] - file["blank"][channel], 0)
-
-
 @style.styled
 def tuning(
-    curves: Mapping[str, Sequence[Curves]], run: str, lowpass: float, color_ratio: float
+    curves: Mapping[str, Sequence[Answers]], run: str, lowpass: float, color_ratio: float
 ) -> Figure:
     """Draw chromatic and achromatic frequency tuning of examples of each class.
 
-    A row per class (`examples`); each channel relative to its largest response. Zero frequency is a
-    uniform field that flickers. `lowpass` and `color_ratio` are the lines of the cone rule, told in
-    the subtitle.
+    A row per class, of `examples` read one by one; each channel relative to its largest response.
+    Zero frequency is a uniform field that flickers. `lowpass` and `color_ratio` are the lines of
+    the cone rule, told in the subtitle.
     """
     kinds = {name: curves[name] for name in CLASSES if curves.get(name)}
     columns = max((len(members) for members in kinds.values()), default=1)
@@ -405,11 +422,12 @@ def tuning(
 _INKS = (style.INK, style.VERMILLION, style.BLUE)
 
 
-def _tuning(axes: Axes, found: Curves) -> None:
-    top = max(found.response.max(), found.flicker.max(), 1e-12)
+def _tuning(axes: Axes, found: Answers) -> None:
+    """Draw the answers of the first channel."""
+    top = max(found.response[0].max(), found.flicker[0].max(), 1e-12)
     x = np.log2(found.frequency)
     zero = x[0] - _apart(x)
-    for response, flicker, color in zip(found.response, found.flicker, _INKS, strict=True):
+    for response, flicker, color in zip(found.response[0], found.flicker[0], _INKS, strict=True):
         axes.plot(x, response / top, color=color, linewidth=1.5, marker="o", ms=2.5)
         axes.plot([zero, x[0]], [flicker / top, response[0] / top], ":", color=color, linewidth=1)
         axes.plot(zero, flicker / top, "o", color=color, ms=3.5)
@@ -420,44 +438,21 @@ def _tuning(axes: Axes, found: Curves) -> None:
     axes.set_yticks([0, 0.5, 1])
     axes.grid(axis="y")
     axes.tick_params(labelsize=8)
-    axes.set_title(f"{found.layer} · {found.channel}", fontsize=8.5)
+    axes.set_title(f"{found.layer} · {found.channel[0]}", fontsize=8.5)
 
 
-@dataclass(frozen=True)
-class Hues:
-    """Answers of the opponent channels of one layer to uniform equiluminant fields.
-
-    `degrees` (H,) directions in the plane of L−M (0) and S−(L+M) (90); `color` (H, 3) how they
-    look, 0 to 1; `preferred` (n,) hues of the opponent channels; `response` (m, H) of at most
-    `CURVES` of them, above the blank; `total` opponent channels.
-    """
-
-    layer: str
-    degrees: np.ndarray
-    color: np.ndarray
-    preferred: np.ndarray
-    response: np.ndarray
-    total: int
-
-
-def read_hues(file: h5py.File, rows: pd.DataFrame) -> Hues:
-    """Read what is drawn of the hues of one layer; `rows` are those of channels.csv."""
+def read_hues(file: h5py.File, rows: pd.DataFrame) -> tuple[Answers, pd.DataFrame]:
+    """Read what is drawn of the hues of one layer, whose rows of channels.csv are `rows`: at most
+    `CURVES` of the opponent channels that have a hue, evenly spread; also the rows of all opponent
+    channels."""
     opponent = rows[rows["color_class"].isin(["single_opponent", "double_opponent"])]
-    known = opponent[opponent["hue_deg"].notna()]
-    some = known["channel"].to_numpy(int)[style.evenly(len(known), CURVES)] if len(known) else []
-    response = [_hue_response(file, channel) for channel in some]
-    return Hues(
-        rows["layer"].iloc[0],
-        file["hue"][:],
-        file["hue_rgb"][:],
-        known["hue_deg"].to_numpy(float),
-        np.reshape(response, (-1, len(file["hue"]))),
-        len(opponent),
-    )
+    known = opponent.loc[opponent["hue_deg"].notna(), "channel"].to_numpy(int)
+    chosen = known[style.evenly(len(known), CURVES)] if len(known) else known
+    return read(file, rows["layer"].iloc[0], chosen), opponent
 
 
 @style.styled
-def hues(layers: Sequence[Hues], run: str) -> Figure:
+def hues(layers: Sequence[tuple[Answers, pd.DataFrame]], run: str) -> Figure:
     """Draw which hues drive the opponent channels of every layer, in the equiluminant plane.
 
     A circle per layer: L−M to the right, S−(L+M) upwards. Lines are tuning curves of single
@@ -473,7 +468,7 @@ def hues(layers: Sequence[Hues], run: str) -> Figure:
         footer=0.42,
     )
     for axes, layer in zip(panels, layers, strict=True):
-        _hues(axes, layer)
+        _hues(axes, *layer)
     figure.text(
         0.5,
         0.16 / figure.get_size_inches()[1],
@@ -484,72 +479,30 @@ def hues(layers: Sequence[Hues], run: str) -> Figure:
     return figure
 
 
-def _hues(axes: Axes, layer: Hues) -> None:
-    ring = _ring(layer.degrees)
-    axes.scatter(*(1.12 * ring.T), s=14, color=layer.color, linewidths=0)
+def _hues(axes: Axes, found: Answers, opponent: pd.DataFrame) -> None:
+    ring = _ring(found.degrees)
+    axes.scatter(*(1.12 * ring.T), s=14, color=found.color, linewidths=0)
     axes.plot(*ring[_closed(ring)].T, color=style.PALE, linewidth=0.8)
     axes.plot([-1, 1], [0, 0], color=style.PALE, linewidth=0.8)
     axes.plot([0, 0], [-1, 1], color=style.PALE, linewidth=0.8)
-    for response in layer.response:
+    for response in found.hue:
         peak = response.max()
         if peak <= 0:
             continue
         curve = ((response / peak)[:, None] * ring)[_closed(ring)]
-        axes.plot(*curve.T, color=layer.color[response.argmax()], linewidth=1.3, alpha=0.9)
-    for hue in np.radians(layer.preferred):
+        axes.plot(*curve.T, color=found.color[response.argmax()], linewidth=1.3, alpha=0.9)
+    for hue in np.radians(opponent["hue_deg"].dropna().to_numpy(float)):
         ends = np.outer([1.22, 1.38], [np.cos(hue), np.sin(hue)])
         axes.plot(*ends.T, color=style.INK, linewidth=0.9, alpha=0.55)
     axes.set_xlim(-1.45, 1.45)
     axes.set_ylim(-1.45, 1.45)
     axes.set_aspect("equal")
     axes.set_axis_off()
-    axes.set_title(f"{layer.layer}  {layer.total}", fontsize=9, loc="center")
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What a sheet shows of the chosen channels (n) of one layer.
-
-    `channel` (n,); `frequency` (F,) in cycles per pixel; `response` (n, 3, F) and `flicker` (n, 3)
-    as in `Curves`; `degrees` (H,), `color` (H, 3) and `hue` (n, H), answers above the blank, as in
-    `Hues`; `field` (n, 3, S, S), NaN where unknown, or None without mean gradients; `total`
-    channels of the layer.
-    """
-
-    channel: np.ndarray
-    frequency: np.ndarray
-    response: np.ndarray
-    flicker: np.ndarray
-    degrees: np.ndarray
-    color: np.ndarray
-    hue: np.ndarray
-    field: np.ndarray | None
-    total: int
-
-
-def read_channels(file: h5py.File, limit: int) -> Channels:
-    """Read what a sheet shows of at most `limit` channels of a layer, evenly spread."""
-    total = len(file["channel"])
-    chosen = sheets.chosen(total, limit)
-    curves = [_curves(file, channel) for channel in chosen]
-    field = None
-    if "field_dkl" in file:
-        field = sheets.aligned(file["field_dkl"], file["field_channel"], chosen).astype(float)
-    return Channels(
-        chosen,
-        file["frequency"][:],
-        np.array([response for response, _ in curves]),
-        np.array([flicker for _, flicker in curves]),
-        file["hue"][:],
-        file["hue_rgb"][:],
-        np.array([_hue_response(file, channel) for channel in chosen]),
-        field,
-        total,
-    )
+    axes.set_title(f"{found.layer}  {len(opponent)}", fontsize=9, loc="center")
 
 
 @style.styled
-def sheet(found: Channels, table: pd.DataFrame, run: str, layer: str) -> Figure:
+def sheet(found: Answers, table: pd.DataFrame, run: str) -> Figure:
     """Draw what is known of the colour of a layer's channels, a row per channel.
 
     Fields along the axes of cone space (each at its gamut maximum, all three on one scale),
@@ -564,7 +517,7 @@ def sheet(found: Channels, table: pd.DataFrame, run: str, layer: str) -> Figure:
         "green, S blue / orange   |   curves: L+M black, L−M vermillion, S blue"
     )
     place = sheets.layout(len(found.channel), len(headings), SIDE)
-    page = sheets.Sheet(place, f"{run} · {layer} · colour", facts, headings)
+    page = sheets.Sheet(place, f"{run} · {found.layer} · colour", facts, headings)
     table = table.set_index("channel")
     shades = [_diverging(minus, plus) for _, minus, plus in AXES.values()]
     lines, inks, dots, dot_inks = [], [], [], []
@@ -620,7 +573,7 @@ def _sheet_label(facts: pd.Series) -> tuple[list[sheets.Line], str]:
     return lines, style.INK
 
 
-def _cell_curves(found: Channels, row: int) -> list[np.ndarray]:
+def _cell_curves(found: Answers, row: int) -> list[np.ndarray]:
     """Return the frequency tuning of a channel as lines in a cell of a sheet, zero frequency at its
     left."""
     answer = np.column_stack([found.flicker[row], found.response[row]])
@@ -709,14 +662,15 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     yield "agreement_of_the_rules", confusion(confused, run)
     yield "orientation_for_colour", orientation(oriented, run)
     members = {pair: name for name, pairs in examples(table).items() for pair in pairs}
-    curves: dict[str, list[Curves]] = {name: [] for name in CLASSES}
+    curves: dict[str, list[Answers]] = {name: [] for name in CLASSES}
     found = []
     for name, layer, file in sheets.files(given, params.layers, "color"):
-        yield name, sheet(read_channels(file, params.channels), tables[layer], run, layer)
+        chosen = sheets.chosen(len(file["channel"]), params.channels)
+        yield name, sheet(read(file, layer, chosen), tables[layer], run)
         found.append(read_hues(file, tables[layer]))
         for (where, channel), kind in members.items():
             if where == layer:
-                curves[kind].append(read_curves(file, layer, channel))
+                curves[kind].append(read(file, layer, np.array([channel])))
     figure = tuning(curves, run, params.lowpass, params.color_ratio)
     yield "frequency_tuning_to_colour_and_luminance", figure
     yield "tuning_to_hue", hues(found, run)
