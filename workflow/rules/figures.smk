@@ -63,9 +63,7 @@ use rule figures_accuracy as figures_virtual_filters with:
     input:
         channels="results/{run}/channels.csv",
         twin=twin_table("virtual_filters", "skip_residual"),
-        virtual_filters=lambda wildcards: when(
-            stage_on("virtual_filters", wildcards.run), "results/{run}/virtual_filters.h5"
-        ),
+        virtual_filters=run_filters,
         receptive_fields=layer_files("receptive_fields", optional=True),
     output:
         figure_folder(
