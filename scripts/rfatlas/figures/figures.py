@@ -16,7 +16,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator
 
 from rfatlas.figures import sheets, style
 from rfatlas.files import store
@@ -235,16 +234,18 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
             f"theoretical and effective; effective where the fit has R² ≥ {GOOD_FIT:g}: "
             f"{len(good)} of {fitted} channels"
         )
-    axes.set_yscale("log", base=2)
+    style.octaves(axes.yaxis, lambda value: f"{value:g}")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * 1.1)
-    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.minorticks_off()
     axes.set_ylabel("receptive field (px)")
-    style.titles(figure, axes, f"{run} · receptive-field size", subtitle)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) < 4 else 2)
-    return figure
+    return style.captioned(
+        figure,
+        axes,
+        f"{run} · receptive-field size",
+        subtitle,
+        handles,
+        3 if len(handles) < 4 else 2,
+    )
 
 
 @style.styled
@@ -287,11 +288,14 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
     lower.set_ylabel("inactive channels")
     for axes in (upper, lower):
         axes.yaxis.set_major_formatter(style.PERCENT)
-    style.titles(
-        figure, upper, f"{run} · sparsity", f"{len(table)} channels in {len(names)} layers"
+    return style.captioned(
+        figure,
+        upper,
+        f"{run} · sparsity",
+        f"{len(table)} channels in {len(names)} layers",
+        handles,
+        3,
     )
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
 
 
 @dataclass(frozen=True)
@@ -353,9 +357,7 @@ def accuracy(scores: Sequence[Score]) -> Figure:
         style.mark("chance", style.INK, "|", markersize=9),
     ]
     title = f"{scores[0].run} · accuracy" if len(scores) == 1 else "Accuracy of all runs"
-    style.titles(figure, axes, title, "n labelled images; Wilson intervals")
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
+    return style.captioned(figure, axes, title, "n labelled images; Wilson intervals", handles, 3)
 
 
 def _layers(table: pd.DataFrame) -> pd.DataFrame:

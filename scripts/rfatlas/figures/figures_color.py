@@ -159,15 +159,15 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
     bars = [Patch(color=color, label=label) for label, color in KINDS.values()]
     if twin:
         bars.append(Patch(color=style.GREY, alpha=0.55, label=f"narrow: {twin}"))
-    figure.legend(handles=[*handles, *bars], loc="outside lower center", ncols=3)
-    style.titles(
+    return style.captioned(
         figure,
         upper,
         f"{run} · opponent channels",
         "above: classes of the cone rule, 95 % Wilson intervals; below: kinds by the ratio of L−M "
         "to L+M",
+        [*handles, *bars],
+        3,
     )
-    return figure
 
 
 @style.styled
@@ -295,15 +295,15 @@ def orientation(table: pd.DataFrame, run: str) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(style.PERCENT)
     axes.set_ylabel("oriented for colour")
-    style.titles(
+    return style.captioned(
         figure,
         axes,
         f"{run} · are opponent channels oriented?",
         "tuned to the orientation of coloured gratings, by class of the cone rule; 95 % Wilson "
         "intervals",
+        handles,
+        3,
     )
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
 
 
 @dataclass(frozen=True)

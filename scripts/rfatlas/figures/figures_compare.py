@@ -92,13 +92,11 @@ def accuracy(table: pd.DataFrame, group: str) -> Figure:
             share = getattr(row, guesses)
             axes.plot(share, y, marker, color=color, markersize=6, clip_on=False)
     subtitle = "95 % Wilson intervals; at the right: difference in top-1, of the same images"
-    style.titles(figure, axes, f"{group} · accuracy", subtitle)
     handles = [
         style.mark("top-1", style.BLUE, "o", line="-", linewidth=2),
         style.mark("top-5", style.ORANGE, "s", line="-", linewidth=2),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
+    return style.captioned(figure, axes, f"{group} · accuracy", subtitle, handles, 2)
 
 
 def _difference(row: tuple) -> str:
@@ -127,9 +125,9 @@ def fractions(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
         axes.yaxis.set_major_formatter(style.PERCENT)
         axes.set_ylabel(PROPERTIES[name])
     subtitle = "fraction of the channels of a layer, with 95 % Wilson intervals"
-    style.titles(figure, panels[0], f"{group} · kinds of channels", subtitle)
-    figure.legend(handles=_handles(runs), loc="outside lower center", ncols=4)
-    return figure
+    return style.captioned(
+        figure, panels[0], f"{group} · kinds of channels", subtitle, _handles(runs), 4
+    )
 
 
 @style.styled
@@ -163,9 +161,7 @@ def quantities(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
         axes.set_ylabel(QUANTITIES[name])
     handles.append(style.mark("theoretical field: side", style.GREY, line="--", lw=1))
     subtitle = "median and quartiles over channels; receptive field: σ of the effective one"
-    style.titles(figure, panels[0], f"{group} · sizes and indices", subtitle)
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    return figure
+    return style.captioned(figure, panels[0], f"{group} · sizes and indices", subtitle, handles, 4)
 
 
 @style.styled
@@ -199,13 +195,11 @@ def matched(
     lower.set_ylim(-0.03, 1.03)
     lower.yaxis.set_major_formatter(style.PERCENT)
     subtitle = f"with {reference}, one to one by maxima over each image; below: correlation ≥ 0.5"
-    style.titles(figure, upper, f"{group} · matched channels", subtitle)
     handles = [
         style.mark(run, look[run][0], look[run][1], line="-", linewidth=2.4) for run in others
     ]
     handles.append(style.mark("by chance (permuted)", style.INK, line="-", linewidth=1.4))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    return figure
+    return style.captioned(figure, upper, f"{group} · matched channels", subtitle, handles, 4)
 
 
 @style.styled

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle, Wedge
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from rfatlas.figures import style
 from rfatlas.files import store
@@ -203,21 +203,14 @@ def frequency(
         if not pd.isna(stride):
             nyquist = 0.5 / float(stride)
             axes.plot([position - 0.42, position + 0.42], [nyquist] * 2, "--", color=style.INK)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1/{1 / value:.4g}"))
-    axes.yaxis.minorticks_off()
+    style.octaves(axes.yaxis, lambda value: f"1/{1 / value:.4g}")
     axes.set_ylabel("cycles per pixel")
     degrees = axes.secondary_yaxis(
         "right", functions=(lambda f: f * pixels_per_degree, lambda f: f / pixels_per_degree)
     )
-    degrees.set_yscale("log", base=2)
-    degrees.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
-    degrees.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    degrees.yaxis.minorticks_off()
+    style.octaves(degrees.yaxis, lambda value: f"{value:.2g}")
     degrees.set_ylabel(f"cycles per degree, if {pixels_per_degree:g} pixels are one")
     source = "best grating" if "sf_cpp" in table else f"Gabor fits with R² ≥ {gabor_r2:g}"
-    style.titles(figure, axes, f"{run} · preferred spatial frequency", source)
     handles = [style.strip_handle(style.BLUE, run)]
     if others:
         handles.append(style.strip_handle(style.ORANGE, twin_name))
@@ -225,8 +218,7 @@ def frequency(
         style.mark("Nyquist frequency of the stride", style.INK, line="--"),
         Patch(color=style.PALE, label="macaque V1: quartiles (De Valois et al. 1982)"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
+    return style.captioned(figure, axes, f"{run} · preferred spatial frequency", source, handles, 2)
 
 
 @style.styled
@@ -269,9 +261,9 @@ def selective(counts: pd.DataFrame, run: str) -> Figure:
         f"OSI ≥ {threshold:g} and a defined bandwidth, of the channels that respond to gratings; "
         "95 % Wilson intervals"
     )
-    style.titles(figure, axes, f"{run} · orientation-selective channels", subtitle)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
+    return style.captioned(
+        figure, axes, f"{run} · orientation-selective channels", subtitle, handles, 2
+    )
 
 
 @style.styled

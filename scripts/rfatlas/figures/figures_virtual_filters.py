@@ -179,15 +179,13 @@ def correlation(
         axes.set_ylim(-1.05, 1.05)
         axes.set_ylabel(f"{label}\nto mean gradient (r)")
     subtitle = "Pearson correlation on the pixels of filter and linear response"
-    style.titles(figure, panels[0], f"{run} · virtual filters", subtitle)
     handles = [
         style.strip_handle(style.BLUE, "with the channel's own mean gradient"),
         style.strip_handle(style.GREY, "with that of another channel"),
     ]
     if others:
         handles.append(_triangle(f"median of {twin_name}"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
+    return style.captioned(figure, panels[0], f"{run} · virtual filters", subtitle, handles, 3)
 
 
 @style.styled
@@ -219,12 +217,12 @@ def skip_share(
     subtitle = "top units, split at the layer's own block"
     if outside:
         subtitle += f"; {outside} channels beyond the axis, on its edge"
-    style.titles(figure, panels[0], f"{run} · skip connection and residual branch", subtitle)
     handles = [style.strip_handle(style.BLUE, f"channels of {run}; median and quartiles")]
     if others:
         handles.append(_triangle(f"median of {twin_name}"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
+    return style.captioned(
+        figure, panels[0], f"{run} · skip connection and residual branch", subtitle, handles, 2
+    )
 
 
 def _share_axis(axes: Axes) -> None:

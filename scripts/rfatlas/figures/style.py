@@ -5,16 +5,18 @@ matplotlib's own and embedded as TrueType, so a PDF looks and edits the same eve
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
 BLUE = "#0072B2"
@@ -189,6 +191,14 @@ def depth_figure(
     return new, every[0, 0] if panels == 1 else every[:, 0]
 
 
+def octaves(axis: Axis, text: Callable[[float], str]) -> None:
+    """Give a y axis a logarithmic scale to base 2, with `text` saying each tick."""
+    axis.axes.set_yscale("log", base=2)
+    axis.set_major_locator(LogLocator(base=2, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_minor_locator(NullLocator())
+
+
 def accuracy_figure(names: Sequence[str], spare: float) -> tuple[Figure, Axes]:
     """Return a figure with a row for the accuracy of each network, `spare` inches higher, and its
     axes: shares along x, from the first network on top to the last."""
@@ -205,10 +215,15 @@ def accuracy_figure(names: Sequence[str], spare: float) -> tuple[Figure, Axes]:
     return new, axes
 
 
-def titles(figure: Figure, axes: Axes, title: str, subtitle: str) -> None:
-    """Put a bold title at the left over a figure and a plain line below it, over `axes`."""
+def captioned(
+    figure: Figure, axes: Axes, title: str, subtitle: str, handles: Sequence[Artist], columns: int
+) -> Figure:
+    """Return a `depth_figure` with a bold title at the left over it, a plain line below that over
+    `axes`, its first panel, and its legend at the bottom."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     axes.set_title(subtitle, loc="left", fontsize=9, fontweight="normal", color=GREY)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    return figure
 
 
 def header(figure: Figure, title: str, subtitle: str) -> None:
