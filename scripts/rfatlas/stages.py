@@ -487,6 +487,11 @@ def pages() -> list[dict[str, Any]]:
     ]
 
 
+def drawn_by(topic: str) -> list[str]:
+    """Names of the stages that a topic of figures shows."""
+    return [stage.name for stage in STAGES if stage.figures == topic]
+
+
 def readers(name: str) -> list[str]:
     """Names of the stages whose jobs read what stage `name` writes.
 

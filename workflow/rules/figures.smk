@@ -62,7 +62,7 @@ use rule figures_accuracy as figures_overview with:
 use rule figures_accuracy as figures_virtual_filters with:
     input:
         channels="results/{run}/channels.csv",
-        twin=twin_table("virtual_filters", "skip_residual"),
+        twin=twin_table(*stages.drawn_by("virtual_filters")),
         virtual_filters=run_filters,
         receptive_fields=layer_files("receptive_fields", optional=True),
     output:
@@ -79,7 +79,7 @@ use rule figures_accuracy as figures_virtual_filters with:
         topic="figures_virtual_filters",
         code=versions.digest("rfatlas.figures.figures_virtual_filters"),
         run="{run}",
-        twin=lambda wildcards: twin(wildcards.run, ["virtual_filters", "skip_residual"]) or "",
+        twin=lambda wildcards: twin(wildcards.run, stages.drawn_by("virtual_filters")) or "",
         layers=lambda wildcards: run_layers(wildcards.run),
         channels=settings["figures"]["channels"],
 
