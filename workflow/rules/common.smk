@@ -10,9 +10,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# The library lies two folders above this file, also where this workflow is a module of another.
+# The library lies two folders above this file, also where this workflow is a module of another. It
+# goes before an rfatlas that is installed from another checkout, in jobs as well.
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+os.environ.update(
+    PYTHONPATH=os.pathsep.join([str(ROOT / "scripts"), *filter(None, [os.getenv("PYTHONPATH")])])
+)
 
 # Where the C library is glibc, jobs keep the memory that a batch of images frees for the next one.
 # By default it goes back to the system, which clears each page anew: a tenth of a forward pass.
