@@ -130,6 +130,13 @@ def finished(tmp_path_factory):
     """A folder that looks as after a run of CONFIG."""
     folder = tmp_path_factory.mktemp("finished")
     imagenet(folder, flat=20, archived=2)
+    for split in ("train", "test"):
+        (folder / "hub" / split).mkdir(parents=True)
+        names = [f"{i}.png" for i in range(14)]
+        for name in names:
+            (folder / "hub" / split / name).touch()
+        rows = "".join(f"{name},0\n" for name in names)
+        (folder / "hub" / split / "metadata.csv").write_text(f"file_name,label\n{rows}")
     os.rename(folder / "data/imagenet/val", folder / "data/imagenet/val2")
     (folder / "data/imagenet/val").mkdir()
     for name in sorted(os.listdir(folder / "data/imagenet/val2"))[:16]:
@@ -206,6 +213,9 @@ CHANGES = {
     "datasets": {"datasets.new": {"source": "scenes"}},
     "datasets.<name>.source": {"datasets.scenes": {"source": "folders", "path": "photos"}},
     "datasets.<name>.path": {"datasets.val.path": "data/imagenet/val2"},
+    "datasets.<name>.split": {
+        "datasets.val": {"source": "huggingface", "path": "hub", "split": "test"}
+    },
     "datasets.<name>.labels": {"datasets.val.labels": "data/imagenet/copy_LOC_val_solution.csv"},
     "datasets.<name>.class_map": {
         "datasets.val.class_map": "data/imagenet/copy_LOC_synset_mapping.txt"

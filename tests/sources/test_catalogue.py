@@ -377,7 +377,7 @@ def test_labels_by_the_names_of_classes(tmp_path, devkit):
     assert catalogue.list_images(dataset, classes=(1000,)).labels.tolist() == [1, 0, 1]
     # One number among them is a mistake, not a name.
     file.write_text("file,label\n1.jpg,dog\n2.jpg,1.0\n3.jpg,dog\n")
-    refused("line 2: label 'dog' of 1.jpg; .*only if all labels are names", dataset)
+    refused("line 2: 1.jpg: label 'dog'; .*only if all labels are names", dataset)
 
 
 @pytest.mark.parametrize(("disk", "table"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFC", "NFC")])
@@ -398,8 +398,8 @@ def test_unicode_forms_of_names_do_not_matter(tmp_path, disk, table):
     ("text", "message"),
     [
         ("a.jpg\n", "line 1: 'a.jpg' has no label"),
-        ("a.jpg 0\nb.jpg cat\n", "line 2: label 'cat' of b.jpg"),
-        ("a.jpg 0\nb.jpg 1.5\n", "line 2: label '1.5'"),
+        ("a.jpg 0\nb.jpg cat\n", "line 2: b.jpg: label 'cat'"),
+        ("a.jpg 0\nb.jpg 1.5\n", "line 2: b.jpg: label '1.5'"),
         ("a.jpg -2\n", "label '-2'"),
         ("a.jpg 99999999999999999999\n", "label '9+'"),
         ("a.jpg 0\nb.jpg 1\n./a.jpg 0\n", "line 3: ./a.jpg is listed already in line 1"),

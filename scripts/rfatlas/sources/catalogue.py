@@ -14,9 +14,11 @@ from typing import Any
 from rfatlas.errors import RfatlasError, printable
 from rfatlas.sources.archives import ImagenetTar
 from rfatlas.sources.folders import Folders
+from rfatlas.sources.huggingface import HuggingFace
 from rfatlas.sources.imagenet import ImagenetVal
 from rfatlas.sources.listing import Listing, chosen, limited, subset_size
 from rfatlas.sources.lists import List, Scenes
+from rfatlas.sources.shards import WebDataset
 from rfatlas.sources.source import FILE_KEYS, Source
 
 SOURCES: dict[str, type[Source]] = {
@@ -24,6 +26,8 @@ SOURCES: dict[str, type[Source]] = {
     "imagenet_val": ImagenetVal,
     "imagenet_tar": ImagenetTar,
     "list": List,
+    "huggingface": HuggingFace,
+    "webdataset": WebDataset,
     "scenes": Scenes,
 }
 
@@ -130,7 +134,8 @@ def count_images(dataset: Mapping[str, Any], base: str | Path = ".", key: str = 
 def input_files(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
     """Return the files that tell where the images of `datasets.<name>` are and what they show.
 
-    The keys name inputs of the rule that packs the images.
+    The keys name inputs of the rule that packs the images. Folders are not among them: what is in
+    them is listed by `list_images`.
     """
     if dataset["source"] == "scenes":
         folder = f"results/scenes/{name}"
@@ -138,7 +143,7 @@ def input_files(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
     return {
         input: str(Path(os.path.expanduser(dataset[key])))
         for input, key in SOURCES[dataset["source"]].inputs.items()
-        if dataset.get(key) is not None
+        if dataset.get(key) is not None and not os.path.isdir(os.path.expanduser(dataset[key]))
     }
 
 

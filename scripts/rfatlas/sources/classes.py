@@ -1,9 +1,11 @@
 """Which label a class has whose name alone is known: of a folder, or in a table."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rfatlas.sources import imagenet
 from rfatlas.sources.source import Source
@@ -11,6 +13,7 @@ from rfatlas.sources.source import Source
 #: Names and WordNet ids of ImageNet's classes.
 IMAGENET = Path(__file__).resolve().parents[3] / "resources" / "imagenet_classes.txt"
 
+_LABEL = re.compile(r"-1|[0-9]{1,6}")
 _NUMBER = re.compile(r"[0-9]{1,6}")
 _WNID = re.compile(r"n\d{8}")
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -72,6 +75,42 @@ class Numbering:
                 "must be WordNet ids such as n01440764",
                 "class_map",
             )
+
+
+def labels_of(
+    source: Source, given: Sequence[str], places: Sequence[str]
+) -> tuple[np.ndarray, list[str], dict[str, Any]]:
+    """Return (labels int64 (N,), names of classes, `Numbering.facts`) from labels as written.
+
+    Integers from -1 are labels; if none is a number they are names: the lines of `class_names`, or
+    as `Numbering` has them. `places` tells in words where each label is, for messages.
+    """
+    known = set(given)
+    if all(label and not _is_number(label) for label in known):
+        if source.class_names is None:
+            numbering = Numbering(source, known)
+            labels, class_names, facts = numbering.labels, numbering.class_names, numbering.facts
+        else:
+            class_names, facts = source.listed_class_names(), {}
+            labels = {name: label for label, name in enumerate(class_names)}
+            if unknown := sorted(known - set(labels)):
+                raise source.wrong(f"does not contain the class {unknown[0]!r}", "class_names")
+        return np.array([labels[label] for label in given], dtype=np.int64), class_names, facts
+    for place, label in zip(places, given, strict=True):
+        if not _LABEL.fullmatch(label):
+            raise source.wrong(
+                f"{place}: label {label!r}; give an integer from 0 to 999999, or -1 for unknown "
+                "(names of classes only if all labels are names)"
+            )
+    return np.array([int(label) for label in given], dtype=np.int64), [], {}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_splits(source: Source, names: Collection[str]) -> None:

@@ -8,23 +8,18 @@ list file.
 """
 
 import os
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
-
-import numpy as np
 
 from rfatlas.errors import RfatlasError
-from rfatlas.sources.classes import Numbering
+from rfatlas.sources import classes
 from rfatlas.sources.listing import Listing
 from rfatlas.sources.source import Source, csv_row
 
 #: Columns that may hold the path, the first of them that is there.
 FILE_COLUMNS = ("file", "path", "file_name", "filename")
 
-_LABEL = re.compile(r"-1|[0-9]{1,6}")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -55,7 +50,8 @@ class List(Source):
     def from_rows(self, rows: Sequence[tuple[int, str, str, str]]) -> Listing:
         """Return the listing of rows (line number, path, label, class name or "")."""
         numbers, names, labels, words = (list(column) for column in zip(*rows, strict=True))
-        array, class_names, facts = self._numbered(numbers, names, labels)
+        places = [f"line {number}: {name}" for number, name in zip(numbers, names, strict=True)]
+        array, class_names, facts = classes.labels_of(self, labels, places)
         names = self._existing(names)
         first: dict[str, int] = {}
         called: dict[int, str] = {}
@@ -116,31 +112,6 @@ class List(Source):
     #: Whether a table without labels is one of images of unknown classes.
     may_lack_labels = False
 
-    def _numbered(
-        self, numbers: Sequence[int], names: Sequence[str], labels: Sequence[str]
-    ) -> tuple[np.ndarray, list[str], dict[str, Any]]:
-        """Return (labels, names of classes, what the listing is to know of them)."""
-        given = set(labels)
-        if all(label and not _is_number(label) for label in given):
-            if self.class_names is None:
-                numbering = Numbering(self, given)
-                label_of, class_names = numbering.labels, numbering.class_names
-                facts = numbering.facts
-            else:
-                class_names, facts = self.listed_class_names(), {}
-                label_of = {name: label for label, name in enumerate(class_names)}
-                if unknown := sorted(given - set(label_of)):
-                    raise self.wrong(f"does not contain the class {unknown[0]!r}", "class_names")
-            array = np.array([label_of[label] for label in labels], dtype=np.int64)
-            return array, class_names, facts
-        for number, name, label in zip(numbers, names, labels, strict=True):
-            if not _LABEL.fullmatch(label):
-                raise self.wrong(
-                    f"line {number}: label {label!r} of {name}; give an integer from 0 to 999999, "
-                    "or -1 for unknown (names of classes only if all labels are names)"
-                )
-        return np.array([int(label) for label in labels], dtype=np.int64), [], {}
-
     def _existing(self, names: Sequence[str]) -> list[str]:
         """Return the names as the disk has them, of which Unicode forms (NFC, NFD) may differ.
 
@@ -181,14 +152,6 @@ def _columns(header: str, separator: str) -> list[str]:
         return [column.strip().lower() for column in csv_row(header, "header", separator)] or [""]
     except RfatlasError:
         return [""]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Scenes(List):

@@ -59,6 +59,7 @@ class Source:
         classes: Collection[int] = (),
     ):
         self.name, self.key, self.classes = dataset["source"], key, classes
+        self.split = dataset.get("split")
         self.path, self.labels, self.class_map, self.class_names = (
             None if dataset.get(name) is None else Path(base, os.path.expanduser(dataset[name]))
             for name in FILE_KEYS
