@@ -141,6 +141,12 @@ BAD = [
     ("models.net.input", {"interpolation": "cubic"}, "models.net.input.interpolation", ["bicubic"]),
     ("models.net.input", {"mean": [1, 2]}, "models.net.input.mean", ["three numbers"]),
     ("models.net.input", {"std": [1, 0, 1]}, "models.net.input.std[1]", ["three numbers above 0"]),
+    (
+        "models.net.input",
+        {"std": [0.2, 58.4, 0.2]},
+        "models.net.input.std[1]",
+        ["58.4", "above 0 and at most 10", "for pixel values in 0..1"],
+    ),
     ("datasets.photos.source", "folder", None, ["did you mean 'folders'?", "imagenet_val"]),
     ("datasets.photos.path", ..., None, ["missing", "folders"]),
     ("datasets.photos.path", "fotos", None, ["no such folder", "did you mean 'photos'?"]),

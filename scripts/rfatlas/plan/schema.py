@@ -148,7 +148,7 @@ def allowed(node: Mapping[str, Any]) -> str:
     low, high = node.get("minimum"), node.get("maximum")
     bounds = ""
     if node.get("exclusiveMinimum") is not None:
-        bounds = f" above {node['exclusiveMinimum']}"
+        bounds = f" above {node['exclusiveMinimum']}" + (f" and at most {high}" if high else "")
     elif low is not None and high is not None:
         bounds = f" from {low} to {high}"
     elif low is not None:

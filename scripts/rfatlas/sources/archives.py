@@ -26,7 +26,6 @@ class ImagenetTar(Source):
     """An archive of ImageNet's validation images, or of class folders."""
 
     keys = ("path", "labels", "class_map", "class_names")
-    inputs = imagenet.ImagenetVal.inputs | {"path": "path"}
 
     asks_classes = True
 

@@ -134,17 +134,20 @@ def count_images(dataset: Mapping[str, Any], base: str | Path = ".", key: str = 
 def input_files(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
     """Return the files that tell where the images of `datasets.<name>` are and what they show.
 
-    The keys name inputs of the rule that packs the images. Folders are not among them: what is in
-    them is listed by `list_images`.
+    The keys name inputs of the rule that packs the images. Folders are not among them: there may be
+    more in them than a workflow can watch, and `list_images` sees what there is.
     """
     if dataset["source"] == "scenes":
         folder = f"results/scenes/{name}"
         return {"labels": f"{folder}/labels.csv", "drawn": f"{folder}/images"}
-    return {
-        input: str(Path(os.path.expanduser(dataset[key])))
-        for input, key in SOURCES[dataset["source"]].inputs.items()
-        if dataset.get(key) is not None and not os.path.isdir(os.path.expanduser(dataset[key]))
-    }
+    source = SOURCES[dataset["source"]]
+    found = {}
+    for key in FILE_KEYS:
+        if dataset.get(key) is not None and key in source.keys:
+            file = Path(os.path.expanduser(dataset[key]))
+            if key != "path" or not (source.is_folder or file.is_dir()):
+                found["truth" if key == "labels" else key] = str(file)
+    return found
 
 
 def used_keys(dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ class Folders(Source):
 
     keys = ("path", "class_map", "class_names")
     is_folder = True
-    inputs = {"class_map": "class_map", "class_names": "class_names"}
 
     asks_classes = True
 

@@ -37,7 +37,6 @@ class ImagenetVal(Source):
 
     keys = ("path", "labels", "class_map", "class_names")
     is_folder = True
-    inputs = {"truth": "labels", "class_map": "class_map", "class_names": "class_names"}
 
     def listing(self) -> Listing:
         """List the images; RfatlasError, naming key, value and what would be right."""

@@ -26,7 +26,6 @@ _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 class List(Source):
     """A list file, whose paths are relative to it."""
 
-    inputs = {"path": "path", "class_names": "class_names"}
     asks_classes = True
 
     def listing(self) -> Listing:
@@ -158,5 +157,4 @@ class Scenes(List):
     """The scenes of this workflow; `path` is the list that the rule scenes writes."""
 
     keys = ("count", "size", "seed")
-    inputs = {}
     asks_classes = False

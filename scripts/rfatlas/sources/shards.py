@@ -22,7 +22,6 @@ _LONGEST = 200
 class WebDataset(Source):
     """Shards of samples."""
 
-    inputs = {"path": "path", "class_names": "class_names"}
     is_folder = None
     asks_classes = True
 

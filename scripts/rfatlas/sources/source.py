@@ -47,9 +47,6 @@ class Source:
     is_folder: ClassVar[bool | None] = False
     #: Whether labels may depend on the numbers of classes.
     asks_classes: ClassVar[bool] = False
-    #: The files that tell where the images are and what they show, as inputs of a rule: {input:
-    #: key}. Photographs in folders are not among them: there may be more than a workflow can watch.
-    inputs: ClassVar[dict[str, str]] = {"class_names": "class_names"}
 
     def __init__(
         self,
