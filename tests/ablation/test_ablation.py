@@ -210,9 +210,9 @@ def test_ranges_and_batches_change_nothing(study, tmp_path):
             mine = one["label"][:] == k
             expected = right[:, mine].mean(1) - was[mine].mean()
             np.testing.assert_allclose(by_class[:, k], expected, atol=1e-6)
-    with pytest.raises(RfatlasError, match="end at place 60, expected 88"):
+    with pytest.raises(RfatlasError, match="end at 60, expected 88"):
         study.gather(ranges[:2], "relu", tmp_path / "short")
-    with pytest.raises(RfatlasError, match="not from place 30 on"):
+    with pytest.raises(RfatlasError, match="starts at 60, expected 30"):
         study.gather([ranges[0], ranges[2]], "relu", tmp_path / "gap")
 
 

@@ -378,10 +378,10 @@ def test_ranges_that_do_not_belong_together_are_refused(tmp_path):
         activations.merge([parts.get(key, other) for key in keys], tmp_path / "merged.h5")
 
     for keys, message in (
-        (((0, 10), (20, 30)), "starts at image 20, expected 10"),
-        (((10, 20), (0, 10), (20, 30)), "starts at image 10, expected 0"),
-        (((0, 10), (10, 20), (15, 30)), "starts at image 15, expected 20"),
-        (((0, 10), (10, 20)), "end at image 20, expected 30"),
+        (((0, 10), (20, 30)), "starts at 20, expected 10"),
+        (((10, 20), (0, 10), (20, 30)), "starts at 10, expected 0"),
+        (((0, 10), (10, 20), (15, 30)), "starts at 15, expected 20"),
+        (((0, 10), (10, 20)), "end at 20, expected 30"),
         (((0, 10), "other", (20, 30)), "weights_sha256 differ"),
     ):
         with pytest.raises(RfatlasError, match=message):

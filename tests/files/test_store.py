@@ -149,49 +149,30 @@ def test_two_processes_never_share_progress(tmp_path, monkeypatch):
         holder.wait()
 
 
-def test_publishing_that_is_cut_short_is_done_again(tmp_path, monkeypatch):
-    output = tmp_path / "out.h5"
-    partial = store.Partial(output, {})
-    for name in (store.FIELDS, store.TABLE):
-        (partial.folder / name).write_text(name)
-    plain, moved = os.replace, []
-
-    def die_at_the_second(source, target):
-        if moved:
-            raise KeyboardInterrupt
-        moved.append(target)
-        plain(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", die_at_the_second)
-        store.publish(output)
-    assert not (partial.folder / store.TABLE).exists(), "so the job is not taken for finished"
-    assert not output.exists() and (partial.folder / store.FIELDS).exists()
-    (partial.folder / store.TABLE).write_text("again")
-    store.publish(output)
-    assert output.read_text() == store.FIELDS
-    assert output.with_suffix(".csv").read_text() == "again"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.h5"]
+def test_parts_one_after_the_other_fill_a_file(tmp_path):
+    parts = [{"a": np.arange(6).reshape(2, 3), "b/c": np.ones(2, np.float32)}]
+    parts.append({name: 2 * values[:1] for name, values in parts[0].items()})
+    with store.create(tmp_path / "x.h5", ATTRS) as file:
+        store.fill(file, 3, iter(parts))
+    with store.open(tmp_path / "x.h5") as file:
+        assert file["a"][:].tolist() == [[0, 1, 2], [3, 4, 5], [0, 2, 4]]
+        assert file["b/c"].dtype == np.float32 and file["b/c"][:].tolist() == [1, 1, 2]
 
 
-def test_allocated_rows_read_back_and_the_file_is_always_valid(tmp_path):
+def test_rows_read_back_and_the_file_is_always_valid(tmp_path):
     path = tmp_path / "rows.h5"
-    layout = {"a": ((5, 2, 3), np.float64), "b": ((5,), np.int16)}
-    rows = store.Allocated(path, layout, ATTRS)
-    rows.write("a", 3, np.arange(12.0).reshape(2, 2, 3))
+    rows = store.Rows(path, "a", (5, 2, 3), np.float64, None)
+    rows.write(3, np.arange(12.0).reshape(2, 2, 3))
     with h5py.File(path) as file:
         assert file["a"].shape == (5, 2, 3), "readable while rows are being written"
-    rows.write("b", 0, np.array([7, 8, 9, 10, 11]))
     with pytest.raises(RfatlasError, match="was never finished"):
         store.open(path)
-    continued = store.Allocated(path, layout, ATTRS)
-    continued.write("a", 0, np.full((1, 2, 3), 4))
-    with pytest.raises(ValueError, match=r"rows of shape \(3, 2\), expected \(2, 3\)"):
-        continued.write("a", 0, np.zeros((1, 3, 2)))
-    continued.complete()
-    with store.open(path, "images") as file:
+    rows.write(0, np.full((1, 2, 3), 4))
+    with pytest.raises(ValueError, match=r"rows\.h5: rows \(3, 2\), expected \(2, 3\)"):
+        rows.write(0, np.zeros((1, 3, 2)))
+    with h5py.File(path) as file:
         assert file["a"][3:].ravel().tolist() == list(range(12))
-        assert (file["a"][0] == 4).all() and file["b"][:].tolist() == [7, 8, 9, 10, 11]
+        assert (file["a"][0] == 4).all()
         mapped = store.array(file["a"])
         assert np.array_equal(mapped, file["a"][:]) and mapped.shape == (5, 2, 3)
         for index in (0, -1, slice(1, 4), slice(None, None, -2), [4, 0], (2, slice(1)), ...):
@@ -199,14 +180,14 @@ def test_allocated_rows_read_back_and_the_file_is_always_valid(tmp_path):
 
 
 def test_full_disk_is_an_error_of_the_write(tmp_path, monkeypatch):
-    rows = store.Allocated(tmp_path / "rows.h5", {"a": ((5,), np.int64)}, ATTRS)
+    rows = store.Rows(tmp_path / "rows.h5", "a", (5,), np.int64, None)
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(RfatlasError, match=r"rows\.h5: no room on the disk.* for 0\.000 MB more"):
-        rows.write("a", 0, np.arange(5))
+        rows.write(0, np.arange(5))
 
 
 def test_tables_round_trip_to_nine_digits(tmp_path):

@@ -7,7 +7,6 @@ paired by image: the same images with and without the channel.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,36 +309,36 @@ def gather(
     Raises
     ------
     RfatlasError
-        If a range is missing, or comes from other images, weights or settings.
+        As `store.ranges` does.
     """
-    whole = _joined(ranges)
-    columns: dict[str, Any] = {"layer": layer, "channel": whole.channel}
+    image, label, channel, found = _joined(ranges)
+    intact = found.pop("intact")
+    columns: dict[str, Any] = {"layer": layer, "channel": channel}
     # Written in the order of the data set, so that files of different layers compare by row.
-    place = np.argsort(whole.image)
+    place = np.argsort(image)
     with store.create(task.output, task.attrs) as file:
-        file["channel"], file["image"] = whole.channel, whole.image[place]
-        file["label"] = whole.label[place]
-        whole.intact.take(place).write(file.create_group("intact"))
+        file["channel"], file["image"] = channel, image[place]
+        file["label"] = label[place]
+        intact.take(place).write(file.create_group("intact"))
         file.attrs.update(
-            top1=(whole.intact.prediction == whole.label).mean(),
-            top5=whole.intact.in_top5.mean(),
-            loss=whole.intact.loss.mean(dtype=float),
+            top1=(intact.prediction == label).mean(),
+            top5=intact.in_top5.mean(),
+            loss=intact.loss.mean(dtype=float),
         )
         for mode in modes:
-            if mode not in whole.modes:
-                empty = np.full(len(whole.channel), np.nan)
-                columns |= {f"{mode}_{name}": empty for name in COLUMNS}
+            if mode not in found:
+                columns |= {f"{mode}_{name}": np.full(len(channel), np.nan) for name in COLUMNS}
                 continue
-            results = whole.modes[mode]
-            found = statistics_of(results, whole.intact, whole.label, seed)
-            columns |= {f"{mode}_{name}": values for name, values in found.items()}
+            results = found[mode]
+            changed = statistics_of(results, intact, label, seed)
+            columns |= {f"{mode}_{name}": values for name, values in changed.items()}
             results.take((..., place)).write(file.create_group(mode))
             file[f"{mode}/class_delta"] = class_delta(
-                results.prediction, whole.intact.prediction, whole.label, classes
+                results.prediction, intact.prediction, label, classes
             )
     table = pd.DataFrame(columns)
     store.write_table(table, task.table)
-    for line in _notable(table, layer, [mode for mode in modes if mode in whole.modes]):
+    for line in _notable(table, layer, [mode for mode in modes if mode in found]):
         log.info("%s", line)
 
 
@@ -360,47 +359,18 @@ def _notable(table: pd.DataFrame, layer: str, modes: Iterable[str]) -> list[str]
     return lines
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What was run in one range, or in all of them, in the order of the ablation."""
-
-    image: np.ndarray
-    label: np.ndarray
-    channel: np.ndarray
-    intact: Predictions
-    modes: dict[str, Predictions]
-
-
-def _joined(ranges: Sequence[str | Path]) -> _Part:
-    """Return all ranges of a layer in one, or raise RfatlasError."""
-    parts: list[_Part] = []
-    expected, total, made_from = 0, 0, None
-    for path in ranges:
-        with store.open(path, STAGE) as file:
-            start, stop, total = (int(file.attrs[key]) for key in ("start", "stop", "total"))
-            made = {key: file.attrs[key] for key in ("config", "weights_sha256", "created_from")}
-            if made != (made_from or made) or start != expected:
-                raise RfatlasError(
-                    f"{path}: does not go on from {ranges[0]}: other settings, weights or images, "
-                    f"or not from place {expected} on; delete the ranges and rerun"
-                )
-            expected, made_from = stop, made
-            found = {
-                name: Predictions.read(group)
-                for name, group in file.items()
-                if isinstance(group, h5py.Group)
-            }
-            one = (file[key][:] for key in ("image", "label", "channel"))
-            parts.append(_Part(*one, found.pop("intact"), found))
-    if expected != total:
-        raise RfatlasError(
-            f"{ranges[-1]}: the ranges end at place {expected}, expected {total}; a range is "
-            "missing"
-        )
-    return _Part(
-        np.concatenate([part.image for part in parts]),
-        np.concatenate([part.label for part in parts]),
-        parts[0].channel,
-        Predictions.joined([part.intact for part in parts]),
-        {mode: Predictions.joined([part.modes[mode] for part in parts]) for mode in parts[0].modes},
-    )
+def _joined(
+    ranges: Sequence[str | Path],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Predictions]]:
+    """Return images and labels in the order of the ablation, channels, and predictions by `intact`
+    and mode, of all ranges of a layer."""
+    image, label, found = [], [], {}
+    for file in store.ranges(ranges, STAGE):
+        image.append(file["image"][:])
+        label.append(file["label"][:])
+        channel = file["channel"][:]
+        for name, group in file.items():
+            if isinstance(group, h5py.Group):
+                found.setdefault(name, []).append(Predictions.read(group))
+    predictions = {name: Predictions.joined(parts) for name, parts in found.items()}
+    return np.concatenate(image), np.concatenate(label), channel, predictions

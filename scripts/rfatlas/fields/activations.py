@@ -324,73 +324,40 @@ def merge(ranges: Sequence[str | Path], output: str | Path) -> None:
     """Merge the files of consecutive ranges, in order, into `output`.
 
     The result is what one range over all images gives; memory does not grow with the number of
-    ranges or images. Raises RfatlasError if a range is missing, out of order or overlaps, or if the
-    files were made from different images, weights or settings.
+    ranges or images. Raises RfatlasError as `store.ranges` does.
     """
-    attrs, devices, names = _check_ranges(ranges)
-    total = attrs["stop"]
-    with store.create(output, attrs | {"device": ", ".join(sorted(devices))}) as file:
+    with store.create(output, {}) as file:
         summaries: dict[str, Summary] = {}
-        classes = None
-        for path in jobs.progress(ranges, unit="range", desc="ranges"):
-            with store.open(path, STAGE) as part:
-                start, stop = int(part.attrs["start"]), int(part.attrs["stop"])
-                for layer in names:
-                    summary = Summary.read(part[layer], start, stop)
-                    if layer in summaries:
-                        summaries[layer].merge(summary)
-                    else:
-                        summaries[layer] = summary
-                classes = len(part[names[0]]["class_mean"])
-                for name in _per_image(part, names):
-                    source = part[name]
-                    if name not in file:
-                        file.create_dataset(name, (total, *source.shape[1:]), source.dtype)
-                    for block in _row_blocks(source):
-                        file[name][start + block.start : start + block.stop] = source[block]
+        devices = set()
+        for part in store.ranges(jobs.progress(ranges, unit="range", desc="ranges"), STAGE):
+            attrs = dict(part.attrs)
+            start, stop, total = (int(attrs[key]) for key in ("start", "stop", "total"))
+            devices.add(attrs["device"])
+            names = [name for name in part if name != "output"]
+            for layer in names:
+                summary = Summary.read(part[layer], start, stop)
+                if layer in summaries:
+                    summaries[layer].merge(summary)
+                else:
+                    summaries[layer] = summary
+            classes = len(part[names[0]]["class_mean"])
+            for name in _per_image(part, names):
+                source = part[name]
+                if name not in file:
+                    file.create_dataset(name, (total, *source.shape[1:]), source.dtype)
+                for block in _row_blocks(source):
+                    file[name][start + block.start : start + block.stop] = source[block]
+        config = json.loads(attrs.pop("config"))
+        del config["range"], attrs["complete"]
+        file.attrs.update(
+            attrs,
+            config=json.dumps(config, sort_keys=True),
+            start=0,
+            device=", ".join(sorted(devices)),
+        )
         for summary in summaries.values():
             summary.write(file)
         _finish(file, names, classes)
-
-
-def _check_ranges(ranges: Sequence[str | Path]) -> tuple[dict[str, Any], set[str], list[str]]:
-    """Return (attributes of the whole, devices, layers), or raise RfatlasError."""
-    whole: dict[str, Any] = {}
-    devices: set[str] = set()
-    expected = 0
-    for path in ranges:
-        with store.open(path, STAGE) as part:
-            attrs = dict(part.attrs)
-            names = [name for name in part if name != "output"]
-        attrs.pop("complete")
-        start, stop = int(attrs.pop("start")), int(attrs.pop("stop"))
-        devices.add(attrs.pop("device"))
-        config = json.loads(attrs["config"])
-        config.pop("range", None)
-        attrs["config"] = json.dumps(config, sort_keys=True)
-        whole = whole or attrs
-        differing = sorted(
-            key
-            for key in whole
-            if key != "rfatlas_version" and str(whole[key]) != str(attrs.get(key))
-        )
-        if differing:
-            raise RfatlasError(
-                f"{path}: its {', '.join(differing)} differ(s) from that of {ranges[0]}; ranges of "
-                "one run must come from the same images, weights and settings: delete and rerun"
-            )
-        if start != expected:
-            raise RfatlasError(
-                f"{path}: starts at image {start}, expected {expected}; ranges must be given in "
-                "order, without gap or overlap"
-            )
-        expected = stop
-    if expected != int(whole["total"]):
-        raise RfatlasError(
-            f"{ranges[-1]}: the ranges end at image {expected}, expected {int(whole['total'])}; "
-            "a range is missing"
-        )
-    return whole | {"start": 0, "stop": expected}, devices, names
 
 
 def _per_image(part: h5py.File, layers: Sequence[str]) -> list[str]:

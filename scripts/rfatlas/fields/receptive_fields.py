@@ -270,12 +270,15 @@ class _Block:
         return {
             "patch": held["patch"],
             "gradient": held["gradient"],
-            "count": count,
+            "count": count.astype(np.int32),
             "mean_image": held["image"] / divisor,
             "mean_gradient": held["halves"].sum(1) / divisor,
             "mean_abs_gradient": held["size"] / divisor,
             "effective": held["effective"] / divisor,
-            **{f"parts/{name}": values for name, values in parts.items()},
+            **{
+                f"parts/{name}": values.astype(np.int32 if name == "count" else np.float32)
+                for name, values in parts.items()
+            },
         }
 
     def rows(self) -> dict[str, np.ndarray]:
@@ -354,7 +357,7 @@ def measure(
     """
     graph, image_size = model.graph, model.description["input"]["crop"]
     cut = crops.window(graph.geometry(layer), image_size)
-    (n, k), s = top["image"].shape, cut.size
+    n, k = top["image"].shape
     keep = min(keep, k)
     split, reason = skip_residual.split(graph, layer) if parts else (None, "")
     kept_bytes = graph.kept_bytes(layer) * (cut.crop / image_size) ** 2
@@ -365,33 +368,11 @@ def measure(
             block=scheme.block, batch=scheme.batch, channels=channels.tolist(), parts=parts
         ),
     )
-    field, count = ((n, 3, s, s), np.float64), ((n, s, s), np.int32)
-    part = {"parts/count": count} | dict.fromkeys(
-        ("parts/skip", "parts/residual"), ((n, 3, s, s), np.float32)
-    )
-    fields = store.Allocated(
-        partial.folder / store.FIELDS,
-        {
-            "channel": ((n,), np.int32),
-            "patch": ((n, keep, s, s, 3), np.uint8),
-            "gradient": ((n, keep, 3, s, s), np.float32),
-            "count": count,
-            "mean_image": field,
-            "mean_gradient": field,
-            "mean_abs_gradient": field,
-            "effective": field,
-            "energy_inside": ((n,), np.float32),
-            "certificate": ((n, k), np.float32),
-            **(part if split is not None else {}),
-        },
-        {**task.attrs, **crops.attributes(cut), "whole_image": cut.geometry is None},
-    )
-    fields.write("channel", 0, channels)
     networks = {False: graph.prefix(layer), True: split}
     networks = {key: crops.differentiable(one, model.device) for key, one in networks.items()}
     with task.bar(total=int((top["image"] >= 0).sum()), unit="unit") as progress:
         for first in range(0, n, scheme.block):
-            name, slots = f"block-{first:06d}", slice(first, first + scheme.block)
+            name, slots = f"rows-{first:06d}", slice(first, first + scheme.block)
             units = crops.list_units(*(top[key][slots] for key in ("value", "image", "yx")))
             if name in partial.names():
                 progress.update(len(units))
@@ -405,15 +386,18 @@ def measure(
                 partial,
                 progress.update,
             )
-            for key, values in block.fields().items():
-                fields.write(key, first, values)
+            partial.save(f"fields-{first:06d}", block.fields())
             partial.save(name, block.rows())
-    blocks = [partial.load(name) for name in partial.names() if name.startswith("block-")]
+    blocks = [partial.load(name) for name in partial.names() if name.startswith("rows-")]
     rows = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     check_certificate(layer, channels, rows["certificate"], top["value"])
-    for key in ("certificate", "energy_inside"):
-        fields.write(key, 0, rows[key])
-    fields.complete()
+    place = {**crops.attributes(cut), "whole_image": cut.geometry is None}
+    with store.create(task.output, {**task.attrs, **place}) as file:
+        file["channel"] = channels.astype(np.int32)
+        for key in ("certificate", "energy_inside"):
+            file[key] = rows[key]
+        parts_of = (name for name in partial.names() if name.startswith("fields-"))
+        store.fill(file, n, map(partial.load, parts_of))
     table = _columns(rows, top)
     if parts:
         table |= skip_residual.columns(rows, table["n_units"] > 0, reason)
@@ -422,8 +406,8 @@ def measure(
     table.insert(1, "channel", table.index)
     if parts:
         table["skip_reason"] = table["skip_reason"].fillna(skip_residual.LEFT_OUT)
-    store.write_table(table, partial.folder / store.TABLE)
-    store.publish(task.output)
+    store.write_table(table, task.table)
+    partial.finish()
 
 
 def _batches(

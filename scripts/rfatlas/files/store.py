@@ -17,7 +17,7 @@ import shutil
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,55 +206,73 @@ def identity(path: str | Path) -> str:
     return hashlib.sha256(json.dumps(attrs, sort_keys=True).encode()).hexdigest()
 
 
+def ranges(paths: Iterable[str | Path], stage: str) -> Iterator[h5py.File]:
+    """Yield the open files of consecutive ranges [`start`, `stop`) of `total`, in order.
+
+    Raises RfatlasError if a range is missing, out of order or overlaps, or if the files were made
+    from different images, weights or settings.
+    """
+    expected, total, whole, path = 0, 0, {}, None
+    for path in paths:
+        with open(path, stage) as file:
+            start, stop, total = (int(file.attrs[key]) for key in ("start", "stop", "total"))
+            made = {key: file.attrs[key] for key in _PROVENANCE if key in file.attrs}
+            made["config"] = json.loads(made["config"])
+            made["config"].pop("range", None)
+            whole = whole or made
+            if differing := [key for key in whole if whole[key] != made[key]]:
+                raise RfatlasError(
+                    f"{path}: its {', '.join(differing)} differ(s) from that of the ranges before; "
+                    "all must come from the same images, weights and settings: delete and rerun"
+                )
+            if start != expected:
+                raise RfatlasError(
+                    f"{path}: starts at {start}, expected {expected}; ranges must be given in "
+                    "order, without gap or overlap"
+                )
+            expected = stop
+            yield file
+    if expected != total:
+        raise RfatlasError(
+            f"{path}: the ranges end at {expected}, expected {total}; a range is missing"
+        )
+
+
 #: Seconds to wait for a process that still works at the same output.
 LOCK_WAIT_S = 30.0
-_LOCK = "lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# Open lock files of this process by folder: it may take up its own progress again.
-_locks: dict[Path, int] = {}
 
 
-def _lock(folder: Path, wait_s: float) -> None:
-    """Make `folder` this process's own until it ends, or until `_unlock`."""
-    path, deadline = folder / _LOCK, time.monotonic() + wait_s
+def _lock(folder: Path, wait_s: float) -> int:
+    """Make `folder` this process's own until it ends or closes the descriptor that is returned, of
+    the file `<folder>.lock`. A process may lock what it has locked already."""
+    path, deadline = Path(f"{folder}.lock"), time.monotonic() + wait_s
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        own = _locks.get(folder.absolute())
-        if own is not None and path.exists() and os.path.samestat(os.fstat(own), path.stat()):
-            return
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one before may have removed the folder between the two lines.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the file between the two lines.
+            if os.fstat(descriptor).st_nlink:
                 break
-            os.close(descriptor)
-            continue
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-            os.close(descriptor)
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+                raise RfatlasError(
+                    f"{folder}: {holder or 'another process'} is still working at this output, "
+                    "left over from a run that was killed or started twice; wait until it ends, or "
+                    "end it, then give the same command again"
+                ) from None
+            time.sleep(0.2)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
             log.warning("%s: this file system has no locks; do not start two runs here", folder)
             break
-        if time.monotonic() > deadline:
-            raise RfatlasError(
-                f"{folder}: {holder} is still working at this output, left over from a run that "
-                "was killed or started twice; wait until it ends, or end it, then give the same "
-                "command again"
-            )
-        time.sleep(0.2)
-    _unlock(folder)
+        os.close(descriptor)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
-    _locks[folder.absolute()] = descriptor
-
-
-def _unlock(folder: Path) -> None:
-    descriptor = _locks.pop(folder.absolute(), None)
-    if descriptor is not None:
-        os.close(descriptor)
+    return descriptor
 
 
 class Partial:
@@ -270,17 +288,15 @@ class Partial:
 
     def __init__(self, output: str | Path, fingerprint: Mapping[str, Any]):
         self.folder = Path(f"{output}.partial")
-        _lock(self.folder, LOCK_WAIT_S)
+        self._lock = _lock(self.folder, LOCK_WAIT_S)
         wanted = json.dumps(fingerprint, sort_keys=True, default=str)
         stamp = self.folder / "fingerprint.json"
         if not stamp.is_file() or stamp.read_text() != wanted:
-            _clear(self.folder)
-            temporary = stamp.with_suffix(".tmp")
-            try:
-                temporary.write_text(wanted)
-            except OSError as error:
-                raise disk.failed(stamp, error, len(wanted)) from error
-            os.replace(temporary, stamp)
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir()
+            with disk.text(stamp) as file:
+                file.write(wanted)
         for leftover in self.folder.glob("*.npz.tmp"):
             leftover.unlink()
         if records := self.names():
@@ -319,7 +335,9 @@ class Partial:
 
     def finish(self) -> None:
         """Remove the folder; call it when the output is in place."""
-        _remove(self.folder)
+        shutil.rmtree(self.folder)
+        Path(f"{self.folder}.lock").unlink(missing_ok=True)
+        os.close(self._lock)
 
 
 #: Steps are put on record after so many seconds, or so many times what that costs if it is more.
@@ -377,109 +395,52 @@ class Steps:
             yield from steps.items()
 
 
-def _clear(folder: Path) -> None:
-    """Remove all that is in a `.partial` folder but its lock."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != _LOCK:
-            path.unlink()
+def fill(file: h5py.File, rows: int, parts: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Write datasets (rows, ...) from parts of them, one after the other, by name."""
+    first = 0
+    for part in parts:
+        for name, values in part.items():
+            if name not in file:
+                file.create_dataset(name, (rows, *values.shape[1:]), values.dtype)
+            file[name][first : first + len(values)] = values
+        first += len(values)
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder)
-    _unlock(folder)
-
-
-#: What a stage leaves in the `.partial` folder of `<layer>.h5` once the layer is finished.
-FIELDS, TABLE = "fields.h5", "table.csv"
-
-
-def publish(output: str | Path) -> None:
-    """Move FIELDS from the folder `<output>.partial` to `output` (.h5), and TABLE beside it (.csv).
-
-    Apart from the work itself, so that a job of several layers moves them all at its end: Snakemake
-    removes the outputs of a killed job, and knows nothing of the `.partial` folders.
-    """
-    folder = Path(f"{output}.partial")
-    # The table first: a folder without it is not finished, and its work is taken up again.
-    os.replace(folder / TABLE, Path(output).with_suffix(".csv"))
-    os.replace(folder / FIELDS, output)
-    _remove(folder)
-
-
-def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> int:
-    """Make a dataset `name` (or `group/name`) in one piece, allocated but unset; return its byte
-    offset in the file.
-
-    Its rows can be written beside HDF5 once the file is closed, without touching any metadata.
-    """
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_layout(h5py.h5d.CONTIGUOUS)
-    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    space = h5py.h5s.create_simple(shape)
-    group, _, name = name.rpartition("/")
-    parent = file.require_group(group or "/")
-    return h5py.h5d.create(parent.id, name.encode(), kind, space, layout).get_offset()
-
-
-class Allocated:
-    """A result file of fixed layout whose rows are written beside HDF5: a kill cannot damage it.
-
-    The file is made with all its datasets and attributes, and `complete` false; from then on only
-    rows change, and `publish` in the end. An existing file of that name is continued.
-    """
+class Rows:
+    """The dataset `name` of a new file, in one piece: its rows are written beside HDF5, by any
+    process, without touching the file's metadata."""
 
     def __init__(
-        self,
-        path: str | Path,
-        datasets: Mapping[str, tuple[tuple[int, ...], Any]],
-        attrs: Mapping[str, Any],
-        libver: str | None = None,
+        self, path: str | Path, name: str, shape: tuple[int, ...], dtype: Any, libver: str | None
     ):
-        self._path = Path(path)
-        if not self._path.exists():
-            temporary = self._path.with_name(self._path.name + ".tmp")
-            with written(temporary, new=True, name=self._path, libver=libver) as file:
-                file.attrs.update(attrs)
-                file.attrs["complete"] = False
-                for name, (shape, dtype) in datasets.items():
-                    contiguous(file, name, shape, dtype)
-            os.replace(temporary, self._path)
-        self._rows: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
-        with h5py.File(self._path, "r") as file:
-            for name in datasets:
-                dataset = file[name]
-                self._rows[name] = (dataset.id.get_offset(), dataset.dtype, dataset.shape[1:])
-        self._descriptor = os.open(self._path, os.O_RDWR)
+        self._path, self._dtype, self._shape = Path(path), np.dtype(dtype), shape[1:]
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.CONTIGUOUS)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        kind = h5py.h5t.py_create(self._dtype, logical=True)
+        space = h5py.h5s.create_simple(shape)
+        with written(path, new=True, libver=libver) as file:
+            dataset = h5py.h5d.create(file.id, name.encode(), kind, space, layout)
+            self._offset = dataset.get_offset()
+        self._file = self._path.open("r+b", buffering=0)
 
-    def write(self, name: str, row: int, values: np.ndarray) -> None:
-        """Write `values` (n, ...) to the rows `row` to `row + n - 1` of dataset `name`.
+    def write(self, row: int, values: np.ndarray) -> None:
+        """Write `values` (n, ...) to the rows `row` to `row + n - 1`.
 
         Raises RfatlasError when the disk is full, ValueError if the shape of a row is another.
         """
-        offset, dtype, shape = self._rows[name]
-        values = np.ascontiguousarray(values, dtype)
-        if values.shape[1:] != shape:
-            raise ValueError(f"{name}: rows of shape {values.shape[1:]}, expected {shape}")
-        at = offset + row * dtype.itemsize * int(np.prod(shape))
+        values = np.ascontiguousarray(values, self._dtype)
+        if values.shape[1:] != self._shape:
+            raise ValueError(f"{self._path}: rows {values.shape[1:]}, expected {self._shape}")
+        at = self._offset + row * self._dtype.itemsize * int(np.prod(self._shape))
         remaining = memoryview(values).cast("B")
         try:
             while remaining:
-                count = os.pwrite(self._descriptor, remaining, at)
+                count = os.pwrite(self._file.fileno(), remaining, at)
                 remaining, at = remaining[count:], at + count
         except OSError as error:
             raise disk.failed(self._path, error, len(remaining)) from error
-
-    def complete(self) -> None:
-        """Flush the rows, mark the file complete; nothing can be written afterwards."""
-        os.close(self._descriptor)
-        with written(self._path, new=False) as file:
-            # Overwrites one value in place, so that even this leaves the file readable if killed.
-            file.attrs.modify("complete", True)
-        disk.sync(self._path)
 
 
 def array(dataset: h5py.Dataset) -> Any:

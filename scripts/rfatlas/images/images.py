@@ -89,7 +89,6 @@ def pack(
             "skipped": len(listing) - len(good),
         }
         _describe(temporary, listing.select(good), attrs)
-        rows.complete()
         if bad_table is not None:
             _write_bad(Path(bad_table), listing, result.reasons)
         os.replace(temporary, output)
@@ -114,7 +113,7 @@ class _Result:
     sha256: Any = field(default_factory=hashlib.sha256)
 
 
-def _decode_all(listing: Listing, rows: store.Allocated, how: tuple, workers: int) -> _Result:
+def _decode_all(listing: Listing, rows: store.Rows, how: tuple, workers: int) -> _Result:
     """Decode the images in worker processes as `how` says, each into its row."""
     count = len(listing)
     size = max(CHUNK, -(-count // _MOST_TASKS))
@@ -128,7 +127,7 @@ def _decode_all(listing: Listing, rows: store.Allocated, how: tuple, workers: in
             state[index] = _IN_HAND
             image, *fate = _one(listing, index, how)
             if image is not None:
-                rows.write("images", index, np.asarray(image)[None])
+                rows.write(index, np.asarray(image)[None])
             state[index] = _DONE
             found.append(fate)
         return found
@@ -203,7 +202,7 @@ def _check_result(listing: Listing, result: _Result, on_bad_image: str) -> None:
         )
 
 
-def _layout(path: Path, count: int, crop: int) -> store.Allocated:
+def _layout(path: Path, count: int, crop: int) -> store.Rows:
     """Make the file with rows for `count` images, unset."""
     needed, free = count * crop * crop * 3, shutil.disk_usage(path.parent).free
     if needed > free:
@@ -212,17 +211,17 @@ def _layout(path: Path, count: int, crop: int) -> store.Allocated:
             f"{free / 1e9:.1f} GB free; make room, or use limit or subset"
         )
     # Older formats than HDF5 1.8's hold at most 4,000 class names in an attribute.
-    return store.Allocated(path, {"images": ((count, crop, crop, 3), np.uint8)}, {}, libver="v108")
+    return store.Rows(path, "images", (count, crop, crop, 3), np.uint8, libver="v108")
 
 
-def _close_up(path: Path, good: np.ndarray) -> store.Allocated:
+def _close_up(path: Path, good: np.ndarray) -> store.Rows:
     """Replace the file by one of the good rows alone, without gaps."""
     with h5py.File(path) as file:
         rows = store.array(file["images"])
     path.unlink()
     closed = _layout(path, len(good), rows.shape[1])
     for place, index in enumerate(good):
-        closed.write("images", place, rows[index : index + 1])
+        closed.write(place, rows[index : index + 1])
     return closed
 
 
@@ -236,13 +235,14 @@ def mean_image(images: Any, chunk: int = 256) -> np.ndarray:
 
 
 def _describe(path: Path, packed: Listing, attrs: Mapping[str, Any]) -> None:
-    """Add the mean image, labels, names and attributes."""
+    """Add the mean image, labels, names and attributes: the file is complete."""
     with store.written(path, new=False, libver="v108") as file:
         # Once, for all the jobs that show it.
         file["mean"] = mean_image(file["images"])
         file["labels"] = packed.labels
         file.create_dataset("names", data=packed.names, dtype=h5py.string_dtype())
-        file.attrs.update(attrs)
+        file.attrs.update(attrs, complete=True)
+    disk.sync(path)
 
 
 def _write_bad(path: Path, listing: Listing, reasons: Mapping[int, str]) -> None:

@@ -11,9 +11,9 @@ zero: the least preferred stimulus, the OFF field.
 import itertools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,20 +111,8 @@ def shifted(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 # ---- parametrisations
 
 
-class Parametrisation(Protocol):
-    """How the variables of an ascent become images of code values in 0..1."""
-
-    box: ascent.Box | None
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the variables (n, ...) of images (n, 3, S, S)."""
-
-    def decode(self, variables: torch.Tensor) -> torch.Tensor:
-        """Return the images (n, 3, S, S), in 0..1."""
-
-
 class Pixels:
-    """The code values themselves; the ascent stays in the box."""
+    """The code values themselves as variables of an ascent, which stays in the box."""
 
     box = (0.0, 1.0)
 
@@ -240,7 +228,7 @@ class Objective:
         self,
         probe: Probe,
         region: Region,
-        parametrisation: Parametrisation,
+        parametrisation: Pixels | Fourier,
         climbs: Climbs,
         l2: float,
         tv: float,
@@ -452,7 +440,7 @@ def measure(
     steps = store.Steps(partial)
     positive = largest[largest > 0]
     usual = float(np.median(positive)) if len(positive) else 1.0
-    n, s = len(channels), square.size
+    n = len(channels)
     with task.bar(total=n, unit="channel", desc=layer) as progress:
         for first in range(0, n, block):
             members = channels[first : first + block]
@@ -476,7 +464,7 @@ def measure(
             progress.update(len(members))
     attrs = {
         **task.attrs,
-        "size": s,
+        "size": square.size,
         "top": probe.origin[0] + square.top,
         "left": probe.origin[1] + square.left,
         "window_top": probe.origin[0] + square.window_top,
@@ -487,16 +475,14 @@ def measure(
     }
     with store.create(task.output, attrs) as file:
         file["channel"] = channels.astype(np.int32)
-        images = [
-            file.create_dataset(key, (n, 3, s, s), np.float32) for key in ("image", "off_image")
-        ]
-        blocks, first = [], 0
-        for found in steps.all():
-            stop = first + len(found["best"])
-            for stored in images:
-                stored[first:stop] = found.pop(stored.name.strip("/"))
-            blocks.append(found)
-            first = stop
+        blocks = []
+
+        def images() -> Iterator[dict[str, np.ndarray]]:
+            for found in steps.all():
+                yield {key: found.pop(key) for key in ("image", "off_image")}
+                blocks.append(found)
+
+        store.fill(file, n, images())
         rows = {key: np.concatenate([found[key] for found in blocks]) for key in blocks[0]}
         table = _table(
             layer, len(largest), channels, rows, largest, usual, kinds, off_kinds,
@@ -552,7 +538,7 @@ def _block(
         torch.from_numpy(shift).to(device),
     )
     if settings.parametrisation == "pixels":
-        parametrisation: Parametrisation = Pixels()
+        parametrisation: Pixels | Fourier = Pixels()
     else:
         parametrisation = Fourier(square.size, colours, device)
     objective = Objective(
