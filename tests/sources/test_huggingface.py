@@ -82,7 +82,7 @@ def test_parquet_packs_as_the_files_that_it_holds(tmp_path, photos, monkeypatch)
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[1] == expected[1] and found[2] == [file.name for file in files]
     listing = catalogue.list_images(dataset)
-    assert listing.class_names == names
+    assert listing.class_names == names and (listing.featured, listing.ranked) == (5, 0)
     assert [listing.open(i) for i in range(9)] == [file.read_bytes() for file in files]
     assert "validation-00001-of-00002.parquet: 7.png" in listing.locate(7)
     some = catalogue.list_images(dataset | {"subset": {"size": 4, "seed": 1}})

@@ -33,8 +33,8 @@ class Images:
     `count` images of `mean_bytes` bytes each on disk, with labels up to `top_label` (0 and -1 for
     scenes, which are not drawn yet); `digest` changes when names, labels or the order of the
     images change. `ranked` is the number of classes if their labels are the rank of their names,
-    else 0; `classes` are the numbers of classes of the networks, where labels depend on them;
-    `notes` are lines for the user.
+    else 0, `featured` the number that the data set says it has; `classes` are those of the
+    networks, where labels depend on them; `notes` are lines for the user.
     """
 
     count: int
@@ -42,6 +42,7 @@ class Images:
     top_label: int
     digest: str
     ranked: int = 0
+    featured: int = 0
     classes: Sequence[int] = ()
     notes: Sequence[str] = ()
 
@@ -120,13 +121,15 @@ def _classes(
 def warnings(plan: Plan, run: str) -> list[str]:
     """Return what is doubtful about a run's labels, a line each."""
     model, dataset = (plan.config["runs"][run][key] for key in ("model", "dataset"))
-    classes, ranked = plan.descriptions[model]["n_classes"], plan.images[dataset].ranked
-    if not classes or not ranked or ranked == classes:
+    classes, found = plan.descriptions[model]["n_classes"], plan.images[dataset]
+    named = found.ranked or found.featured
+    if not classes or named in (0, classes):
         return []
+    order = "follow the sorted names of the data set's classes" if found.ranked else "are its own"
     return [
-        f"the data set {dataset!r} has {ranked} classes, but the model {model!r} tells {classes} "
-        f"apart: labels 0 to {ranked - 1} follow the sorted names of the data set's classes, and "
-        "are wrong unless these are just the model's first ones; give class_map, or source: list"
+        f"the data set {dataset!r} has {named} classes, but the model {model!r} tells {classes} "
+        f"apart: labels 0 to {named - 1} {order}, and are wrong unless these are just the model's "
+        "first ones; give class_map, or source: list"
     ]
 
 
@@ -203,6 +206,7 @@ def count_images(
             "top_label": int(found.labels.max()),
             "digest": found.digest(),
             "ranked": found.ranked,
+            "featured": found.featured,
             "notes": found.notes,
             "classes": list(classes) if found.mapped else [],
             "watched": {str(path): _changed(path) for path in found.watched},

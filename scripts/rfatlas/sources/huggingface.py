@@ -110,6 +110,7 @@ class HuggingFace(List):
             names = [f"{paths[shard].stem}/{row}" for shard, row in zip(shards, rows, strict=True)]
         written = ["-1" if label is None else str(label) for label in labels]
         numbers, named, facts = classes.labels_of(self, written, names)
+        facts |= {"featured": len(class_names)}
         offsets, sizes, archive = (np.array(c, dtype=np.int64) for c in (rows, sizes, shards))
         listing = Listing(
             self.name, self.path, names, numbers, class_names or named, offsets, sizes

@@ -38,6 +38,7 @@ class Listing:
         None where `root` is the only one
     read : gives the bytes of an image from (archive, offset, size)
     ranked : number of classes whose labels are the rank of their names, else 0
+    featured : number of classes that the data set says it has, else 0
     mapped : whether labels follow from names and the number of the networks' classes
     notes : lines for the user on what was taken for what
     watched : folders and files that change when the listing does, besides those that the config
@@ -55,6 +56,7 @@ class Listing:
     archive: np.ndarray | None = None
     read: Callable[[Path, int, int], bytes] = field(default=read_piece, repr=False)
     ranked: int = 0
+    featured: int = 0
     mapped: bool = False
     notes: list[str] = field(default_factory=list)
     watched: list[Path] = field(default_factory=list)
