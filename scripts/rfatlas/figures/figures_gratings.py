@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
 from matplotlib.figure import Figure
-from scipy.signal import resample
 
 from rfatlas.figures import sheets, style
 from rfatlas.files import store
@@ -88,7 +87,7 @@ def curve(response: np.ndarray) -> np.ndarray:
     directions, so the curve is drawn twice. Interpolated as the indices are; the largest radius is
     1.
     """
-    fine = np.tile(resample(response, POINTS).clip(0), 2)
+    fine = np.tile(tuning.periodic(response, POINTS).clip(0), 2)
     angle = np.pi * np.arange(2 * POINTS) / POINTS
     return fine[:, None] / fine.max() * np.stack([np.cos(angle), np.sin(angle)], 1)
 
