@@ -355,7 +355,7 @@ def layer(tmp_path):
         with store.create(path, store.provenance("receptive_fields", {})) as file:
             file["channel"], file["mean_gradient"] = channel, gradient[channel]
             file.attrs["size"] = size
-        with store.create(tmp_path / "virtual.h5", store.provenance("", {})) as file:
+        with store.create(tmp_path / "virtual.h5", store.provenance("virtual_filters", {})) as file:
             file.create_group(name)
             if virtual:
                 file[name]["filter"] = (-gradient).astype(np.float32)

@@ -266,6 +266,8 @@ def test_batches_and_memory_do_not_change_results(tmp_path, monkeypatch, batch, 
         plan = crops.Plan(block=4, batch=batch)
         monkeypatch.setattr(receptive_fields, "plan", lambda *args: plan)
     again = measure(network, "layer2.0", images, top, tmp_path / "b.h5", None, 3, memory, parts=3)
+    # What rounding leaves of a certificate depends on who shares a batch.
+    assert max(first.pop("certificate_max").max(), again.pop("certificate_max").max()) < 1e-4
     pd.testing.assert_frame_equal(first, again, rtol=1e-4, atol=1e-5)
     with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
         assert np.array_equal(a["count"][:], b["count"][:])
