@@ -5,9 +5,10 @@ every prediction; `gather` joins the ranges of a layer and turns predictions int
 paired by image: the same images with and without the channel.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,22 +37,6 @@ _ROUNDING = 1e-2
 
 #: Names of the columns of one mode, behind `<mode>_`.
 COLUMNS = (*paired.COLUMNS[:-3], "q", *paired.COLUMNS[-3:], "n_images")
-
-
-def modes_of(settings: Mapping[str, Any], layer: str) -> list[str]:
-    """Return the modes of a layer: all of them for `all_modes_layers`, else `modes`."""
-    every = layer in settings["all_modes_layers"]
-    return ["zero", "mean", "shuffle"] if every else list(settings["modes"])
-
-
-def mode_name(settings: Mapping[str, Any], ablator: "ablate.Ablator", mode: str) -> str:
-    """Return what `ablate` calls a mode of the config: with `site: weight`, `zero` is `weight`
-    where the first layer's filters feed the layer."""
-    return (
-        "weight"
-        if settings["site"] == "weight" and mode == "zero" and ablator.has_filters()
-        else mode
-    )
 
 
 # ---- one range of images
@@ -92,10 +77,12 @@ def sweep(
         If the cached logits are not this network's.
     """
     start, stop = min(start, len(order)), min(stop, len(order))
-    partial = store.Partial(task.output, task.fingerprint(device=""))
-    steps = store.Steps(partial)
+    progress = store.Partial(task.output, task.fingerprint(device=""))
+    steps = store.Steps(progress)
     channels = np.arange(ablator.channels)[: settings["channels"]]
-    modes = modes_of(settings, ablator.layer)
+    every = ablator.layer in settings["all_modes_layers"]
+    modes = ("zero", "mean", "shuffle") if every else settings["modes"]
+    at_weights = settings["site"] == "weight" and ablator.has_filters()
     found = {mode: Predictions.empty(len(channels), stop - start) for mode in modes}
     intact = Predictions.empty(stop - start)
     total = len(modes) * len(channels) * (stop - start)
@@ -103,18 +90,23 @@ def sweep(
         for first in range(start, stop, settings["batch_size"]):
             last = min(first + settings["batch_size"], stop)
             part = slice(first - start, last - start)
-            batch = _Batch(ablator, images, labels, cached, order, first, last)
-            intact.put(part, Predictions(**steps.take(f"{first}/intact", batch.intact)))
+            seen = functools.cache(partial(_seen, ablator, images, cached, order, first, last))
+            target = labels[order[first:last]]
+            step = steps.take(
+                f"{first}/intact",
+                lambda seen=seen, target=target: vars(ablator.intact(seen(), target)),
+            )
+            intact.put(part, Predictions(**step))
             for mode, results in found.items():
-                name = mode_name(settings, ablator, mode)
+                name = "weight" if at_weights and mode == "zero" else mode
                 active = _unsettled(results, intact, labels[order[start:first]], settings)
                 size = max(1, _STEP_PAIRS // (last - first))
                 for lowest in range(0, len(active), size):
                     some = active[lowest : lowest + size]
                     step = steps.take(
                         f"{first}/{mode}/{lowest}",
-                        lambda name=name, some=some, batch=batch: batch.ablate(
-                            channels[some], name
+                        lambda name=name, some=some, seen=seen, target=target: vars(
+                            ablator.ablate(seen(), channels[some, None], name, target)
                         ),
                     )
                     results.put((some, part), Predictions(**step))
@@ -130,43 +122,28 @@ def sweep(
         for mode, results in found.items():
             results.write(file.create_group(mode))
             _tell(ablator.layer, mode, channels, results, intact, labels[rows])
-    partial.finish()
+    progress.finish()
 
 
-class _Batch:
-    """The images at some places of the order, seen once they are needed."""
+def _seen(
+    ablator: "ablate.Ablator",
+    images: Any,
+    cached: Mapping[str, Any],
+    order: np.ndarray,
+    first: int,
+    last: int,
+) -> "ablate.Seen":
+    """Return what the network makes of the images at the places [first, last) of the order."""
+    # Gathering ranges, which needs no network, does not wait for torch.
+    from rfatlas.ablation import ablate
 
-    def __init__(
-        self,
-        ablator: "ablate.Ablator",
-        images: Any,
-        labels: np.ndarray,
-        cached: Mapping[str, Any],
-        order: np.ndarray,
-        first: int,
-        last: int,
-    ):
-        # Gathering ranges, which needs no network, does not wait for torch.
-        from rfatlas.ablation import ablate
-
-        self._ablator, self._images, self._cached = ablator, images, cached
-        self._rows, self._read = ablate.with_partner(order, first, last), ablate.read_rows
-        self._labels = labels[self._rows[:-1]]
-
-    @cached_property
-    def _seen(self) -> "ablate.Seen":
-        logits = self._read(self._cached["logits"], self._rows[:-1])
-        if self._ablator.closed:
-            return self._ablator.recall(self._read(self._cached["features"], self._rows), logits)
-        seen = self._ablator.see(self._read(self._images, self._rows))
-        _check(seen.logits.cpu().numpy(), logits)
-        return seen
-
-    def intact(self) -> dict[str, np.ndarray]:
-        return vars(self._ablator.intact(self._seen, self._labels))
-
-    def ablate(self, channels: np.ndarray, mode: str) -> dict[str, np.ndarray]:
-        return vars(self._ablator.ablate(self._seen, channels[:, None], mode, self._labels))
+    rows = ablate.with_partner(order, first, last)
+    logits = ablate.read_rows(cached["logits"], rows[:-1])
+    if ablator.closed:
+        return ablator.recall(ablate.read_rows(cached["features"], rows), logits)
+    seen = ablator.see(ablate.read_rows(images, rows))
+    _check(seen.logits.cpu().numpy(), logits)
+    return seen
 
 
 def _check(logits: np.ndarray, cached: np.ndarray) -> None:

@@ -151,9 +151,11 @@ def _pieces(fields: Any) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, np.asarray(fields[rows], float)
 
 
-def _linear_columns(channels: int, channel: np.ndarray, fields: Any) -> dict[str, np.ndarray]:
+def _linear_columns(channels: int, channel: Any, fields: Any) -> dict[str, np.ndarray] | None:
     """Return what `linear` says of the fields (n, 3, h, w) of channels (n,), (C,) each, NaN for
-    channels without."""
+    channels without; None without fields."""
+    if fields is None:
+        return None
     parts = [linear(piece) for _, piece in _pieces(fields)]
     found = {}
     for name in parts[0]:
@@ -561,7 +563,10 @@ def measure(
     before = after
     if (unrectified != response).any():
         before = read(unrectified, answers["flicker"][1], raw_blank, False)
-    place = _places(after, blank, settings)
+    found = cone_rule(after, blank, settings)
+    # Where each channel likes its more effective chromatic axis best.
+    place = np.stack(tuning.best(after["tuned"][np.arange(len(blank)), found["axis"]]), 1)
+    place[found["reason"] != ""] = -1
     directions = experiment.directions(place)[smooth]
     after["direction"] = tuning.mean_above(directions, blank, rectified)
     axes = {key: getattr(experiment, key) for key in ("frequency", "direction", "hue")}
@@ -569,7 +574,14 @@ def measure(
     columns["color_selectivity"] = color_selectivity(
         network, layer, images, top, probe.batch, task.bar
     )
-    linear_columns = _linear_sources(network, layer, probe.channels, fields, virtual)
+    every = np.arange(probe.channels)
+    sources = {"": (every, None), "kernel_": (every, kernels(network, layer))}
+    sources["virtual_"] = every, virtual
+    if fields is not None:
+        sources[""] = fields["channel"][:], fields["mean_gradient"]
+    linear_columns = {
+        prefix: _linear_columns(probe.channels, *source) for prefix, source in sources.items()
+    }
     rows = table(layer, columns, linear_columns, settings)
     datasets = _datasets(experiment, answers, after, place, rectified)
     with store.create(task.output, {**task.attrs, **_attrs(probe)}) as file:
@@ -581,26 +593,6 @@ def measure(
             for part, piece in _pieces(fields["mean_gradient"]):
                 maps[part] = opponent_maps(piece)
     store.write_table(rows, task.table)
-
-
-def _linear_sources(
-    network: LoadedModel,
-    layer: str,
-    channels: int,
-    fields: Mapping[str, Any] | None,
-    virtual: np.ndarray | None,
-) -> dict[str, dict[str, np.ndarray] | None]:
-    """Return what `linear` says of each of `SOURCES`, None where there is nothing."""
-    first, every = kernels(network, layer), np.arange(channels)
-    sources = {
-        "": None if fields is None else (fields["channel"][:], fields["mean_gradient"]),
-        "kernel_": None if first is None else (every, first),
-        "virtual_": None if virtual is None else (every, virtual),
-    }
-    return {
-        prefix: None if source is None else _linear_columns(channels, *source)
-        for prefix, source in sources.items()
-    }
 
 
 def _attrs(probe: Probe) -> dict[str, Any]:
@@ -653,14 +645,3 @@ def _datasets(
     ):
         found[name] = after[key].astype(np.float32)
     return found
-
-
-def _places(
-    after: Mapping[str, np.ndarray], blank: np.ndarray, settings: Mapping[str, float]
-) -> np.ndarray:
-    """Return the indices (C, 2) of the orientation and frequency where each channel likes its more
-    effective chromatic axis best, -1 for channels that nothing drives."""
-    found = cone_rule(after, blank, settings)
-    best = np.stack(tuning.best(after["tuned"][np.arange(len(blank)), found["axis"]]), 1)
-    best[found["reason"] != ""] = -1
-    return best
