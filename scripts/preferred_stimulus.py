@@ -7,9 +7,8 @@ sample = snakemake.params.sample
 with layer_job(
     snakemake, "preferred_stimulus", "images", "activations", "fields", sample=sample
 ) as job:
-    settings = preferred_stimulus.Settings(**job.settings)
     largest = job.activations["max"][:]
-    channels = preferred_stimulus.chosen(len(largest), sample, settings.seed, job.layer)
+    channels = preferred_stimulus.chosen(len(largest), sample, job.settings["seed"], job.layer)
     best = (job.activations[f"top_per_image_{key}"][:, 0] for key in ("image", "yx"))
     preferred_stimulus.measure(
         job.network,
@@ -19,7 +18,7 @@ with layer_job(
         preferred_stimulus.Photographs(job.images, *best),
         job.files["fields"],
         preferred_stimulus.decorrelated(job.images),
-        settings,
+        job.settings,
         job.task,
     )
     job.log.info("%s: %d of %d channels", job.layer, len(channels), len(largest))

@@ -337,8 +337,9 @@ def test_killed_jobs_resume_and_end_with_the_same_file(tmp_path):
     script = """
 import test_receptive_fields as t
 from rfatlas.fields import crops, receptive_fields
+from rfatlas.files import store
 
-receptive_fields._SAVE_EVERY_S = 0.0
+store.SAVE_EVERY_S = store.SAVE_COSTS = 0
 receptive_fields.plan = lambda *args: crops.Plan(block=4, batch=2)
 network, images = t.loaded(t.resnet18(4), 64), t.photographs(3, 64, 7)
 top = t.top_tables(network, "layer2.0", images, 6, 10)

@@ -348,7 +348,7 @@ def test_filters_and_gradients_are_compared_pixel_on_pixel(layer):
 def test_window_share_counts_the_energy_outside_the_filter(monkeypatch):
     rng = np.random.default_rng(2)
     fields = rng.normal(size=(5, 3, 11, 11))
-    monkeypatch.setattr(virtual_filters, "_PIECE_BYTES", 2 * 3 * 11 * 11 * 8)
+    monkeypatch.setattr(crops, "_PIECE_BYTES", 2 * 3 * 11 * 11 * 8)
     inside, total = virtual_filters.energies(fields, slice(2, 9), slice(3, 10))
     for i in range(5):
         assert total[i] == pytest.approx((fields[i] ** 2).sum())

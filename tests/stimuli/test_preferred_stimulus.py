@@ -1,7 +1,6 @@
 """Preferred stimuli: closed forms of linear units, planted deeper ones, and the ascents' book-
 keeping."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,13 @@ from rfatlas.files import store
 from rfatlas.physiology.probe import GREY, Probe
 from rfatlas.stimuli import preferred_stimulus as stimuli
 
+
+def replace(settings, **changed):
+    return settings | changed
+
+
 ATTRS = {"stage": "preferred_stimulus"}
-BARE = stimuli.Settings(
+BARE = dict(
     gradient_start=False, jitter=0, l2=0.0, learning_rate=0.05, noise_starts=2, optimizer="lbfgs",
     parametrisation="pixels", patch_start=False, seed=3, steps=40, tv=0.0,
 )  # fmt: skip

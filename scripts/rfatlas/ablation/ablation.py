@@ -142,18 +142,14 @@ def _seen(
     if ablator.closed:
         return ablator.recall(ablate.read_rows(cached["features"], rows), logits)
     seen = ablator.see(ablate.read_rows(images, rows))
-    _check(seen.logits.cpu().numpy(), logits)
-    return seen
-
-
-def _check(logits: np.ndarray, cached: np.ndarray) -> None:
-    error = np.abs(logits - cached).max()
-    if error > _ROUNDING * max(np.abs(cached).max(), 1):
+    error = np.abs(seen.logits.cpu().numpy() - logits).max()
+    if error > _ROUNDING * max(np.abs(logits).max(), 1):
         raise RfatlasError(
             f"ablation: the intact network's logits differ by {error:.3g} from those in "
             "activations.h5, which come from other weights or images: delete it and rerun that "
             "stage"
         )
+    return seen
 
 
 def _counts(

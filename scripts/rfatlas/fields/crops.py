@@ -207,6 +207,18 @@ def cut_windows(
 # ---- memory
 
 
+# Fields are read and written in pieces of about this size.
+_PIECE_BYTES = 64e6
+
+
+def pieces(fields: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield fields (n, 3, h, w), an array or open dataset, in pieces of float64 with their rows."""
+    size = max(1, int(_PIECE_BYTES // (8 * np.prod(fields.shape[1:]))))
+    for first in range(0, len(fields), size):
+        rows = slice(first, first + size)
+        yield rows, np.asarray(fields[rows], float)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a layer is worked through within a memory budget: channels per block, crops per batch."""

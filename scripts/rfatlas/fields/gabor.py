@@ -6,6 +6,7 @@ principal colour. `gabor_fit` says how.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,15 @@ def fit_fields(
     weak compared with the layer's strongest, or not finite, has no fit.
     """
     rows = max(1, _BLOCK // (fields.shape[2] * fields.shape[3]))
-    along, light, colours, shares, strength = [], [], [], [], []
+    found = []
     for first in range(0, len(channel), rows):
         block = np.asarray(fields[first : first + rows], float)
         block = np.where(np.isfinite(block).all((1, 2, 3), keepdims=True), block, 0)
         image, colour, share = principal(block)
-        along.append(fit(image))
-        colours.append(colour)
-        shares.append(share)
-        strength.append(np.sqrt(np.square(block).mean((1, 2, 3))))
-        if with_luminance:
-            light.append(fit(luminance(block)))
+        light = fit(luminance(block)) if with_luminance else None
+        strength = np.sqrt(np.square(block).mean((1, 2, 3)))
+        found.append((fit(image), light, colour, share, strength))
+    along, light, colours, shares, strength = zip(*found, strict=True)
     strong = np.concatenate(strength)
     weak = (strong > 0) & (strong < WEAK * strong.max())
     chromatic = Source(
@@ -116,7 +115,7 @@ def fit_fields(
     return chromatic, Source(channel, _joined(light, weak)) if with_luminance else None
 
 
-def _joined(parts: list[Fits], weak: np.ndarray) -> Fits:
+def _joined(parts: Sequence[Fits], weak: np.ndarray) -> Fits:
     """Return the fits of all blocks, without those of weak fields."""
     names = Fits.__dataclass_fields__
     found = Fits(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -10,7 +10,6 @@ Units that lie in the same crop (deep layers, whose crop is the whole image) sha
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +34,6 @@ ERF_THRESHOLD = 0.0455
 # A recomputed activation further from the cached one than this share of the layer's largest means
 # that the two come from other weights or images; float32 rounding stays far below.
 _CERTIFICATE_LIMIT = 1e-2
-
-# Progress is saved after so many seconds, or 20 times what a save costs if that is more.
-_SAVE_EVERY_S = 30.0
 
 _CPU = torch.device("cpu")
 
@@ -314,7 +310,7 @@ class _Block:
         `first` names the block in `partial`, where progress is saved and taken up; `advance` is
         called with the number of units of each finished batch.
         """
-        finished, saved, cost = 0, time.monotonic(), 0.0
+        finished = 0
         if "state" in partial.names():
             state = partial.load("state")
             if state.pop("block") == first:
@@ -325,12 +321,9 @@ class _Block:
             if number > finished:
                 for members, seen in look(rounds, split):
                     self.add(members, seen)
-                if time.monotonic() - saved > max(_SAVE_EVERY_S, 20 * cost):
-                    begun = time.monotonic()
+                if partial.due:
                     progress = {"block": np.array(first), "finished": np.array(number)}
                     partial.save("state", self.state() | progress)
-                    saved = time.monotonic()
-                    cost = saved - begun
             advance(sum(map(len, rounds)))
 
 

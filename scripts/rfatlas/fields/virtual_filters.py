@@ -45,9 +45,6 @@ COLUMNS = (
 
 UNREACHED = "no first-layer kernel reaches the channel"
 
-# Mean gradients are read in pieces of about this size.
-_PIECE_BYTES = 64e6
-
 
 # ---- composition
 
@@ -267,13 +264,11 @@ def agreement(filters: np.ndarray, gradients: np.ndarray, seed: int = 0) -> dict
 
 def energies(dataset: Any, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
     """Return the energy of fields (n, 3, S, S) in the given pixels, and in all; read in pieces."""
-    n = len(dataset)
-    inside, total = np.zeros(n), np.zeros(n)
-    size = max(1, int(_PIECE_BYTES // (8 * np.prod(dataset.shape[1:]))))
-    for first in range(0, n, size):
-        piece = np.square(dataset[first : first + size])
-        total[first : first + size] = piece.sum((1, 2, 3))
-        inside[first : first + size] = piece[:, :, rows, columns].sum((1, 2, 3))
+    inside, total = np.zeros(len(dataset)), np.zeros(len(dataset))
+    for part, piece in crops.pieces(dataset):
+        energy = np.square(piece)
+        total[part] = energy.sum((1, 2, 3))
+        inside[part] = energy[:, :, rows, columns].sum((1, 2, 3))
     return inside, total
 
 

@@ -275,6 +275,11 @@ def _lock(folder: Path, wait_s: float) -> int:
     return descriptor
 
 
+#: Progress is put on record after so many seconds, or so many times what that costs if it is more.
+SAVE_EVERY_S = 10.0
+SAVE_COSTS = 20
+
+
 class Partial:
     """Progress of one output, kept next to it in the undeclared folder `<output>.partial`.
 
@@ -299,6 +304,7 @@ class Partial:
                 file.write(wanted)
         for leftover in self.folder.glob("*.npz.tmp"):
             leftover.unlink()
+        self._since, self._cost = time.monotonic(), 0.0
         if records := self.names():
             log.info("resuming: %s holds %d records", self.folder, len(records))
 
@@ -306,8 +312,14 @@ class Partial:
         """Return the names of the finished records, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.npz"))
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time for another record."""
+        return time.monotonic() - self._since > max(SAVE_EVERY_S, SAVE_COSTS * self._cost)
+
     def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Write one record; it exists afterwards completely or not at all."""
+        begun = time.monotonic()
         path = self.folder / f"{name}.npz"
         temporary = path.with_name(path.name + ".tmp")
         try:
@@ -321,6 +333,8 @@ class Partial:
             temporary.unlink(missing_ok=True)
             size = sum(np.asarray(array).nbytes for array in arrays.values())
             raise disk.failed(path, error, size) from error
+        self._since = time.monotonic()
+        self._cost = self._since - begun
 
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of one record; raises RfatlasError if the file is damaged."""
@@ -340,11 +354,6 @@ class Partial:
         os.close(self._lock)
 
 
-#: Steps are put on record after so many seconds, or so many times what that costs if it is more.
-SAVE_EVERY_S = 10.0
-SAVE_COSTS = 20
-
-
 class Steps:
     """The results of the steps of a job, put on record now and then: killed, it goes on from there.
 
@@ -356,7 +365,6 @@ class Steps:
         self._recorded = self._records()
         self._next = next(self._recorded, None)
         self._unsaved: dict[str, np.ndarray] = {}
-        self._since, self._cost = time.monotonic(), 0.0
 
     def take(
         self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
@@ -368,18 +376,15 @@ class Steps:
             return found
         found = compute()
         self._unsaved |= {f"{name}/{key}": array for key, array in found.items()}
-        if time.monotonic() - self._since > max(SAVE_EVERY_S, SAVE_COSTS * self._cost):
+        if self._partial.due:
             self.save()
         return found
 
     def save(self) -> None:
         """Put on record what is not there yet."""
-        begun = time.monotonic()
         if self._unsaved:
             self._partial.save(f"{len(self._partial.names()):06d}", self._unsaved)
             self._unsaved = {}
-        self._since = time.monotonic()
-        self._cost = self._since - begun
 
     def all(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield all steps so far, in their order."""

@@ -17,7 +17,7 @@ From these the classes: non-, single- or double-opponent by the cone rule, by en
 rule. docs/columns.md defines every number.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,9 +71,6 @@ _FLASH = 0.5
 
 # A map that is weaker than this share of the others is rounding.
 _EMPTY = 1e-6
-
-# Fields are read and written in pieces of about this size.
-_PIECE_BYTES = 64e6
 
 
 # ---- the linear part
@@ -143,20 +140,12 @@ def energy_class(columns: Mapping[str, np.ndarray], rules: Mapping[str, float]) 
     return color_rules.classes(opponent, single, norm <= tuning.WEAK * norm.max(initial=0))
 
 
-def _pieces(fields: Any) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield fields (n, 3, h, w), an array or open dataset, in pieces of float64 with their rows."""
-    size = max(1, int(_PIECE_BYTES // (8 * np.prod(fields.shape[1:]))))
-    for first in range(0, len(fields), size):
-        rows = slice(first, first + size)
-        yield rows, np.asarray(fields[rows], float)
-
-
 def _linear_columns(channels: int, channel: Any, fields: Any) -> dict[str, np.ndarray] | None:
     """Return what `linear` says of the fields (n, 3, h, w) of channels (n,), (C,) each, NaN for
     channels without; None without fields."""
     if fields is None:
         return None
-    parts = [linear(piece) for _, piece in _pieces(fields)]
+    parts = [linear(piece) for _, piece in crops.pieces(fields)]
     found = {}
     for name in parts[0]:
         found[name] = np.full(channels, np.nan)
@@ -454,13 +443,8 @@ def measured(
     name = np.array(colorspace.AXES, object)[found["axis"]]
     columns["color_axis"] = np.where(coloured, name, "")
     curves = tuning.grid_tuning(after["tuned"][row, found["axis"]], axes["frequency"])
-    for name, source in (
-        ("color_sf_cpp", "sf_cpp"),
-        ("color_orientation_deg", "orientation_deg"),
-        ("color_osi", "osi"),
-        ("color_bandwidth_deg", "bandwidth_deg"),
-    ):
-        columns[name] = known(curves[source], coloured)
+    for name in ("sf_cpp", "orientation_deg", "osi", "bandwidth_deg"):
+        columns[f"color_{name}"] = known(curves[name], coloured)
     direction = preferred_direction(np.nan_to_num(after["direction"]), axes["direction"])
     columns["color_direction_deg"] = known(direction, coloured)
     above = tuning.rectify(answers["hue"][0], blank)
@@ -590,7 +574,7 @@ def measure(
         if fields is not None:
             file["field_channel"] = fields["channel"][:]
             maps = file.create_dataset("field_dkl", fields["mean_gradient"].shape, np.float32)
-            for part, piece in _pieces(fields["mean_gradient"]):
+            for part, piece in crops.pieces(fields["mean_gradient"]):
                 maps[part] = opponent_maps(piece)
     store.write_table(rows, task.table)
 
@@ -629,19 +613,11 @@ def _datasets(
     found["response"] = answers["grid"][0]
     if rectified:
         found["unrectified"] = answers["grid"][1]
-    for name, key in (
-        ("flicker", "flicker"),
-        ("blank", "blank"),
-        ("hue_response", "hue"),
-        ("code_hue_response", "code_hue"),
-        ("flash_response", "flash"),
-    ):
-        found[name] = answers[key][0]
-        found[name.removesuffix("_response") + "_unrectified"] = answers[key][1]
-    for name, key in (
-        ("tuned", "tuned"),
-        ("tuned_flicker", "flicker"),
-        ("direction_response", "direction"),
-    ):
-        found[name] = after[key].astype(np.float32)
+    for key, (response, unrectified) in answers.items():
+        if key != "grid":
+            name = key if key in ("blank", "flicker") else f"{key}_response"
+            found[name], found[f"{key}_unrectified"] = response, unrectified
+    found["tuned"] = after["tuned"].astype(np.float32)
+    found["tuned_flicker"] = after["flicker"].astype(np.float32)
+    found["direction_response"] = after["direction"].astype(np.float32)
     return found

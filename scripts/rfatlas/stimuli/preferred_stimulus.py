@@ -328,23 +328,6 @@ def agreement(images: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How stimuli are sought; the keys of `preferred_stimulus` in the config that say so."""
-
-    gradient_start: bool
-    jitter: int
-    l2: float
-    learning_rate: float
-    noise_starts: int
-    optimizer: str
-    parametrisation: str
-    patch_start: bool
-    seed: int
-    steps: int
-    tv: float
-
-
-@dataclass(frozen=True)
 class Photographs:
     """The photographs, `images` uint8 (N, H, H, 3), and the unit of each channel of a layer that
     any of them drives most: `image` (C,), -1 where none does, and `yx` (C, 2)."""
@@ -404,7 +387,7 @@ def measure(
     photographs: Photographs,
     fields: Mapping[str, Any] | None,
     colours: np.ndarray,
-    settings: Settings,
+    settings: Mapping[str, Any],
     task: Task,
 ) -> None:
     """Write `<layer>.h5` (docs/files.md) and its table.
@@ -422,14 +405,16 @@ def measure(
         and to compare with; None for neither.
     colours
         (3, 3), see `decorrelated`.
+    settings
+        The keys of `preferred_stimulus` in the config, but `channels`.
 
     Killed, the work resumes from `<output>.partial`.
     """
     probe = Probe(network, layer, task.memory_mb)
     square = region(probe)
-    kinds = [NOISE] * settings.noise_starts
-    kinds += [GRADIENT] * (settings.gradient_start and fields is not None)
-    kinds += [PATCH] * settings.patch_start
+    kinds = [NOISE] * settings["noise_starts"]
+    kinds += [GRADIENT] * (settings["gradient_start"] and fields is not None)
+    kinds += [PATCH] * settings["patch_start"]
     off_kinds = [kind for kind in kinds if kind != PATCH]
     per_channel = len(kinds) + len(off_kinds)
     state = _STATE_COPIES * 4.0 * 3 * square.size**2 * per_channel
@@ -453,7 +438,7 @@ def measure(
                     members,
                     np.where(largest[members] > 0, largest[members], usual),
                     photographs.seen(members, square, probe, network)
-                    if settings.patch_start
+                    if settings["patch_start"]
                     else None,
                     None if fields is None else square.from_window(_gradients(fields, members)),
                     colours,
@@ -509,16 +494,18 @@ def _block(
     patch: np.ndarray | None,
     gradient: np.ndarray | None,
     colours: np.ndarray,
-    settings: Settings,
+    settings: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """Return what the channels (m,) of one block reach, from all starts."""
     noises = np.empty(
-        (len(channels), settings.noise_starts, 3, square.size, square.size), np.float32
+        (len(channels), settings["noise_starts"], 3, square.size, square.size), np.float32
     )
     for place in np.ndindex(noises.shape[:2]):
-        noises[place] = noise(square.size, settings.seed, layer, int(channels[place[0]]), place[1])
+        noises[place] = noise(
+            square.size, settings["seed"], layer, int(channels[place[0]]), place[1]
+        )
     starts, off_starts = [noises], [noises]
-    if settings.gradient_start and gradient is not None:
+    if settings["gradient_start"] and gradient is not None:
         direction = np.nan_to_num(gradient)
         starts.append(along(direction)[:, None])
         off_starts.append(along(-direction)[:, None])
@@ -530,33 +517,35 @@ def _block(
     device = probe.device
     sign = np.where(np.arange(k) < starts.shape[1], 1, -1)
     numbers = [(int(channel), number) for channel in channels for number in range(k)]
-    shift = jitters(settings.jitter, settings.steps, square.size, settings.seed, layer, numbers)
+    shift = jitters(
+        settings["jitter"], settings["steps"], square.size, settings["seed"], layer, numbers
+    )
     climbs = Climbs(
         torch.from_numpy(np.repeat(channels, k)).to(device),
         torch.from_numpy(np.tile(sign, m)).to(device, torch.float32),
         torch.from_numpy(np.repeat(scale, k)).to(device, torch.float32),
         torch.from_numpy(shift).to(device),
     )
-    if settings.parametrisation == "pixels":
+    if settings["parametrisation"] == "pixels":
         parametrisation: Pixels | Fourier = Pixels()
     else:
         parametrisation = Fourier(square.size, colours, device)
     objective = Objective(
-        probe, square, parametrisation, climbs, settings.l2, settings.tv,
+        probe, square, parametrisation, climbs, settings["l2"], settings["tv"],
         max(1, probe.batch // 2),
     )  # fmt: skip
     begin = parametrisation.encode(torch.from_numpy(every).to(device).flatten(0, 1))
-    if settings.optimizer == "adam":
+    if settings["optimizer"] == "adam":
         end = ascent.adam(
             objective,
             begin,
-            settings.steps,
-            settings.learning_rate,
+            settings["steps"],
+            settings["learning_rate"],
             parametrisation.box,
             len(shift),
         )
     else:
-        end = ascent.lbfgs(objective, begin, settings.steps, parametrisation.box)
+        end = ascent.lbfgs(objective, begin, settings["steps"], parametrisation.box)
     with torch.no_grad():
         images = parametrisation.decode(end)
     activation, value = (found.view(m, k).cpu().numpy() for found in objective.reached(images))
