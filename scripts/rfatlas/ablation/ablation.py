@@ -217,17 +217,9 @@ def statistics_of(
 ) -> dict[str, np.ndarray]:
     """Return the columns `COLUMNS` of one layer and mode, (C,) each.
 
-    Parameters
-    ----------
-    results
-        (C, N) with a channel replaced, in the order of the ablation; -1 in `prediction` behind the
-        last image of a channel that was stopped early, which counts with its first images only.
-    intact
-        (N,) without.
-    labels
-        (N,) classes of the images.
-    seed
-        Of the bootstrap.
+    `results` (C, N) with a channel replaced, in the order of the ablation, -1 in `prediction`
+    behind the last image of a channel that was stopped early, which counts with its first images
+    only; `intact` (N,) without; `labels` (N,) classes of the images; `seed` of the bootstrap.
     """
     count = (results.prediction >= 0).sum(1)
     columns = {name: np.zeros(len(count)) for name in COLUMNS}
@@ -266,23 +258,9 @@ def gather(
 ) -> None:
     """Write `<layer>.h5` (docs/files.md) and its table.
 
-    Parameters
-    ----------
-    ranges
-        Files of `sweep`, in order.
-    layer
-        Its name.
-    modes
-        All modes of the table, in order; columns are empty where the layer lacks the mode.
-    classes
-        Number of classes of the network.
-    seed
-        Of the bootstrap.
-
-    Raises
-    ------
-    RfatlasError
-        As `store.ranges` does.
+    `ranges` are files of `sweep`, in order; `modes` all those of the table, in order: columns are
+    empty where the layer lacks the mode; `classes` the number of the network's; `seed` of the
+    bootstrap. Raises RfatlasError as `store.ranges` does.
     """
     image, label, channel, found = _joined(ranges)
     intact = found.pop("intact")

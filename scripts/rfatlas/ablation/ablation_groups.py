@@ -103,19 +103,9 @@ def groups(
 ) -> dict[str, np.ndarray]:
     """Return the groups of a layer that have members: name -> channel indices, ascending.
 
-    Parameters
-    ----------
-    rows
-        The layer's rows of channels.csv, in the order of the channels.
-    layer
-        Its name.
-    named
-        The config's own groups: name -> layer -> channels.
-
-    Raises
-    ------
-    RfatlasError
-        If the config names a channel that the layer does not have.
+    `rows` are the layer's of channels.csv, in the order of the channels; `named` the config's own
+    groups: name -> layer -> channels. Raises RfatlasError if these name a channel that the layer
+    does not have.
     """
     found = {}
     for name, (column, value) in GROUPS.items():
@@ -158,18 +148,8 @@ def controls(
     group's mean norm, or are unknown, the sets are drawn without regard to them. Where the others
     do not suffice for `count` sets they are drawn from the whole layer.
 
-    Parameters
-    ----------
-    norms
-        (C,) filter norms, NaN where unknown.
-    members
-        (k,) channels of the group.
-    count
-        Sets wanted; there are fewer only where the layer has no more.
-    tolerance
-        See above.
-    seed
-        Of the draws.
+    `norms` (C,) filter norms, NaN where unknown; `members` (k,) channels of the group; there are
+    fewer sets than `count` only where the layer has no more; `seed` of the draws.
     """
     random = np.random.default_rng(seed)
     size = len(members)
@@ -237,24 +217,12 @@ def orders(
 ) -> dict[tuple[str, str, int], np.ndarray]:
     """Return the orders in which the channels of a layer are taken out.
 
-    Parameters
-    ----------
-    rows
-        The layer's rows of channels.csv, in the order of the channels.
-    layer
-        Its name.
-    wanted
-        Names of `ORDERS`, and `random`.
-    randoms
-        How many random orders.
-    seed
-        Of these, and of the order of channels that are alike.
-
-    Returns
-    -------
-    (order, direction, number) -> (C,) channels, the first taken out first. Direction is one of
-    `DIRECTIONS`, "" for a random one; number counts the random ones. Channels without a value
-    come last in both directions. An order whose column is missing or empty is left out.
+    They are (order, direction, number) -> (C,) channels, the first taken out first. Direction is
+    one of `DIRECTIONS`, "" for a random one; number counts the random ones. Channels without a
+    value come last in both directions. An order whose column is missing or empty is left out.
+    `rows` are the layer's of channels.csv, in the order of the channels; `wanted` names of `ORDERS`
+    and `random`; `randoms` how many random ones; `seed` of these, and of the order of channels that
+    are alike.
     """
     found = {}
     shuffled = np.random.default_rng([*seed, 0]).permutation(len(rows))
@@ -303,18 +271,9 @@ def plan(
 ) -> Plan:
     """Choose the sets of channels to take out of a layer.
 
-    Parameters
-    ----------
-    rows
-        The layer's rows of channels.csv, in the order of the channels.
-    layer
-        Its name.
-    settings
-        The config's section `ablation_groups`.
-    filters
-        Whether the layer can be ablated at its filters (mode `weight`).
-    seed
-        Of controls and random orders.
+    `rows` are the layer's of channels.csv, in the order of the channels; `settings` the config's
+    section `ablation_groups`; `filters` whether the layer can be ablated at its filters (mode
+    `weight`); `seed` of controls and random orders.
     """
     numbers: dict[tuple[int, ...], int] = {}
     uses = []
@@ -359,18 +318,9 @@ def measure(
 ) -> None:
     """Write `<layer>.h5`, the predictions without each set, and its table.
 
-    Parameters
-    ----------
-    ablator
-        Of the layer.
-    plan
-        The sets and what they are for.
-    images, labels
-        uint8 (N, H, W, 3) and int (N,), -1 = unknown.
-    order
-        The images to look at, in the order of `ablate.sequence`.
-    predictions
-        Made at a time, about; at least those of one image.
+    `images` uint8 (N, H, W, 3) and `labels` int (N,), -1 = unknown; `order` the images to look at,
+    as `ablate.sequence` has them; about so many `predictions` are made at a time, at least those of
+    one image.
     """
     sets = [list(channels) for channels in plan.sets]
     modes = {mode: plan.of(mode) for mode in plan.uses["mode"].unique()}
@@ -425,19 +375,9 @@ def tables(
     """Return the stage's tables: groups and their controls, cumulative curves, the inactive
     channels of the first layer.
 
-    Parameters
-    ----------
-    paths
-        Of the files `<layer>.h5`, each with its table beside it.
-    table
-        channels.csv.
-    seed
-        Of the bootstrap.
-
-    Returns
-    -------
-    Tables with the columns `GROUP_COLUMNS`, `CUMULATIVE_COLUMNS` and `INACTIVE_COLUMNS`. `q` is
-    Benjamini and Hochberg's over all groups of the run in one mode.
+    Their columns are `GROUP_COLUMNS`, `CUMULATIVE_COLUMNS` and `INACTIVE_COLUMNS`. `q` is Benjamini
+    and Hochberg's over all groups of the run in one mode. `paths` of the files `<layer>.h5`, each
+    with its table beside it; `table` channels.csv; `seed` of the bootstrap.
     """
     groups, curves, inactive = [], [], []
     for path in map(Path, paths):
