@@ -117,7 +117,9 @@ def progress(folder: Path) -> dict[Path, int]:
     found = {}
     for partial in folder.glob("results/**/*.partial"):
         for path in partial.glob("*.npz"):
-            found[path] = _stamp(path)
+            # The state of a block of channels is written over while the block goes on.
+            if path.stem != "state":
+                found[path] = _stamp(path)
     return {path: stamp for path, stamp in found.items() if stamp}
 
 
