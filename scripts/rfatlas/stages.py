@@ -127,7 +127,7 @@ STAGES: tuple[Stage, ...] = (
             "results/train_demo/plainnet_demo.safetensors",
         ),
         version=1,
-        mem_mb=4000,
+        mem_mb=3000,
     ),
     Stage(
         "images",

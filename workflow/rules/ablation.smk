@@ -34,7 +34,7 @@ rule ablation_gather:
     input:
         lambda wildcards: [
             f"results/{{run}}/ablation/{{layer}}/{start}-{stop}.h5"
-            for start, stop in ablation_ranges(wildcards.run)
+            for start, stop in image_ranges(wildcards.run, "ablation")
         ],
     output:
         predictions="results/{run}/ablation/{layer}.h5",

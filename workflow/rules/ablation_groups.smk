@@ -40,16 +40,8 @@ ablation_table = tables_in_report("Ablation")
 
 rule ablation_groups_tables:
     input:
-        predictions=lambda wildcards: expand(
-            "results/{run}/ablation_groups/{layer}.h5",
-            run=wildcards.run,
-            layer=ablation_group_layers(wildcards.run),
-        ),
-        tables=lambda wildcards: expand(
-            "results/{run}/ablation_groups/{layer}.csv",
-            run=wildcards.run,
-            layer=ablation_group_layers(wildcards.run),
-        ),
+        predictions=layer_files("ablation_groups"),
+        tables=layer_files("ablation_groups", suffix="csv"),
         channels="results/{run}/channels.csv",
     output:
         groups=ablation_table("results/{run}/ablation_groups.csv", "groups of channels"),

@@ -23,7 +23,9 @@ rule activations_range:
         layers=lambda wildcards: run_layers(wildcards.run),
         top_k=settings["activations"]["top_k"],
         batch_size=settings["activations"]["batch_size"],
-        keep_maps=lambda wildcards: sorted(keep_maps(wildcards.run)),
+        keep_maps=lambda wildcards: sorted(
+            {*run_layers(wildcards.run)} & {*settings["activations"]["keep_maps"]}
+        ),
         device=settings["device"],
         tf32=settings["tf32"],
         version=versions.stage("activations"),
@@ -35,7 +37,7 @@ rule activations_merge:
     input:
         ranges=lambda wildcards: [
             f"results/{wildcards.run}/activations/{start}-{stop}.h5"
-            for start, stop in run_ranges(wildcards.run)
+            for start, stop in image_ranges(wildcards.run, "activations")
         ],
     output:
         "results/{run}/activations.h5",

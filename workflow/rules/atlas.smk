@@ -35,9 +35,7 @@ rule atlas_site:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("atlas")),
-        runtime=grown(lambda wildcards: budget.minutes("atlas", wildcards.run)),
-        gpu=0,
+        **asks("atlas"),
     params:
         code=versions.digest("atlas"),
         run="{run}",
@@ -66,9 +64,7 @@ rule atlas_start:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("findings")),
-        runtime=grown(10),
-        gpu=0,
+        **asks("atlas_start", runtime=10),
     params:
         code=versions.digest("atlas"),
         runs=[
@@ -78,7 +74,7 @@ rule atlas_start:
                 "weights": model_config(run)["weights"].rsplit("/", 1)[-1],
                 "dataset": run_dataset(run),
                 "layers": len(run_layers(run)),
-                "channels": sum(layer_channels(run, run_layers(run))),
+                "channels": sum(layer["channels"] for layer in budget.layers[run].values()),
                 "atlas": stage_on("atlas", run),
                 "findings": stage_on("findings", run),
             }

@@ -30,16 +30,11 @@ from rfatlas.plan import entries, estimates, preflight
 from rfatlas.errors import RfatlasError
 from rfatlas.sources import catalogue
 
-
-def prepare():
-    """The config checked and filled in, with its models described and its images counted."""
+# The config checked and filled in, with its models described and its images counted.
+try:
     for file in workflow.configfiles:
         rfatlas_config.check_file(file)
-    return preflight.prepare(rfatlas_config.load(config), config)
-
-
-try:
-    plan = prepare()
+    plan = preflight.prepare(rfatlas_config.load(config), config)
 except RfatlasError as error:
     raise WorkflowError(str(error)) from None
 
@@ -81,13 +76,11 @@ def run_layers(run):
 
 def run_images(run):
     """The packed images that a run looks at."""
-    shown, words = description(run)["input"], {}
+    shown = description(run)["input"]
     sides = shown["resize"] if isinstance(shown["resize"], list) else [shown["resize"] or "none"]
-    words["resize"] = "x".join(map(str, sides))
-    words["crop"] = shown["crop"]
-    bilinear = shown["interpolation"] == "bilinear"
-    words["interpolation"] = "" if bilinear else f"_{shown['interpolation']}"
-    return f"results/images/{packed_name(run_dataset(run), **words)}.h5"
+    resize = "x".join(map(str, sides))
+    method = "" if shown["interpolation"] == "bilinear" else f"_{shown['interpolation']}"
+    return f"results/images/{packed_name(run_dataset(run), resize, shown['crop'], method)}.h5"
 
 
 def packed_name(dataset, resize, crop, interpolation):
@@ -109,17 +102,13 @@ def packed_files(dataset):
     return files if drawn else {name: in_place(file) for name, file in files.items()}
 
 
-def run_ranges(run):
-    """Image ranges [(start, stop), ...] of the activation jobs of a run."""
-    count = plan.images[run_dataset(run)].count
-    size = settings["activations"]["range_size"]
+def image_ranges(run, stage):
+    """Ranges [(start, stop), ...] of places in the order of the images of a run, a job each; one
+    where channels may stop early, since that depends on all images before."""
+    asked, count = settings[stage], plan.images[run_dataset(run)].count
+    count = min(count, asked.get("images") or count)
+    size = asked["range_size"] if asked.get("precision") is None else count
     return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def layer_channels(run, layers):
-    """How many channels each of these layers of a run has."""
-    known = {layer["name"]: layer["channels"] for layer in description(run)["layers"]}
-    return [known[layer] for layer in layers]
 
 
 def batch_norm_images(run):
@@ -149,11 +138,6 @@ def model_files(run):
     return [in_place(file) for file in files]
 
 
-def model_params(run):
-    """What defines a run's network; which of its layers are analysed does not."""
-    return without(model_config(run), "layers")
-
-
 def without(section, *keys):
     """A section of the config without some of its keys."""
     return {key: value for key, value in section.items() if key not in keys}
@@ -169,17 +153,6 @@ def bad_image_labels(wildcards):
     return {"data set": wildcards.dataset, "pixels": wildcards.crop, "skipped files": count}
 
 
-def keep_maps(run):
-    """The layers of a run whose full maps are stored."""
-    return [layer for layer in run_layers(run) if layer in settings["activations"]["keep_maps"]]
-
-
-def drawn_datasets():
-    """Data sets of the runs that this workflow draws itself."""
-    used = entries.used(settings, "dataset")
-    return [name for name in used if dataset_config(name)["source"] == "scenes"]
-
-
 def stage_files(name):
     """What a stage makes, also of one that is switched off, which can be asked for by its name."""
     stage = stages.BY_NAME[name]
@@ -188,7 +161,9 @@ def stage_files(name):
     if name == "figures":
         return figure_folders()
     if stage.scope in ("dataset", "group"):
-        return expand(stage.files, dataset=drawn_datasets(), group=compare_groups())
+        used = entries.used(settings, "dataset")
+        drawn = [each for each in used if dataset_config(each)["source"] == "scenes"]
+        return expand(stage.files, dataset=drawn, group=compare_groups())
     runs = [run for run in stage_runs(name) if name not in settings["runs"][run]["without"]]
     return sorted({file for run in runs for file in run_files(name, run)})
 
@@ -222,27 +197,25 @@ def ablation_runs():
     return [run for run in runs_with("ablation") if not preflight.no_ablation(plan, run)]
 
 
-def ablation_layers(run):
-    """The layers of a run whose channels are taken out."""
-    if run not in ablation_runs():
-        return []
-    return [
-        layer for layer in run_layers(run) if layer in (settings["ablation"]["layers"] or [layer])
-    ]
-
-
 def ablation_modes(run):
     """The modes that some layer of a run is ablated in, in the order of the columns."""
-    every = any(layer in settings["ablation"]["all_modes_layers"] for layer in ablation_layers(run))
+    every = any(
+        layer in settings["ablation"]["all_modes_layers"] for layer in stage_layers(run, "ablation")
+    )
     modes = ["zero", "mean", "shuffle"]
     return [mode for mode in modes if every or mode in settings["ablation"]["modes"]]
 
 
 def stage_layers(run, stage):
     """The layers of a run that a stage has a table of."""
-    if stage == "ablation_groups":
-        return ablation_group_layers(run)
-    return ablation_layers(run) if stage == "ablation" else run_layers(run)
+    if stage not in ("ablation", "ablation_groups"):
+        return run_layers(run)
+    asked = [settings[section]["layers"] for section in ("ablation", stage)]
+    return [
+        layer
+        for layer in run_layers(run)
+        if run in ablation_runs() and all(only is None or layer in only for only in asked)
+    ]
 
 
 def column_files(run, suffix):
@@ -256,37 +229,10 @@ def column_files(run, suffix):
     return found
 
 
-def ablation_ranges(run):
-    """Ranges [(start, stop), ...] of places in the order of the images; one where channels may
-    stop early, since that depends on all images before."""
-    count = min(plan.images[run_dataset(run)].count, settings["ablation"]["images"] or 10**12)
-    one = settings["ablation"]["precision"] is not None
-    size = count if one else settings["ablation"]["range_size"]
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def opponency_lines():
-    """The thresholds by which the stage color classifies, under the names of section opponency."""
-    return {name: settings["color"][name] for name in settings["opponency"]}
-
-
-def ablation_group_layers(run):
-    """The layers of a run of which groups of channels are taken out."""
-    asked = settings["ablation_groups"]["layers"]
-    return [layer for layer in ablation_layers(run) if asked is None or layer in asked]
-
-
 def finding_tables(run, stage, name):
     """The table of a stage that a run's findings rest on; none where the stage is off for it."""
-    if not stage_on(stage, run) or (stage == "ablation_groups" and run not in ablation_runs()):
-        return []
-    folder = "" if stage == "ablation_groups" else f"{stage}/"
-    return [f"results/{run}/{folder}{name}.csv"]
-
-
-def stimulus_sample(run, layer):
-    """How many channels of a layer get a preferred stimulus; None for all."""
-    return entries.stimulus_sample(settings, description(run), layer)
+    files = run_files(stage, run) if run in stage_runs(stage) else []
+    return [file for file in files if Path(file).stem == name]
 
 
 def figure_folders():
@@ -369,39 +315,27 @@ def twin(run, stages=()):
     return other
 
 
-def attempts(wildcards, attempt):
-    """How often a job was tried, this time included; for a retry, the script asks as a resource."""
-    return attempt
-
-
-def grown(amount):
-    """Memory or time of a job (a number or a function of the wildcards) that a retry (`--retries`)
-    asks for a multiple of: the double, then the triple."""
-    if callable(amount):
-        return lambda wildcards, attempt: attempt * amount(wildcards)
-    return lambda wildcards, attempt: attempt * amount
-
-
 def asks(script, runtime=None, gpu=0):
-    """What a job of a script asks for: minutes by the estimates if `runtime` is not given; a retry
-    asks for more."""
+    """What a job of a script asks for: minutes by the estimates if `runtime` is not given. A retry
+    (`--retries`) asks for the double, then the triple; its script reads how many there were."""
 
     def name(wildcards):
         if script == "images":
             return packed_name(**wildcards)
         return wildcards.get("run") or "_".join(wildcards)
 
-    def memory(wildcards):
-        return budget.mem_mb(script, name(wildcards))
+    def memory(wildcards, attempt):
+        return attempt * budget.mem_mb(script, name(wildcards))
 
-    def minutes(wildcards):
-        return budget.minutes(script, name(wildcards), wildcards.get("layer"))
+    def minutes(wildcards, attempt):
+        layer = wildcards.get("layer")
+        return attempt * (runtime or budget.minutes(script, name(wildcards), layer))
 
     return {
-        "mem_mb": grown(memory),
-        "runtime": grown(runtime or minutes),
+        "mem_mb": memory,
+        "runtime": minutes,
         "gpu": gpu,
-        "attempt": attempts,
+        "attempt": lambda wildcards, attempt: attempt,
     }
 
 
@@ -416,14 +350,14 @@ def when(condition, file):
     return file if condition else []
 
 
-def layer_files(stage, optional=False):
+def layer_files(stage, optional=False, suffix="h5"):
     """An input function: the files of a stage of all layers of a run; of an optional stage only
     where it is on."""
 
     def files(wildcards):
         run = wildcards.run
         layers = [] if optional and not stage_on(stage, run) else stage_layers(run, stage)
-        return [f"results/{run}/{stage}/{layer}.h5" for layer in layers]
+        return [f"results/{run}/{stage}/{layer}.{suffix}" for layer in layers]
 
     return files
 

@@ -8,6 +8,17 @@
 # first.
 
 
+def sheets(topic):
+    """What the script is told of a topic of a run with sheets of channels, a layer each."""
+    return {
+        "topic": f"figures_{topic}",
+        "code": versions.digest(f"rfatlas.figures.figures_{topic}"),
+        "run": "{run}",
+        "layers": lambda wildcards: run_layers(wildcards.run),
+        "channels": settings["figures"]["channels"],
+    }
+
+
 rule figures_accuracy:
     input:
         activations=expand("results/{run}/activations.h5", run=run_names()),
@@ -23,9 +34,7 @@ rule figures_accuracy:
         "../../environment.yaml"
     threads: 1
     resources:
-        mem_mb=grown(budget.mem_mb("figures")),
-        runtime=grown(30),
-        gpu=0,
+        **asks("figures", runtime=30),
     params:
         topic="figures",
         code=versions.digest("rfatlas.figures.figures"),
@@ -76,12 +85,8 @@ use rule figures_accuracy as figures_virtual_filters with:
     benchmark:
         "benchmarks/figures_virtual_filters/{run}.tsv"
     params:
-        topic="figures_virtual_filters",
-        code=versions.digest("rfatlas.figures.figures_virtual_filters"),
-        run="{run}",
+        **sheets("virtual_filters"),
         twin=lambda wildcards: twin(wildcards.run, stages.drawn_by("virtual_filters")) or "",
-        layers=lambda wildcards: run_layers(wildcards.run),
-        channels=settings["figures"]["channels"],
 
 
 use rule figures_accuracy as figures_gabor with:
@@ -95,11 +100,7 @@ use rule figures_accuracy as figures_gabor with:
     benchmark:
         "benchmarks/figures_gabor/{run}.tsv"
     params:
-        topic="figures_gabor",
-        code=versions.digest("rfatlas.figures.figures_gabor"),
-        run="{run}",
-        layers=lambda wildcards: run_layers(wildcards.run),
-        channels=settings["figures"]["channels"],
+        **sheets("gabor"),
 
 
 use rule figures_accuracy as figures_gratings with:
@@ -114,11 +115,7 @@ use rule figures_accuracy as figures_gratings with:
     benchmark:
         "benchmarks/figures_gratings/{run}.tsv"
     params:
-        topic="figures_gratings",
-        code=versions.digest("rfatlas.figures.figures_gratings"),
-        run="{run}",
-        layers=lambda wildcards: run_layers(wildcards.run),
-        channels=settings["figures"]["channels"],
+        **sheets("gratings"),
 
 
 use rule figures_accuracy as figures_color with:
@@ -136,12 +133,8 @@ use rule figures_accuracy as figures_color with:
     benchmark:
         "benchmarks/figures_color/{run}.tsv"
     params:
-        topic="figures_color",
-        code=versions.digest("rfatlas.figures.figures_color"),
-        run="{run}",
+        **sheets("color"),
         twin=lambda wildcards: twin(wildcards.run, ["color"]) or "",
-        layers=lambda wildcards: run_layers(wildcards.run),
-        channels=settings["figures"]["channels"],
         lowpass=settings["color"]["lowpass"],
         color_ratio=settings["color"]["color_ratio"],
 
@@ -161,11 +154,7 @@ use rule figures_accuracy as figures_preferred_stimulus with:
     benchmark:
         "benchmarks/figures_preferred_stimulus/{run}.tsv"
     params:
-        topic="figures_preferred_stimulus",
-        code=versions.digest("rfatlas.figures.figures_preferred_stimulus"),
-        run="{run}",
-        layers=lambda wildcards: run_layers(wildcards.run),
-        channels=settings["figures"]["channels"],
+        **sheets("preferred_stimulus"),
         source=settings["receptive_fields"]["source"],
 
 

@@ -22,7 +22,7 @@ rule gabor:
     resources:
         **asks("gabor"),
     params:
-        channels=lambda wildcards: layer_channels(wildcards.run, [wildcards.layer])[0],
+        channels=lambda wildcards: budget.layers[wildcards.run][wildcards.layer]["channels"],
         version=versions.stage("gabor"),
     script:
         "../../scripts/gabor.py"

@@ -21,7 +21,8 @@ rule model_weights:
     resources:
         **asks("model", gpu=gpus()),
     params:
-        model=lambda wildcards: model_params(wildcards.run),
+        # Which of its layers are analysed does not define a network.
+        model=lambda wildcards: without(model_config(wildcards.run), "layers"),
         batch_norm_images=1024,
         device=settings["device"],
         version=versions.stage("model"),

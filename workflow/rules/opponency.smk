@@ -36,7 +36,7 @@ rule opponency_tables:
         code=versions.digest("opponency"),
         thresholds=settings["opponency"],
         # The lines that the classes of the stage color go by.
-        rules=opponency_lines(),
+        rules={name: settings["color"][name] for name in settings["opponency"]},
         orientation_osi=settings["channels"]["orientation_osi"],
         twin=lambda wildcards: twin(wildcards.run, ["color"]) or "",
     script:

@@ -27,7 +27,9 @@ rule preferred_stimulus:
     resources:
         **asks("preferred_stimulus", gpu=gpus()),
     params:
-        sample=lambda wildcards: stimulus_sample(wildcards.run, wildcards.layer),
+        sample=lambda wildcards: entries.stimulus_sample(
+            settings, description(wildcards.run), wildcards.layer
+        ),
         settings=without(settings["preferred_stimulus"], "channels"),
         device=settings["device"],
         tf32=settings["tf32"],

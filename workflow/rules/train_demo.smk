@@ -18,9 +18,7 @@ rule train_demo_network:
         "../../environment.yaml"
     threads: 2
     resources:
-        mem_mb=grown(3000),
-        runtime=grown(240),
-        gpu=0,
+        **asks("train_demo", runtime=240),
     params:
         version=versions.stage("train_demo"),
         scenes=versions.stage("scenes"),

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,7 +53,8 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
             if not disk.is_full(error):
                 log.exception("unexpected error")
                 raise
-            error = disk.no_room(getattr(error, "filename", None) or _first_output(snakemake))
+            file = getattr(error, "filename", None) or next(iter(snakemake.output), "the output")
+            error = disk.no_room(file)
         log.error("%s", error)
         # Without a terminal handler, whoever started Snakemake would see nothing of it.
         if len(handlers) == 1:
@@ -61,10 +62,6 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
         sys.exit(1)
     finally:
         logging.shutdown()
-
-
-def _first_output(snakemake: Any) -> str:
-    return str(next(iter(snakemake.output), "the output"))
 
 
 def _snakemakes() -> list[psutil.Process]:
@@ -90,14 +87,10 @@ def _end_with(processes: list[psutil.Process]) -> None:
             return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
         return False
 
-    def watch() -> None:
-        while all(map(alive, processes)):
-            time.sleep(1.0)
-        logging.getLogger("rfatlas").error("Snakemake was killed; so this job ends, too")
-        os._exit(1)
-
     if processes:
-        threading.Thread(target=watch, daemon=True).start()
+        _end_unless(
+            lambda: all(map(alive, processes)), "Snakemake was killed; so this job ends, too"
+        )
 
 
 def end_with_parent(parent: int) -> None:
@@ -106,9 +99,15 @@ def end_with_parent(parent: int) -> None:
     When a process is killed nobody tells its workers; they would wait for tasks for ever.
     """
 
+    _end_unless(lambda: os.getppid() == parent)
+
+
+def _end_unless(alive: Callable[[], bool], said: str = "") -> None:
     def watch() -> None:
-        while os.getppid() == parent:
+        while alive():
             time.sleep(1.0)
+        if said:
+            logging.getLogger("rfatlas").error(said)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -111,14 +111,9 @@ def current() -> dict[str, dict]:
     }
 
 
-def recorded() -> dict[str, dict]:
-    """Version and digest of each expensive stage at the time of the last `record`."""
-    return json.loads(RECORD.read_text(encoding="utf-8"))
-
-
 def unrecorded() -> list[str]:
-    """Expensive stages whose version or digest is not the recorded one."""
-    old = recorded()
+    """Expensive stages whose version or digest is not that of the last `record`."""
+    old = json.loads(RECORD.read_text(encoding="utf-8"))
     return [name for name, now in current().items() if old.get(name) != now]
 
 

@@ -25,13 +25,7 @@ def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tup
     """Problems between keys, or between a key and the disk: (path, problem)."""
     for name, run in config["runs"].items():
         for kind in ("model", "dataset"):
-            known = config[f"{kind}s"]
-            if run[kind] not in known:
-                yield (
-                    ("runs", name, kind),
-                    f"{shown(run[kind])} is not defined{closest(run[kind], known)}; "
-                    f"`{kind}s:` defines {', '.join(known) or 'none'}",
-                )
+            yield from _undefined(("runs", name, kind), run[kind], f"{kind}s", config)
     models, datasets = used(config, "model"), used(config, "dataset")
     for name, model in config["models"].items():
         yield from _related_model(("models", name), model, name in models)
@@ -46,6 +40,12 @@ def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tup
             ("ablation_groups", "groups", name),
             "this name is taken by the group that channels.csv defines; choose another",
         )
+
+
+def _undefined(path: tuple, name: str, section: str, config: dict[str, Any]) -> Iterator:
+    if name not in (known := config[section]):
+        defined = f"`{section}:` defines {', '.join(known) or 'none'}"
+        yield path, f"{shown(name)} is not defined{closest(name, known)}; {defined}"
 
 
 def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterator:
@@ -73,19 +73,15 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
         )
     elif re.match(r"[a-z]+:", weights) and not weights.startswith(("random:", "https:", "file:")):
         yield where, f"{written} is not allowed; URLs are https: (with sha256) or file:"
-    file = paths.weights_file(weights)
-    if file is not None and is_used:
-        if not os.path.isfile(file):
-            yield where, f"{written}: no such file{_near(file)}"
-        elif _WILDCARD.search(str(file)):
-            yield where, f"{written} is not allowed; {_NO_BRACES}"
-    file = paths.factory_file(model["factory"])
-    if file is not None and is_used:
-        written = shown(model["factory"])
-        if not os.path.isfile(file):
-            yield (*path, "factory"), f"{written}: no such file{_near(file)}"
-        elif _WILDCARD.search(str(file)):
-            yield (*path, "factory"), f"{written} is not allowed; {_NO_BRACES}"
+    files = {
+        "weights": paths.weights_file(weights),
+        "factory": paths.factory_file(model["factory"]),
+    }
+    for key, file in files.items() if is_used else ():
+        if file is not None and not os.path.isfile(file):
+            yield (*path, key), f"{shown(model[key])}: no such file{_near(file)}"
+        elif file is not None and _WILDCARD.search(str(file)):
+            yield (*path, key), f"{shown(model[key])} is not allowed; {_NO_BRACES}"
     size = model["input"] or {"resize": None, "crop": None}
     sides = size["resize"] if isinstance(size["resize"], list) else [size["resize"]]
     if size["crop"] and any(isinstance(side, int) and side < size["crop"] for side in sides):
@@ -153,12 +149,7 @@ def _related_groups(config: dict[str, Any]) -> Iterator:
     for name, group in config["compare"]["groups"].items():
         path = ("compare", "groups", name)
         for run in group:
-            if run not in runs:
-                yield (
-                    path,
-                    f"{shown(run)} is not defined{closest(run, runs)}; `runs:` defines "
-                    f"{', '.join(runs)}",
-                )
+            yield from _undefined(path, run, "runs", config)
         datasets = {run: runs[run]["dataset"] for run in group if run in runs}
         if len(set(datasets.values())) > 1:
             listed = ", ".join(f"{run} on {dataset}" for run, dataset in datasets.items())

@@ -30,6 +30,7 @@ from rfatlas.plan.schema import (
     without,
     worded,
 )
+from rfatlas.sources import catalogue
 
 
 def load(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _resolved(config: dict[str, Any]) -> dict[str, Any]:
         if file := paths.factory_file(factory):
             model["factory"] = f"{_found(str(file))}:{factory.rpartition(':')[2]}"
     for dataset in config["datasets"].values():
-        for key in ("path", "labels", "class_map", "class_names"):
+        for key in catalogue.FILE_KEYS:
             if dataset[key] is not None:
                 dataset[key] = _found(dataset[key])
     return config

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,6 @@ THREADS = 4
 #: GFLOP per image below which more threads of a job only wait for each other.
 ONE_THREAD_GFLOP = 0.2
 
-# Bytes of a topic of figures per layer.
-_FIGURES = 5e5
-
 # Axes of the stage color's gratings.
 _AXES = 6
 
@@ -43,23 +41,19 @@ _TILE = 4096
 _MB = 1e6
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that one job takes, and bytes that it writes."""
-
-    seconds: float
-    disk: float = 0.0
-
-
 @dataclass
-class Row:
-    """Costs of all jobs of one kind: `seconds` on the clock if nothing else runs, megabytes of the
-    largest job, and bytes of all outputs."""
+class Cost:
+    """Seconds that jobs take, on the clock if nothing else runs, and bytes that they write."""
 
-    jobs: int = 0
     seconds: float = 0.0
-    mem_mb: int = 0
     disk: float = 0.0
+    jobs: int = 0
+
+    def add(self, other: "Cost", jobs: int) -> None:
+        """Count another cost, of so many jobs, in."""
+        self.seconds += other.seconds
+        self.disk += other.disk
+        self.jobs += jobs
 
 
 def read_rates(path: Path = RATES) -> dict[str, float]:
@@ -74,18 +68,8 @@ class Budget:
     A job is known by the name of its script, what it works on (`name`: a run, a group of runs, a
     data set, or a file of packed images) and, for stages of one layer at a time, its layer.
 
-    Parameters
-    ----------
-    plan
-        The config with its models described and its images counted.
-    layers
-        The names of the layers that each run analyses.
-    cores
-        Cores that Snakemake may use.
-    gpus
-        GPUs that the networks run on, a job on each; 0 where they run on the CPU.
-    rates
-        Measured rates; by default those of `resources/rates.csv`.
+    `layers` are the names of the layers that each run analyses, `cores` those that Snakemake may
+    use; networks run on `gpus`, a job on each, or on the CPU; `rates` are by default the shipped.
     """
 
     def __init__(
@@ -133,12 +117,9 @@ class Budget:
 
     def cost(self, script: str, name: str, layer: str | None = None) -> Cost | None:
         """What one job costs; None for what no run asks for."""
-        stage = stage_of(script)
         try:
-            if stage == "figures":
-                found = self._figures(name)
-            elif formula := getattr(self, f"_{script}", None):
-                by_layer = stages.BY_NAME[stage].scope == "layer"
+            if formula := getattr(self, f"_{script}", None):
+                by_layer = stages.BY_NAME[stage_of(script)].scope == "layer"
                 found = formula(name, *([self.layers[name][layer]] if by_layer else []))
             else:
                 found = self._each_channel(script, name, layer)
@@ -148,20 +129,17 @@ class Budget:
 
     # ---- what the user sees
 
-    def rows(self, jobs: Iterable[Any]) -> dict[str, Row]:
+    def rows(self, jobs: Iterable[Any]) -> dict[str, Cost]:
         """The costs of Snakemake's jobs, summed up by script; other jobs are left out."""
-        found: dict[str, Row] = {}
+        found: dict[str, Cost] = {}
         for job in jobs:
             script = Path(job.rule.script or "").stem
             if stage_of(script) is None:
                 continue
             cost = self.cost(script, *self._work(job.output)) or Cost(self.rates["start_plain"])
-            row = found.setdefault(script, Row())
-            row.jobs += 1
             slots = self.gpus if job.resources.get("gpu") else self.cores // job.threads
-            row.seconds += cost.seconds / max(1, slots)
-            row.mem_mb = max(row.mem_mb, int(job.resources.get("mem_mb", 0)))
-            row.disk += max(0.0, cost.disk - sum(_present(Path(file)) for file in job.output))
+            more = max(0.0, cost.disk - sum(_present(Path(file)) for file in job.output))
+            found.setdefault(script, Cost()).add(Cost(cost.seconds / max(1, slots), more), 1)
         order = list(stages.BY_NAME)
         return dict(sorted(found.items(), key=lambda row: (order.index(stage_of(row[0])), row[0])))
 
@@ -172,24 +150,21 @@ class Budget:
         name = parts[1] if parts[0] in ("scenes", "images", "compare") else parts[0]
         return name, next((part for part in parts if part in self.layers.get(name, ())), None)
 
-    def table(self, rows: Mapping[str, Row]) -> str:
+    def table(self, rows: Mapping[str, Cost]) -> str:
         """The costs of the jobs that will run as a table for the terminal."""
-        total = Row(
-            sum(row.jobs for row in rows.values()),
-            sum(row.seconds for row in rows.values()),
-            max((row.mem_mb for row in rows.values()), default=0),
-            sum(row.disk for row in rows.values()),
-        )
+        total = Cost()
+        for row in rows.values():
+            total.add(row, row.jobs)
         where = f"{self.gpus} GPUs" if self.gpus else "the CPU"
         width = max(map(len, rows), default=5)
         lines = [
             f"rfatlas: estimates for the jobs that will run, networks on {where}, cores: "
             f"{self.cores} (resources/rates.csv)",
-            f"  {'stage':{width}}  jobs      time  memory/job      disk",
+            f"  {'stage':{width}}  jobs         h:min:s      disk",
         ]
         for name, row in [*rows.items(), ("total", total)]:
-            time, memory, disk = _time(row.seconds), _size(row.mem_mb * _MB), _size(row.disk)
-            lines.append(f"  {name:{width}}  {row.jobs:4}  {time:>8}  {memory:>10}  {disk:>8}")
+            time = str(timedelta(seconds=round(row.seconds)))
+            lines.append(f"  {name:{width}}  {row.jobs:4}  {time:>14}  {_size(row.disk):>8}")
         return "\n".join(lines)
 
     # ---- the stages
@@ -197,12 +172,10 @@ class Budget:
     def _network(self, run: str) -> dict[str, Any]:
         return self.plan.descriptions[self.config["runs"][run]["model"]]
 
-    def _crop(self, run: str) -> int:
-        return self._network(run)["input"]["crop"]
-
     def _side(self, run: str, layer: Mapping[str, Any]) -> int:
         """Pixels of the side of what a unit of a layer sees of the image."""
-        return min(layer["size"] or self._crop(run), self._crop(run))
+        crop = self._network(run)["input"]["crop"]
+        return min(layer["size"] or crop, crop)
 
     def _count(self, run: str) -> int:
         return self.plan.images[self.config["runs"][run]["dataset"]].count
@@ -235,14 +208,13 @@ class Budget:
         self, run: str, layer: Mapping[str, Any], looks: float, rate: str, disk: float
     ) -> Cost:
         """What it costs to look so often at a unit of a layer, forwards and backwards."""
-        work = looks * gflop_per_unit(layer, self._crop(run))
+        work = looks * gflop_per_unit(layer, self._network(run)["input"]["crop"])
         return self._cost(run, work, rate, looks, disk)
 
     def _each_channel(self, script: str, name: str, layer: str | None) -> Cost:
         """What the register says of each channel; reading a few tables is next to nothing compared
         with the start of the job."""
-        stage = stages.BY_NAME.get(script)
-        seconds, size = stage.per_channel if stage else (0.0, 0.0)
+        seconds, size = stages.BY_NAME[script].per_channel if script in stages.BY_NAME else (0, 0)
         layers = self.layers[name] if layer is None else [layer]
         count = sum(self.layers[name][each]["channels"] for each in layers)
         return Cost(count * seconds, count * size)
@@ -250,7 +222,7 @@ class Budget:
     def _figures(self, name: str) -> Cost:
         """Those of one topic."""
         layers = len(self._widths(name))
-        return Cost(layers * self.rates["figures"], layers * _FIGURES)
+        return Cost(layers * self.rates["figures"], layers * 5e5)
 
     def _scenes(self, name: str) -> Cost:
         dataset = self.config["datasets"][name]
@@ -321,7 +293,7 @@ class Budget:
         stimuli = _AXES * (grid + 1) * phases + 2 * settings["hues"] + 7
         stimuli += min(channels, grid) * settings["directions"] * phases
         units = channels * self._top_k("color")
-        whole = self._side(run, layer) == self._crop(run)
+        whole = self._side(run, layer) == self._network(run)["input"]["crop"]
         stimuli += min(units, self._count(run)) if whole else units
         # Answers to uniform fields are few.
         maps = entries.stage_on(self.config, "receptive_fields", run) * self._measured(layer)
@@ -386,7 +358,7 @@ class Budget:
         return Cost(seconds, 200.0 * (pairs + channels))
 
 
-def check_disk(rows: Mapping[str, Row], folder: Path) -> None:
+def check_disk(rows: Mapping[str, Cost], folder: Path) -> None:
     """Refuse jobs whose outputs do not fit on the disk of `folder`.
 
     Raises
@@ -441,14 +413,6 @@ def _present(path: Path) -> float:
     """Bytes of a file or a folder that is there already (0 where there is nothing)."""
     files = path.rglob("*") if path.is_dir() else [path]
     return float(sum(file.stat().st_size for file in files if file.is_file()))
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _size(count: float) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 import sys
@@ -156,18 +157,11 @@ def describe(
     """
     files = {name: cache / "models" / f"{_model_key(model)}.json" for name, model in models.items()}
     descriptions = {name: _read_description(file) for name, file in files.items()}
-    missing = {
-        name: models[name]
-        for name, found in descriptions.items()
-        if found is None
-        or any(_sha256(Path(file)) != old for file, old in found["imports"].items())
-    }
-    problems: list[str] = []
-    if missing:
-        fresh, problems = _describe_in_process(missing)
-        for name, description in fresh.items():
-            _write(files[name], description)
-        descriptions.update(fresh)
+    missing = {name: models[name] for name, found in descriptions.items() if found is None}
+    fresh, problems = _describe_in_process(missing) if missing else ({}, [])
+    for name, description in fresh.items():
+        _write(files[name], description)
+    descriptions |= fresh
     return {name: found for name, found in descriptions.items() if found is not None}, problems
 
 
@@ -212,21 +206,18 @@ def count_images(
             "watched": {str(path): _changed(path) for path in found.watched},
         }
         _write(file, known)
-    fields = {name: value for name, value in known.items() if name != "watched"}
-    return Images(**fields)
+    del known["watched"]
+    return Images(**known)
 
 
 def _describe_in_process(
     models: dict[str, dict[str, Any]],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    scripts = str(versions.LIBRARY.parent)
-    path = os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "rfatlas.network.model", "describe"],
         input=json.dumps({"models": models}),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
     )
     try:
         answer = json.loads(done.stdout)
@@ -266,24 +257,20 @@ def _unfitting(
         maps = [layer["name"] for layer in description["layers"]]
         asked = config["models"][name]["layers"]
         analysed |= set(description["default_layers"] if asked == "default" else asked)
-        if asked == "default":
-            if not description["default_layers"]:
-                problems.append(
-                    f"models.{name}.layers: 'default' finds no stem and no residual block in this "
-                    f"network; name layers, for example {', '.join(maps[:8])}"
-                )
-            continue
-        for i, layer in enumerate(asked):
-            if layer in maps:
-                continue
+        if asked == "default" and not description["default_layers"]:
+            problems.append(
+                f"models.{name}.layers: 'default' finds no stem and no residual block in this "
+                f"network; name layers, for example {', '.join(maps[:8])}"
+            )
+        for i, layer in enumerate([] if asked == "default" else asked):
+            reason = "the model has no such layer" + schema.closest(layer, maps)
             if layer in description["modules"]:
                 reason = "its output is no map of channels (N, C, H, W)"
-            else:
-                reason = "the model has no such layer" + schema.closest(layer, maps)
-            problems.append(
-                f"models.{name}.layers[{i}]: {layer!r}: {reason}; allowed are "
-                f"{', '.join(description['default_layers'])} and the modules inside them"
-            )
+            if layer not in maps:
+                problems.append(
+                    f"models.{name}.layers[{i}]: {layer!r}: {reason}; allowed are "
+                    f"{', '.join(description['default_layers'])} and the modules inside them"
+                )
     if len(descriptions) == len(entries.used(config, "model")):
         problems += _nowhere(config, analysed)
         problems += _unfitting_channels(config["ablation_groups"], descriptions)
@@ -324,17 +311,16 @@ def _unfitting_channels(
     settings: dict[str, Any], descriptions: dict[str, dict[str, Any]]
 ) -> list[str]:
     """Channels in groups of the section `ablation_groups` that a layer lacks."""
-    sizes: dict[str, int] = {}
-    for description in descriptions.values():
-        for layer in description["layers"]:
-            size = sizes.setdefault(layer["name"], layer["channels"])
-            sizes[layer["name"]] = min(size, layer["channels"])
+    layers = [layer for found in descriptions.values() for layer in found["layers"]]
+    layers.sort(key=lambda layer: -layer["channels"])
+    # The smallest of a name comes last.
+    sizes = {layer["name"]: layer["channels"] for layer in layers}
     return [
         f"ablation_groups.groups.{name}.{layer}: no channel {max(channels)}; the layer has "
         f"{sizes[layer]} channels, 0 to {sizes[layer] - 1}"
         for name, layers in settings["groups"].items()
         for layer, channels in layers.items()
-        if layer in sizes and channels and max(channels) >= sizes[layer]
+        if channels and max(channels) >= sizes.get(layer, math.inf)
     ]
 
 
@@ -347,16 +333,12 @@ def _model_key(model: dict[str, Any]) -> str:
         importlib.metadata.version("torch"),
     ]
     file, path = paths.factory_file(model["factory"]), model["factory"].rpartition(".")[0]
-    if file is not None:
-        parts.append(_sha256(file))
-    elif path.startswith("rfatlas."):
+    parts += [_stamp(own) for own in (file, paths.weights_file(model["weights"])) if own]
+    if file is None and path.startswith("rfatlas."):
         parts.append(versions.digest(path))
-    else:
+    elif file is None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             parts.append(importlib.metadata.version(path.partition(".")[0]))
-    weights = paths.weights_file(model["weights"])
-    if weights is not None:
-        parts.append(_stamp(weights))
     return _digest(parts)
 
 
@@ -378,10 +360,8 @@ def _sha256(file: Path) -> str | None:
 
 def _images_key(dataset: dict[str, Any], classes: tuple[int, ...]) -> str:
     parts: list[Any] = [dataset, versions.digest("rfatlas.sources.catalogue"), classes]
-    for key in ("path", "labels", "class_map", "class_names"):
-        if dataset[key] is not None:
-            parts.append(_stamp(Path(dataset[key])))
-    return _digest(parts)
+    files = [dataset[key] for key in catalogue.FILE_KEYS if dataset[key] is not None]
+    return _digest(parts + [_stamp(Path(file)) for file in files])
 
 
 def _changed(path: str | Path) -> int | None:

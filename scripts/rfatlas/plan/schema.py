@@ -8,6 +8,7 @@ config/README.md.
 
 import copy
 import difflib
+import itertools
 import json
 import math
 import re
@@ -173,25 +174,20 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def check_extent(raw: Any) -> None:
-    """TypeError for a config of too many values or levels, before anything copies it."""
-    count, left = 0, [(raw, 0)]
-    while left:
-        value, level = left.pop()
-        children: Iterable = ()
-        if isinstance(value, Mapping):
-            children = value.values()
-        elif isinstance(value, list | tuple):
-            children = value
-        count += 1
-        if level > _MOST_LEVELS:
-            raise TypeError(f"config: nested over {_MOST_LEVELS} levels deep; no key needs that")
-        if count + len(left) + len(children) > _MOST_VALUES:
+def check_extent(raw: Any, level: int = 0) -> int:
+    """How many values a config holds; TypeError for too many or too many levels, before anything
+    copies it."""
+    if level > _MOST_LEVELS:
+        raise TypeError(f"config: nested over {_MOST_LEVELS} levels deep; no key needs that")
+    count, children = 1, raw.values() if isinstance(raw, Mapping) else raw
+    for child in children if isinstance(raw, Mapping | list | tuple) else ():
+        count += check_extent(child, level + 1)
+        if count > _MOST_VALUES:
             raise TypeError(
                 f"config: holds over {_MOST_VALUES} values; no key needs that many (does an anchor "
                 "repeat itself?)"
             )
-        left += [(child, level + 1) for child in children]
+    return count
 
 
 def plain(value: Any, path: tuple = ()) -> Any:
@@ -214,19 +210,11 @@ def plain(value: Any, path: tuple = ()) -> Any:
             str(value) if value.bit_length() < 1000 else f"a number of {value.bit_length()} bits"
         )
         raise TypeError(f"{dotted(path)}: {shown} is too large; at most {_LARGEST} is possible")
-    if isinstance(value, str) and not _encodes(value):
+    if isinstance(value, str) and value.encode(errors="ignore").decode() != value:
         raise TypeError(f"{dotted(path)}: {value!r} is no text (half of a surrogate pair)")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise TypeError(f"{dotted(path)}: {value} is read as {type(value).__name__}; put it in quotes")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _types(node: Mapping[str, Any]) -> list[str]:
@@ -306,11 +294,7 @@ def without(config: Any, paths: list[tuple]) -> Any:
     """A copy without the keys at `paths` (a path into a list removes the whole list)."""
     config = copy.deepcopy(config)
     for path in paths:
-        names = []
-        for part in path:
-            if isinstance(part, int):
-                break
-            names.append(part)
+        names = list(itertools.takewhile(lambda part: not isinstance(part, int), path))
         parent = config
         for name in names[:-1]:
             parent = parent.get(name) if isinstance(parent, dict) else None
@@ -324,12 +308,8 @@ def filled(value: Any, node: Mapping[str, Any]) -> Any:
     if not isinstance(value, dict):
         return value
     if "properties" in node:
-        keys_present = dict(value)
-        for key, child in node["properties"].items():
-            keys_present.setdefault(key, copy.deepcopy(child["default"]))
-        return {
-            key: filled(child, _child(node, key)) for key, child in sorted(keys_present.items())
-        }
+        known = node["properties"].items()
+        value = {key: copy.deepcopy(child["default"]) for key, child in known} | value
     return {key: filled(child, _child(node, key)) for key, child in sorted(value.items())}
 
 
