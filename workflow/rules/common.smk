@@ -51,11 +51,6 @@ def model_config(run):
     return settings["models"][settings["runs"][run]["model"]]
 
 
-def dataset_config(dataset):
-    """The entry of `datasets:` of this name."""
-    return settings["datasets"][dataset]
-
-
 def run_dataset(run):
     """Name of the data set of a run."""
     return settings["runs"][run]["dataset"]
@@ -91,14 +86,14 @@ def packed_name(dataset, resize, crop, interpolation):
 def listed_dataset(dataset):
     """What defines the listing of a data set: its config and, where labels depend on them, the
     numbers of classes of the networks that look at it."""
-    classes = plan.images[dataset].classes
-    return catalogue.used_keys(dataset_config(dataset)) | ({"classes": classes} if classes else {})
+    found, classes = settings["datasets"][dataset], plan.images[dataset].classes
+    return catalogue.used_keys(found) | ({"classes": classes} if classes else {})
 
 
 def packed_files(dataset):
     """The files that tell of a data set's images: of scenes drawn here, else those of the user."""
-    files = catalogue.input_files(dataset_config(dataset), dataset)
-    drawn = dataset_config(dataset)["source"] == "scenes"
+    files = catalogue.input_files(settings["datasets"][dataset], dataset)
+    drawn = settings["datasets"][dataset]["source"] == "scenes"
     return files if drawn else {name: in_place(file) for name, file in files.items()}
 
 
@@ -162,7 +157,7 @@ def stage_files(name):
         return figure_folders()
     if stage.scope in ("dataset", "group"):
         used = entries.used(settings, "dataset")
-        drawn = [each for each in used if dataset_config(each)["source"] == "scenes"]
+        drawn = [each for each in used if settings["datasets"][each]["source"] == "scenes"]
         return expand(stage.files, dataset=drawn, group=compare_groups())
     runs = [run for run in stage_runs(name) if name not in settings["runs"][run]["without"]]
     return sorted({file for run in runs for file in run_files(name, run)})

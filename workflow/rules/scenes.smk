@@ -18,9 +18,9 @@ rule scenes_draw:
     resources:
         **asks("scenes"),
     params:
-        scenes=lambda wildcards: dataset_config(wildcards.dataset)["count"],
-        size=lambda wildcards: dataset_config(wildcards.dataset)["size"],
-        seed=lambda wildcards: dataset_config(wildcards.dataset)["seed"],
+        scenes=lambda wildcards: settings["datasets"][wildcards.dataset]["count"],
+        size=lambda wildcards: settings["datasets"][wildcards.dataset]["size"],
+        seed=lambda wildcards: settings["datasets"][wildcards.dataset]["seed"],
         version=versions.stage("scenes"),
     script:
         "../../scripts/scenes.py"

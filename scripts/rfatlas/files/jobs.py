@@ -129,24 +129,16 @@ def limit_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def progress(
-    iterable: Iterable | None = None,
-    total: int | None = None,
-    unit: str = "image",
-    desc: str = "",
-    initial: int = 0,
-) -> tqdm:
-    """Return a progress bar with rate and remaining time: on a terminal there, else a line in the
-    log now and then."""
+def progress(iterable: Iterable | None = None, unit: str = "image", **options: Any) -> tqdm:
+    """Return a progress bar of tqdm with rate and remaining time: on a terminal there, else a line
+    in the log now and then."""
     terminal = sys.stderr.isatty()
     return tqdm(
         iterable,
-        total=total,
-        initial=initial,
         unit=unit,
-        desc=desc,
         file=sys.stderr if terminal or _log_stream is None else _log_stream,
         mininterval=0.5 if terminal else 10.0,
         dynamic_ncols=terminal,
         ascii=not terminal,
+        **options,
     )
