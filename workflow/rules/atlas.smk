@@ -16,9 +16,7 @@ rule atlas_site:
         description="results/{run}/model.json",
         activations="results/{run}/activations.h5",
         images=lambda wildcards: run_images(wildcards.run),
-        findings=lambda wildcards: when(
-            stage_on("findings", wildcards.run), f"results/{wildcards.run}/findings.json"
-        ),
+        findings=where_on("findings", "results/{run}/findings.json"),
         matched=lambda wildcards: expand(
             "results/compare/{group}/matched.csv", group=atlas_groups(wildcards.run)
         ),

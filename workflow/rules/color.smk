@@ -10,11 +10,8 @@ rule color:
         images=lambda wildcards: run_images(wildcards.run),
         weights="results/{run}/model.safetensors",
         activations="results/{run}/activations.h5",
-        fields=lambda wildcards: when(
-            stage_on("receptive_fields", wildcards.run),
-            "results/{run}/receptive_fields/{layer}.h5",
-        ),
-        virtual=run_filters,
+        fields=where_on("receptive_fields", "results/{run}/receptive_fields/{layer}.h5"),
+        virtual=where_on("virtual_filters", "results/{run}/virtual_filters.h5"),
     output:
         responses="results/{run}/color/{layer}.h5",
         table="results/{run}/color/{layer}.csv",

@@ -180,13 +180,6 @@ def stage_runs(name):
     return runs_with(name) if follows else run_names()
 
 
-def run_filters(wildcards):
-    """The virtual filters of a run, where it has any."""
-    return when(
-        stage_on("virtual_filters", wildcards.run), f"results/{wildcards.run}/virtual_filters.h5"
-    )
-
-
 def ablation_runs():
     """The runs whose channels are taken out: they have a classifier and labels."""
     return [run for run in runs_with("ablation") if not preflight.no_ablation(plan, run)]
@@ -343,6 +336,11 @@ def network_threads(wildcards):
 def when(condition, file):
     """What is there only under a condition, such as an input file."""
     return file if condition else []
+
+
+def where_on(stage, file):
+    """An input function: a file of a stage, of runs that take part in it."""
+    return lambda wildcards: when(stage_on(stage, wildcards.run), file)
 
 
 def layer_files(stage, optional=False, suffix="h5"):

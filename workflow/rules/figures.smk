@@ -72,7 +72,7 @@ use rule figures_accuracy as figures_virtual_filters with:
     input:
         channels="results/{run}/channels.csv",
         twin=twin_table(*stages.drawn_by("virtual_filters")),
-        virtual_filters=run_filters,
+        virtual_filters=where_on("virtual_filters", "results/{run}/virtual_filters.h5"),
         receptive_fields=layer_files("receptive_fields", optional=True),
     output:
         figure_folder(

@@ -8,7 +8,7 @@ rule gabor:
     input:
         fields="results/{run}/receptive_fields/{layer}.h5",
         weights="results/{run}/model.safetensors",
-        virtual=run_filters,
+        virtual=where_on("virtual_filters", "results/{run}/virtual_filters.h5"),
     output:
         fits="results/{run}/gabor/{layer}.h5",
         table="results/{run}/gabor/{layer}.csv",

@@ -10,10 +10,7 @@ rule preferred_stimulus:
         images=lambda wildcards: run_images(wildcards.run),
         weights="results/{run}/model.safetensors",
         activations="results/{run}/activations.h5",
-        fields=lambda wildcards: when(
-            stage_on("receptive_fields", wildcards.run),
-            "results/{run}/receptive_fields/{layer}.h5",
-        ),
+        fields=where_on("receptive_fields", "results/{run}/receptive_fields/{layer}.h5"),
     output:
         stimuli="results/{run}/preferred_stimulus/{layer}.h5",
         table="results/{run}/preferred_stimulus/{layer}.csv",
