@@ -256,6 +256,17 @@ def figure_folder(folder, topic, category, subcategory="{run}"):
     )
 
 
+def sheets(topic):
+    """What the script is told of a topic of a run with sheets of channels, a layer each."""
+    return {
+        "topic": f"figures_{topic}",
+        "code": versions.digest(f"rfatlas.figures.figures_{topic}"),
+        "run": "{run}",
+        "layers": lambda wildcards: run_layers(wildcards.run),
+        "channels": settings["figures"]["channels"],
+    }
+
+
 def compare_groups():
     """The groups of runs to compare: their runs by name, the reference first."""
     return settings["compare"]["groups"]

@@ -8,17 +8,6 @@
 # first.
 
 
-def sheets(topic):
-    """What the script is told of a topic of a run with sheets of channels, a layer each."""
-    return {
-        "topic": f"figures_{topic}",
-        "code": versions.digest(f"rfatlas.figures.figures_{topic}"),
-        "run": "{run}",
-        "layers": lambda wildcards: run_layers(wildcards.run),
-        "channels": settings["figures"]["channels"],
-    }
-
-
 rule figures_accuracy:
     input:
         activations=expand("results/{run}/activations.h5", run=run_names()),
