@@ -333,7 +333,7 @@ def _model_key(model: dict[str, Any]) -> str:
         importlib.metadata.version("torch"),
     ]
     file, path = paths.factory_file(model["factory"]), model["factory"].rpartition(".")[0]
-    parts += [_stamp(own) for own in (file, paths.weights_file(model["weights"])) if own]
+    parts += [_stamp(each) for each in (file, paths.weights_file(model["weights"])) if each]
     if file is None and path.startswith("rfatlas."):
         parts.append(versions.digest(path))
     elif file is None:

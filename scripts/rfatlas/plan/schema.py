@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +256,7 @@ def typed(value: Any, node: Mapping[str, Any]) -> Any:
 def worded(error: jsonschema.ValidationError) -> Iterator[tuple[tuple, str]]:
     """(path, problem) for each thing that one violation of the schema says."""
     path = tuple(error.absolute_path)
-    node = schema()
-    for key in path:
-        node = _child(node, key)
+    node = reduce(_child, path, schema())
     if "propertyNames" in error.absolute_schema_path:
         yield (
             (*path, error.instance),
@@ -283,10 +281,7 @@ def worded(error: jsonschema.ValidationError) -> Iterator[tuple[tuple, str]]:
         hint = closest(str(error.instance), map(str, node.get("enum", [])))
         text = allowed(node)
         if isinstance(path[-1] if path else None, int):
-            parent = schema()
-            for key in path[:-1]:
-                parent = _child(parent, key)
-            text = f"{text} (the list: {allowed(parent)})"
+            text = f"{text} (the list: {allowed(reduce(_child, path[:-1], schema()))})"
         yield path, f"{shown(error.instance)} is not allowed{hint}; it must be {text}"
 
 
