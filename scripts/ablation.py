@@ -12,7 +12,7 @@ with layer_job(snakemake, "ablation", "images", "activations") as job:
         ablate.sequence(labels, job.settings["images"], job.settings["seed"]),
         int(snakemake.wildcards.start),
         int(snakemake.wildcards.stop),
-        {name: output[name] for name in ("logits", "features")},
+        dict(output),
         job.settings,
         job.task,
     )

@@ -31,11 +31,12 @@ with jobs.job(snakemake) as log:
             )
             network.to("cpu")
             log.info("batch-norm statistics re-estimated on %d images", count)
-    model.save(network, Path(snakemake.output.weights), config, input)
-    description = model.describe(network, input)
+    traced = model.trace(network, input)
+    model.save(network, traced, Path(snakemake.output.weights), config, input)
+    description = model.describe(network, traced, input)
     loaded = model.load(snakemake.output.weights)
     for layer in description["layers"]:
-        layer["filter_norm"] = model.filter_norms(loaded.graph, layer["name"])
+        layer["filter_norm"] = model.filter_norms(traced, layer["name"])
     description |= {
         "run": snakemake.wildcards.run,
         "factory": config["factory"],

@@ -25,7 +25,7 @@ with jobs.job(snakemake) as log:
                 with store.open(fields[layer], "receptive_fields") as field:
                     compared = virtual_filters.compare(
                         found,
-                        network.graph.geometry(layer),
+                        network.graph.field(layer).local,
                         field["channel"][:],
                         field["mean_gradient"],
                     )

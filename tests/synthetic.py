@@ -93,6 +93,8 @@ class Run:
                     "width": layer.units,
                     "rectified": layer.rectified,
                     "size": layer.size,
+                    "rf_kind": "global" if layer.size is None else "exact",
+                    "probed": [],
                     "stride": layer.stride,
                     "start": layer.start,
                     "filter_norm": self.filter_norm[layer.name].tolist(),

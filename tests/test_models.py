@@ -86,8 +86,8 @@ def test_a_plain_network_is_its_resnet_less_the_skip_connections(
 
 @pairs
 def test_layers_and_receptive_fields_are_those_of_the_resnet(plain, residual, blocks, convolutions):
-    described = [model.describe(model.build(name, {}, 0), INPUT) for name in (plain, residual)]
-    assert described[0]["traceable"]
+    networks = [model.build(name, {}, 0) for name in (plain, residual)]
+    described = [model.describe(one, model.trace(one, INPUT), INPUT) for one in networks]
     assert described[0]["default_layers"] == described[1]["default_layers"]
     assert len(described[0]["default_layers"]) == 2 + blocks
     facts = [

@@ -146,7 +146,7 @@ STAGES: tuple[Stage, ...] = (
         "run",
         reads=("images",),
         files=("results/{run}/model.safetensors",),
-        version=1,
+        version=2,
         mem_mb=3000,
     ),
     Stage(

@@ -116,9 +116,11 @@ def main() -> None:
         with store.create(folder / "images.h5", store.provenance("images", {})) as file:
             file["images"] = packed
             file["labels"] = np.random.default_rng(1).integers(0, 1000, options.images)
-        model.save(network, folder / "model.safetensors", config, input)
+        model.save(
+            network, model.trace(network, input), folder / "model.safetensors", config, input
+        )
         loaded = model.load(folder / "model.safetensors")
-        layers = model.default_layers(loaded.module, loaded.graph.layers())
+        layers = model.default_layers(loaded.module, loaded.graph)
         forward = activations.Forward(loaded, layers)
         rectified = {layer: loaded.graph.rectified(layer) for layer in layers}
         peers = {}

@@ -95,9 +95,10 @@ def networks() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         network = model.make(config)
-        model.save(network, path, config, INPUT)
+        traced = model.trace(network, INPUT)
+        model.save(network, traced, path, config, INPUT)
         loaded = model.load(path)
-        description = model.describe(network, INPUT)
+        description = model.describe(network, traced, INPUT)
         found = forward(loaded, description)
         found |= fields(loaded, description, Path(folder))
         found |= ablation(loaded, description)

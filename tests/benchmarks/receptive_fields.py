@@ -57,7 +57,7 @@ def main() -> None:
     ratios = {}
     for layer in arguments.layers:
         channels, height, width = traced.shape(layer)
-        cut = crops.window(traced.geometry(layer), EXTENT)
+        cut = crops.window(traced.field(layer), EXTENT)
         units = crops.Units(
             rng.integers(0, channels, n),
             np.zeros(n, np.int64),

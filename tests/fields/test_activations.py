@@ -499,7 +499,7 @@ class Setting:
         input = {"resize": 16, "crop": 16, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
         module = model.build(config["factory"], kwargs, 3)
         path = self.folder / f"{name}.safetensors"
-        model.save(module, path, config, input)
+        model.save(module, model.trace(module, input), path, config, input)
         return path
 
     def compute(self, output, start=0, stop=37, **options):

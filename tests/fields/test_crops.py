@@ -9,7 +9,7 @@ from torch import nn
 
 from rfatlas.fields import crops
 from rfatlas.network import graph
-from rfatlas.network.graph import Geometry
+from rfatlas.network.geometry import Field, Geometry
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16])
@@ -18,7 +18,7 @@ from rfatlas.network.graph import Geometry
 def test_every_crop_holds_its_box_and_is_aligned(stride, size, extent):
     for lo in (-size // 2, -size, 0, 1 - size):
         geometry = Geometry((stride,) * 2, (lo,) * 2, (lo + size - 1,) * 2)
-        cut = crops.window(geometry, extent)
+        cut = crops.window(Field(local=geometry), extent)
         position = np.arange(extent // stride)
         start = cut.crop_start(position, 0)
         first = np.maximum(lo + position * stride, 0)

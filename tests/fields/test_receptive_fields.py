@@ -14,7 +14,7 @@ from rfatlas.errors import RfatlasError
 from rfatlas.fields import crops, receptive_fields
 from rfatlas.files import store
 from rfatlas.network import graph, model
-from rfatlas.network.graph import Geometry
+from rfatlas.network.geometry import Field, Geometry
 from rfatlas.network.torchvision_ops import torchvision
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -165,7 +165,7 @@ def test_pixels_outside_the_box_change_nothing(tmp_path):
     code)."""
     network = loaded(resnet18(), 96)
     for layer, y, x in (("conv1", 20, 30), ("layer1.1", 9, 12), ("layer2.0", 5, 7)):
-        geometry = network.graph.geometry(layer)
+        geometry = network.graph.field(layer).local
         top, left, bottom, right = geometry.box(y, x)
         image = photographs(1, 96, 5)
         other = photographs(1, 96, 6)
@@ -285,7 +285,7 @@ def test_units_of_one_crop_share_its_forward_pass():
         np.arange(n), np.zeros(n, int), rng.integers(0, 12, n), *rng.integers(0, 7, (2, n)),
         np.ones(n, np.float32),
     )  # fmt: skip
-    cut = crops.window(Geometry((32, 32), (-217, -217), (217, 217)), 224)
+    cut = crops.window(Field(local=Geometry((32, 32), (-217, -217), (217, 217))), 224)
     seen = []
     for rounds in crops.batches(units, cut, 5):
         assert len(np.unique(units.image[rounds[0]])) == len(rounds[0]) <= 5
@@ -351,7 +351,7 @@ t.measure(network, "layer2.0", images, top, output, parts=2)
 
 def test_plan_keeps_within_memory():
     """A layer that sees the whole image of 224 px: fewer channels and crops with less memory."""
-    cut = crops.window(None, 224)
+    cut = crops.window(Field(whole=True), 224)
     sizes = [receptive_fields.plan(cut, 512, 100, 9, 60e6, mb) for mb in (1000, 2000, 4000)]
     for memory, size in zip((1000, 2000, 4000), sizes, strict=True):
         sums = size.block * 224 * 224 * (5 * 3 * 8 + 2 * 4)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tasks import task
 from test_receptive_fields import loaded, photographs, resnet18, top_tables, whole_image
-from test_virtual_filters import TwoWays, Untraceable, randomise
+from test_virtual_filters import TwoWays, randomise
 from torch import nn
 
 from rfatlas.demo_net import resnet_demo
@@ -89,7 +89,7 @@ def test_parts_are_the_gradients_with_the_other_branch_detached(
     with store.open(tmp_path / "x.h5", "receptive_fields") as file:
         found = {key: file[f"parts/{key}"][:].astype(float) for key in ("skip", "residual")}
     assert table["skip_reason"][channels].isna().all()
-    cut = crops.window(network.graph.geometry(layer), extent)
+    cut = crops.window(network.graph.field(layer), extent)
     block = network.module.get_submodule(layer)
     for i, c in enumerate(channels):
         n, (y, x) = top["image"][i, 0], top["yx"][i, 0]
@@ -141,7 +141,7 @@ def test_real_resnet18_adds_up_to_its_gradients(tmp_path, shared_data):
         channels = np.flatnonzero(top["image"][:, 0] >= 0)[:4]
         top = {key: rows[channels] for key, rows in top.items()}
         measure(network, layer, images, top, tmp_path / f"{layer}.h5", channels)
-        cut = crops.window(network.graph.geometry(layer), extent)
+        cut = crops.window(network.graph.field(layer), extent)
         with h5py.File(tmp_path / f"{layer}.h5") as file:
             found = file["parts/skip"][:].astype(float) + file["parts/residual"][:]
             np.testing.assert_allclose(file["mean_gradient"][:], found, atol=1e-6)
@@ -198,7 +198,6 @@ def test_share_of_the_skip_is_zero_in_a_block_without_one(tmp_path):
         (resnet18, 64, "maxpool", "no residual block ends here"),
         (resnet18, 64, "layer1.0.conv1", "no residual block ends here"),
         (TwoWays, 16, "both", "both terms of the sum add are equally deep"),
-        (Untraceable, 16, "left", "torch.fx cannot trace the network"),
     ],
 )
 def test_where_no_block_ends_the_table_says_so(make, extent, layer, reason, tmp_path):

@@ -1,6 +1,7 @@
 """Virtual filters: brute-force loops over kernels and taps, gradients of networks that are linear,
 products of published matrices."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from rfatlas.demo_net import resnet_demo
 from rfatlas.fields import crops, virtual_filters
 from rfatlas.files import store
 from rfatlas.network import graph
-from rfatlas.network.graph import Geometry, NoPath
+from rfatlas.network.geometry import Field, Geometry
+from rfatlas.network.graph import NoPath
 from rfatlas.network.torchvision_ops import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
@@ -208,8 +210,9 @@ def test_linear_response_is_the_centre_unit_s_also_where_the_image_ends():
     torch.manual_seed(1)
     body = nn.Sequential(*(nn.Conv2d(4, 4, 5, 2, 2, bias=False) for _ in range(4)))
     steps = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *body)
-    found, geometry = virtual_filters.linear_response(steps, 32, 3000)
-    cut = crops.window(geometry, 32)
+    traced = graph.trace(copy.deepcopy(steps).double(), torch.zeros(1, 3, 32, 32).double())
+    found, geometry = virtual_filters.linear_response(traced, 32, 3000)
+    cut = crops.window(Field(local=geometry), 32)
     assert cut.size == 32 < geometry.size[0]
     pixels = torch.zeros(1, 3, 32, 32, requires_grad=True)
     output = steps(pixels)
@@ -226,10 +229,10 @@ def test_linear_response_is_the_centre_unit_s_also_where_the_image_ends():
 
 def test_batches_do_not_change_the_response(monkeypatch):
     network = loaded(linear_resnet(2), 64)
-    steps = network.graph.linear_path("layer2.0").steps
-    whole, _ = virtual_filters.linear_response(steps, 64, 3000)
+    path = network.graph.linear_path("layer2.0").graph
+    whole, _ = virtual_filters.linear_response(path, 64, 3000)
     monkeypatch.setattr(crops, "plan", lambda *args: crops.Plan(1, 7))
-    parts, _ = virtual_filters.linear_response(steps, 64, 3000)
+    parts, _ = virtual_filters.linear_response(path, 64, 3000)
     np.testing.assert_allclose(whole, parts, rtol=1e-9, atol=1e-15)
 
 
@@ -252,19 +255,11 @@ class TwoWays(nn.Module):
         return self.soft(self.both(self.left(x) + self.right(x)))
 
 
-class Untraceable(TwoWays):
-    """The same with a branch on the data."""
-
-    def forward(self, x):
-        return super().forward(x) if x.mean() > -1e9 else x
-
-
 @pytest.mark.parametrize(
     ("make", "layer", "reason"),
     [
         (TwoWays, "both", "both terms of the sum add are equally deep"),
-        (TwoWays, "soft", "the operation soft is not linear"),
-        (Untraceable, "left", "torch.fx cannot trace the network"),
+        (TwoWays, "soft", "the operation softmax is not linear"),
     ],
 )
 def test_where_there_is_no_path_the_table_says_why(make, layer, reason):
@@ -324,8 +319,8 @@ def test_filters_and_gradients_are_compared_pixel_on_pixel(layer):
     network = linear_resnet(6)
     network.maxpool = nn.AvgPool2d(1, 2)
     network = loaded(network, extent)
-    geometry = network.graph.geometry(layer)
-    cut = crops.window(geometry, extent)
+    geometry = network.graph.field(layer).local
+    cut = crops.window(Field(local=geometry), extent)
     _, height, width = network.graph.shape(layer)
     place = np.array([height // 2])
     start = int(cut.window_start(place, 0)[0])
@@ -382,12 +377,12 @@ def test_files_hold_every_channel_and_read_back(tmp_path):
     network = loaded(randomise(resnet_demo(5), 8), 64)
     channels, kept = 64, np.arange(10)
     found = virtual_filters.virtual(network, "layer2.0", 3000)
-    size = crops.window(network.graph.geometry("layer2.0"), 64).size
+    size = crops.window(network.graph.field("layer2.0"), 64).size
     gradient = np.random.default_rng(0).normal(size=(10, 3, size, size))
     with h5py.File(tmp_path / "fields.h5", "w") as file:
         file["mean_gradient"] = gradient
         compared = virtual_filters.compare(
-            found, network.graph.geometry("layer2.0"), kept, file["mean_gradient"]
+            found, network.graph.field("layer2.0").local, kept, file["mean_gradient"]
         )
     store.write_table(
         virtual_filters.table("layer2.0", channels, found, compared), tmp_path / "layer2.0.csv"
@@ -415,7 +410,12 @@ def test_first_convolutions_that_see_something_else_are_no_kernels():
     torch.manual_seed(0)
     normed = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))
     randomise(normed, 9)
-    weights, kernels = virtual_filters.compose(list(normed))
+
+    def steps_of(*modules):
+        traced = graph.trace(nn.Sequential(*modules), torch.zeros(1, 3, 16, 16))
+        return traced.linear_path(str(len(modules) - 1)).steps
+
+    weights, kernels = virtual_filters.compose(steps_of(*normed))
     expected = normed[1].weight.double().detach().numpy() * factor(normed[0])[:, None, None]
     np.testing.assert_allclose(np.tensordot(weights, kernels, 1), expected, rtol=1e-6)
     for steps, reason in (
@@ -424,4 +424,4 @@ def test_first_convolutions_that_see_something_else_are_no_kernels():
         ([nn.BatchNorm2d(3)], "there is no convolution before it"),
     ):
         with pytest.raises(graph.NoPath, match=reason):
-            virtual_filters.compose(steps)
+            virtual_filters.compose(steps_of(*steps))

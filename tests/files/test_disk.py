@@ -62,7 +62,7 @@ def weights(path):
         "from torch import nn\n"
         "def make(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))\n"
     )
-    model.save(network, path, config, given)
+    model.save(network, model.trace(network, given), path, config, given)
 
 
 def record(path):
@@ -257,7 +257,10 @@ def allocated(path):
 
 def network(path):
     given = {"resize": 8, "crop": 8, "mean": [0.5] * 3, "std": [0.25] * 3}
-    model.save(nn.Linear(1000, 1000), path, {"factory": "f", "weights": "random:1"}, given)
+    large = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 7000))
+    model.save(
+        large, model.trace(large, given), path, {"factory": "f", "weights": "random:1"}, given
+    )
 
 
 WRITERS = (large, many, attributes, chunks, table, progress, allocated, network)

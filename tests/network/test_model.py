@@ -146,20 +146,21 @@ def test_preprocess_is_torchvisions():
 
 
 def test_description_of_torchvision_networks(network):
-    description = model.describe(network, INPUT)
+    description = model.describe(network, model.trace(network, INPUT), INPUT)
     assert description["default_layers"] == ["conv1", "maxpool"] + [
         f"layer{i}.{j}" for i in range(1, 5) for j in range(2)
     ]
     layers = {layer["name"]: layer for layer in description["layers"]}
     assert layers["layer2.0"] | {"gflops": 0} == {
         "name": "layer2.0", "channels": 128, "height": 8, "width": 8, "rectified": True,
-        "size": 67, "stride": 8, "start": 0.5, "gflops": 0,
+        "size": 67, "stride": 8, "start": 0.5, "gflops": 0, "rf_kind": "exact", "probed": [],
     }  # fmt: skip
     assert layers["avgpool"]["size"] is None
     assert description["n_classes"] == 5
     assert description["parameters"] == sum(p.numel() for p in network.parameters())
     assert json.loads(json.dumps(description)) == description
-    deep = model.describe(torchvision().models.resnet50().eval(), INPUT)["default_layers"]
+    network = torchvision().models.resnet50().eval()
+    deep = model.default_layers(network, model.trace(network, INPUT))
     assert len(deep) == 2 + 3 + 4 + 6 + 3 and deep[2] == "layer1.0"
 
 
@@ -185,7 +186,7 @@ def test_reestimated_batch_norm_is_that_of_the_data():
 
 def test_saved_models_come_back_whole(network, tmp_path):
     path = tmp_path / "model.safetensors"
-    model.save(network, path, config("random:7"), INPUT)
+    model.save(network, model.trace(network, INPUT), path, config("random:7"), INPUT)
     back = model.load(path)
     assert same(back.module, network)
     assert (
@@ -200,7 +201,7 @@ def test_saved_models_come_back_whole(network, tmp_path):
 
 def test_damaged_model_files_are_named(network, tmp_path):
     path = tmp_path / "model.safetensors"
-    model.save(network, path, config("random:7"), INPUT)
+    model.save(network, model.trace(network, INPUT), path, config("random:7"), INPUT)
     content = bytearray(path.read_bytes())
     content[-100] ^= 64
     path.write_bytes(content)

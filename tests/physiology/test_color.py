@@ -466,7 +466,7 @@ def test_responses_are_those_of_the_whole_network(layer, tmp_path):
     with store.open(tmp_path / "x.h5", "color") as file:
         found = {key: file[key][:] for key in file}
         size, axes = file.attrs["size"], list(file.attrs["axes"])
-    geometry, extent = network.graph.geometry(layer), network.graph.shape(layer)[1]
+    geometry, extent = network.graph.field(layer).local, network.graph.shape(layer)[1]
     centre = geometry.start[0] + extent // 2 * geometry.stride[0]
     x, y = np.arange(EXTENT) + 0.5 - centre, centre - np.arange(EXTENT)[:, None] - 0.5
     window = np.hypot(x, y) <= size / 2

@@ -293,7 +293,7 @@ def test_responses_are_those_of_the_whole_network(layer, tmp_path):
         theta, frequency, phase = (file[k][:] for k in ("orientation", "frequency", "phase"))
         best, best_response = file["best"][:], file["best_response"][:]
         f1_phase, size = file["f1_phase"][:], file.attrs["size"]
-    geometry, extent = network.graph.geometry(layer), network.graph.shape(layer)[1]
+    geometry, extent = network.graph.field(layer).local, network.graph.shape(layer)[1]
     centre = geometry.start[0] + extent // 2 * geometry.stride[0]
     x, y = np.arange(96) + 0.5 - centre, centre - np.arange(96)[:, None] - 0.5
     window = np.hypot(x, y) <= size / 2

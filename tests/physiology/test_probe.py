@@ -122,7 +122,7 @@ def test_batches_fit_the_memory():
 
 
 class Moody(nn.Module):
-    """A block, one ReLU called twice, behind a branch that torch.fx cannot trace."""
+    """A block, one ReLU called twice, behind a branch on the values."""
 
     def __init__(self):
         super().__init__()
@@ -134,18 +134,19 @@ class Moody(nn.Module):
         return self.relu(self.conv2(x)) if x.sum() > -1 else x
 
 
-def test_an_untraceable_network_is_probed_on_whole_images():
+def test_a_module_called_twice_is_its_last_call():
     torch.manual_seed(0)
     network = loaded(nn.Sequential(Moody(), nn.Conv2d(5, 2, 1)), 16)
-    assert not network.graph.traceable
     pixels = torch.rand(3, 3, 16, 16)
     one = Probe(network, "0")
-    assert (one.crop, one.size, one.stride, one.centre) == (16, 16, 0, (8, 8))
-    value, unrectified = one.respond(pixels)
+    assert (one.size, one.stride) == (5, 1)
+    rows, columns = (slice(start, start + one.crop) for start in one.origin)
+    value, unrectified = one.respond(pixels[:, :, rows, columns])
     for found, name in ((value, "0"), (unrectified, "0.conv2")):
         expected = centre(hooked(network.module, name, pixels, False))
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    value, unrectified = Probe(network, "0.conv1").respond(pixels)
+    one = Probe(network, "0.conv1")
+    value, unrectified = one.respond(pixels[:, :, : one.crop, : one.crop])
     assert np.array_equal(value, unrectified) and (value < 0).any()
 
 

@@ -45,6 +45,7 @@ LAYERS = [
         "rectified": False,
         "size": 9,
         "stride": 1,
+        "rf_kind": "exact",
         "gflops": 1.0,
     },
     {
@@ -55,6 +56,7 @@ LAYERS = [
         "rectified": True,
         "size": None,
         "stride": None,
+        "rf_kind": "global",
         "gflops": 2.0,
     },
 ]

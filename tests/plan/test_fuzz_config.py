@@ -59,7 +59,6 @@ SOUND = {
     "compare": {"groups": {"both": ["a", "b"]}},
 }
 DESCRIPTION = {
-    "traceable": True,
     "parameters": 1000,
     "input": {"resize": 36, "crop": 32, "mean": [0.5] * 3, "std": [0.2] * 3},
     "n_classes": 2,
@@ -76,6 +75,8 @@ DESCRIPTION = {
             "size": 7,
             "stride": 2,
             "start": 0.5,
+            "rf_kind": "exact",
+            "probed": [],
             "gflops": 0.05,
         }
         for name in ("conv1", "layer1.0")

@@ -225,7 +225,7 @@ def test_a_photograph_drives_the_centre_unit_as_it_drove_the_unit_that_saw_it(ne
     for layer in ("conv1", "maxpool", "layer1.0"):
         with torch.no_grad():
             maps = network.graph.prefix(layer)(network.preprocess(pictures)).numpy()
-        geometry = network.graph.geometry(layer)
+        geometry = network.graph.field(layer).local
         y = x = None
         for place in range(maps.shape[2] // 2 + 1, maps.shape[2]):
             _, _, bottom, right = geometry.box(place, place)

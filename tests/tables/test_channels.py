@@ -172,6 +172,8 @@ def test_geometry_statistics_and_unbounded_fields(tmp_path):
         layer.stride, layer.start = layer.stride or 1, layer.start or 16
     table = build(run, run.write(tmp_path))
     assert table["rf_size"].isna().tolist() == [False] * 3 + [True] * 3
+    assert table["rf_local_size"].isna().tolist() == table["rf_size"].isna().tolist()
+    assert table["rf_kind"].tolist() == ["exact"] * 3 + ["global"] * 3
     assert table["rf_size"].iloc[0] == 7 and table["rf_stride"].iloc[0] == 2
     for layer in run.layers:
         value, rows = run.value[layer.name].astype(float), table[table["layer"] == layer.name]

@@ -13,7 +13,6 @@ change of the channels times their weights. A channel is replaced by
   normalisation behind the filter, with its bias, stays.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
 
 from rfatlas.ablation.paired import Predictions
 from rfatlas.errors import RfatlasError
 from rfatlas.network.devices import room
-from rfatlas.network.graph import FEATURES, LOGITS
+from rfatlas.network.graph import FEATURES, LOGITS, elements
 from rfatlas.network.model import LoadedModel
 
 MODES = ("zero", "mean", "shuffle", "weight")
@@ -39,7 +36,6 @@ _BASE_MB = 1000
 _BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 # Logits judged at once in the closed form.
 _CLOSED_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
-_ROUNDING = 1e-4
 
 
 def sequence(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -164,7 +160,7 @@ class Ablator:
         self._network, self._mean = network, mean
         self.layer, self.channels = layer, network.graph.shape(layer)[0]
         self._suffix = network.graph.split(layer)[1]
-        self._weight = self._head()
+        self._weight = network.graph.pooled_head(layer)
         self.closed = self._weight is not None
         self._cuts = network.graph.cuts([] if self.closed else [layer]).to(
             network.device, memory_format=torch.channels_last
@@ -287,123 +283,35 @@ class Ablator:
     @cached_property
     def _without_filters(self) -> torch.Tensor:
         """Return the layer's value (1, C, H, W) when all filters of the first layer are zero."""
-        if not self.has_filters():
+        prefix = self._network.graph.without_filters(self.layer)
+        if prefix is None:
             raise RfatlasError(
                 f"layer {self.layer!r}: not the first convolution's filters, each by itself, feed "
                 "its channels; ablation at the weights is for the first layers (conv1, maxpool)"
             )
-        prefix = self._network.graph.prefix(self.layer)
-        convolution = next(module for module in prefix.modules() if isinstance(module, nn.Conv2d))
-        kept = convolution.weight
-        # Batch norm is folded into the filter, so what stays is the bias that it has.
-        convolution.weight = nn.Parameter(torch.zeros_like(kept), requires_grad=False)
         crop = self._network.description["input"]["crop"]
-        try:
-            value = prefix(torch.zeros(1, 3, crop, crop, device=self._network.device))
-        finally:
-            convolution.weight = kept
+        value = prefix(torch.zeros(1, 3, crop, crop, device=self._network.device))
         return value.flatten(2).mean(2) if self.closed and value.ndim == 4 else value
 
     def has_filters(self) -> bool:
         """Return whether each channel of the layer is fed by one filter of the first convolution
         and by nothing else, so that the mode `weight` is defined."""
-        prefix = self._network.graph.prefix(self.layer)
-        if not isinstance(prefix, fx.GraphModule):
-            return False
-        modules = [
-            prefix.get_submodule(node.target)
-            for node in prefix.graph.nodes
-            if node.op == "call_module"
-        ]
-        filters = [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
-        return (
-            len(filters) == 1
-            and isinstance(filters[0], nn.Conv2d)
-            and filters[0].out_channels == self.channels
-        )
+        return self._network.graph.without_filters(self.layer) is not None
 
     # ---- what lies behind a layer
 
-    def _head(self) -> torch.Tensor | None:
-        """Return the weights (classes, C) of the linear layer if only global average pooling lies
-        between the layer and it, and nothing behind it, else None."""
-        suffix, shape = self._suffix, self._network.graph.shape(self.layer)
-        if not isinstance(suffix, fx.GraphModule) or not _is_linear(suffix):
-            return None
-        linear = next(m for m in suffix.modules() if isinstance(m, nn.Linear))
-        # Linear maps that agree on a random input agree everywhere.
-        generator = torch.Generator().manual_seed(0)
-        value = torch.randn(2, *shape, generator=generator).to(self._network.device)
-        pooled = value.mean((2, 3))
-        flat = not _placeholders(suffix)[0].meta["tensor_meta"].shape[2:]
-        with torch.inference_mode():
-            found = suffix(pooled if flat else value)
-            if linear.in_features != shape[0]:
-                return None
-            expected = linear(pooled)
-        same = (found - expected).abs().max() <= _ROUNDING * expected.abs().max()
-        return linear.weight if same else None
-
     def _pairs(self, memory_mb: float) -> int:
         """Return how many pairs are run at a time."""
-        suffix, device = self._suffix, self._network.device
-        if isinstance(suffix, fx.GraphModule):
-            sizes = [_elements(node) for node in suffix.graph.nodes]
-            carried = sum(_elements(node) for node in _placeholders(suffix))
-            largest = max(sizes)
-        else:
-            last = self._network.graph.layers()[-1]
-            carried = largest = self._network.graph.kept_bytes(last) / 4
+        device = self._network.device
+        nodes = list(self._suffix.graph.nodes)
+        carried = sum(elements(node) for node in nodes if node.op == "placeholder")
+        largest = max(map(elements, nodes))
         # Live at once: what crosses, and inside a block its input, two values and a workspace.
         by_memory = room(memory_mb, device, _BASE_MB) / (4.0 * (carried + 4 * largest))
         return max(1, int(min(by_memory, _BATCH_ELEMENTS[device.type] / largest)))
 
     def _on_device(self, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values), device=self._network.device).to(dtype)
-
-
-_LINEAR_MODULES = (
-    nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Linear, nn.Identity, nn.Dropout,
-    nn.Dropout2d,
-)  # fmt: skip
-_LINEAR_FUNCTIONS = {
-    F.adaptive_avg_pool2d, F.avg_pool2d, torch.flatten, torch.mean, F.dropout, torch.reshape,
-    torch.squeeze,
-}  # fmt: skip
-_LINEAR_METHODS = {"flatten", "mean", "view", "reshape", "squeeze", "contiguous"}
-
-
-def _is_linear(suffix: fx.GraphModule) -> bool:
-    """Whether a suffix is known to be linear, with exactly one linear layer in it."""
-    linear = 0
-    for node in suffix.graph.nodes:
-        parents = [parent for parent in node.all_input_nodes if _elements(parent)]
-        if node.op == "call_module":
-            module = suffix.get_submodule(node.target)
-            linear += isinstance(module, nn.Linear)
-            if not isinstance(module, _LINEAR_MODULES):
-                return False
-        elif node.op == "call_function" and _elements(node):
-            if node.target not in _LINEAR_FUNCTIONS:
-                return False
-        elif node.op == "call_method" and _elements(node):
-            if node.target not in _LINEAR_METHODS:
-                return False
-        elif node.op == "get_attr":
-            return False
-        if len(parents) > 1:
-            return False
-    return linear == 1 and len(_placeholders(suffix)) == 1
-
-
-def _placeholders(suffix: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in suffix.graph.nodes if node.op == "placeholder"]
-
-
-def _elements(node: fx.Node) -> int:
-    """Elements of a node's tensor for one image, 0 where it is none."""
-    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-    return 0 if shape is None else math.prod(shape[1:])
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

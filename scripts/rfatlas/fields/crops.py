@@ -16,8 +16,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from rfatlas.network import operations
 from rfatlas.network.devices import room
-from rfatlas.network.graph import Geometry
+from rfatlas.network.geometry import Field, Geometry
 from rfatlas.network.model import normalise
 
 _CPU = torch.device("cpu")
@@ -31,8 +32,8 @@ class Window:
     """How the receptive fields of one layer are cut out of an image of `image_size` pixels.
 
     `size` (S): edge of the stored window, the receptive field's size or the image's where that is
-    smaller. `crop`: edge of the crop that is run through the network. `geometry` None: every unit
-    sees the whole image.
+    smaller. `crop`: edge of the crop that is run through the network. `geometry` None: no unit
+    has a place of its own in the image.
     """
 
     geometry: Geometry | None
@@ -63,12 +64,15 @@ class Window:
         return position - self.crop_start(position, axis) // self.geometry.stride[axis]
 
 
-def window(geometry: Geometry | None, image_size: int) -> Window:
+def window(field: Field, image_size: int) -> Window:
     """Return how a layer's receptive fields are cut out of square images of `image_size` pixels.
 
+    The whole image is run where its parts do not give a unit's value; the windows that are stored
+    hold the local field all the same.
     The crop must hold the box from any alignment to the total stride J, and what it leaves of the
     image must be a multiple of J, so that a crop at the far border is aligned too.
     """
+    geometry = field.local
     if geometry is None:
         return Window(None, image_size, image_size, image_size)
     crop = 1
@@ -77,9 +81,8 @@ def window(geometry: Geometry | None, image_size: int) -> Window:
         needed = geometry.size[axis] + geometry.lo[axis] % stride
         needed += (image_size - needed) % stride
         crop = max(crop, needed)
-    fits = crop < image_size and all(
-        (image_size - crop) % stride == 0 for stride in geometry.stride
-    )
+    fits = field.crops and crop < image_size
+    fits = fits and all((image_size - crop) % stride == 0 for stride in geometry.stride)
     return Window(
         geometry, image_size, min(max(geometry.size), image_size), crop if fits else image_size
     )
@@ -291,38 +294,34 @@ class _Product(torch.autograd.Function):
     """A convolution whose gradient is a product of matrices."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, convolution: nn.Conv2d) -> torch.Tensor:
-        ctx.convolution, ctx.size = convolution, x.shape[2:]
-        return convolution(x)
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        ctx.weight, ctx.size, (_, *ctx.places) = weight, x.shape[2:], others
+        return functional.conv2d(x, weight, *others)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        own = ctx.convolution
-        columns = own.weight.flatten(1).t() @ gradient.flatten(2)
-        places = own.kernel_size, own.dilation, own.padding, own.stride
-        return functional.fold(columns, ctx.size, *places), None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        stride, padding, dilation = ctx.places
+        columns = ctx.weight.flatten(1).t() @ gradient.flatten(2)
+        places = ctx.weight.shape[2:], dilation, padding, stride
+        return functional.fold(columns, ctx.size, *places), *(None,) * 5
 
 
-class _First(nn.Module):
-    def __init__(self, convolution: nn.Conv2d):
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Product.apply(x, self.convolution)
+def _product(x: torch.Tensor, *others: Any) -> torch.Tensor:
+    return _Product.apply(x, *others)
 
 
-def differentiable(network: nn.Module, device: torch.device) -> nn.Module:
+def differentiable(network: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     """Return a network whose gradients with respect to images are to be taken.
 
     On a CPU, torch takes up to twice as long as a product of matrices for the gradient of a
     convolution with three input channels, and half of a backward pass is that of the first one.
     """
-    if device.type == "cpu" and isinstance(network, fx.GraphModule):
-        for node in network.graph.nodes:
-            if node.op == "call_module" and node.args[0].op == "placeholder":
-                module = network.get_submodule(node.target)
-                if isinstance(module, nn.Conv2d) and module.groups == 1:
-                    if module.padding_mode == "zeros" and isinstance(module.padding, tuple):
-                        network.set_submodule(node.target, _First(module))
+    for node in network.graph.nodes if device.type == "cpu" else ():
+        if node.target is torch.ops.aten.conv2d.default and node.args[0].op == "placeholder":
+            a = operations.arguments(node)
+            if a["groups"] == 1:
+                node.args = tuple(a[key] for key in ("input", "weight", "bias", "stride"))
+                node.args += (a["padding"], a["dilation"])
+                node.kwargs, node.target = {}, _product
+                network.recompile()
     return network

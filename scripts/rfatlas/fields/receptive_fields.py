@@ -349,7 +349,7 @@ def measure(
     activations are not the cached ones.
     """
     graph, image_size = model.graph, model.description["input"]["crop"]
-    cut = crops.window(graph.geometry(layer), image_size)
+    cut = crops.window(graph.field(layer), image_size)
     n, k = top["image"].shape
     keep = min(keep, k)
     split, reason = skip_residual.split(graph, layer) if parts else (None, "")
@@ -362,7 +362,9 @@ def measure(
         ),
     )
     networks = {False: graph.prefix(layer), True: split}
-    networks = {key: crops.differentiable(one, model.device) for key, one in networks.items()}
+    networks = {
+        key: crops.differentiable(one, model.device) for key, one in networks.items() if one
+    }
     with task.bar(total=int((top["image"] >= 0).sum()), unit="unit") as progress:
         for first in range(0, n, scheme.block):
             name, slots = f"rows-{first:06d}", slice(first, first + scheme.block)

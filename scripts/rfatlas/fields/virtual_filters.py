@@ -20,7 +20,6 @@ Both are with respect to pixels in 0 to 1, before normalisation, as the gradient
 compared with the layer's mean gradients.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +29,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from rfatlas.fields import crops
-from rfatlas.network import graph
-from rfatlas.network.graph import Geometry, NoPath
+from rfatlas.network import graph, operations
+from rfatlas.network.geometry import Geometry
+from rfatlas.network.graph import NoPath
 
 COLUMNS = (
     "layer", "channel", "virtual_path", "virtual_convolutions", "virtual_norm", "virtual_kernels",
@@ -66,7 +65,7 @@ def largest_taps(weight: np.ndarray, groups: int = 1) -> np.ndarray:
     return matrix
 
 
-def compose(steps: Sequence[nn.Module]) -> tuple[np.ndarray, np.ndarray]:
+def compose(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[np.ndarray, np.ndarray]:
     """Return how a path mixes its first kernels: weights (C, K) and kernels (K, 3, h, w).
 
     `steps` as `graph.LinearPath` has them; the filter of a channel is its row of weights times the
@@ -75,30 +74,30 @@ def compose(steps: Sequence[nn.Module]) -> tuple[np.ndarray, np.ndarray]:
     """
     weights = kernels = None
     colours = np.ones(3)
-    for step in steps:
-        if isinstance(step, nn.BatchNorm2d):
-            scale = graph.batch_norm_scale(step).detach().cpu().numpy()
+    for step, a in steps:
+        if step == "batch_norm":
+            scale = graph.batch_norm_scale(a).cpu().numpy()
             if weights is None:
                 colours = colours * scale
             else:
                 weights = scale[:, None] * weights
-        elif isinstance(step, nn.Conv2d):
-            weight = step.weight.detach().cpu().double().numpy()
+        elif step == "conv2d":
+            weight = a["weight"].cpu().double().numpy()
             if weights is None:
-                if step.groups != 1:
+                if a["groups"] != 1:
                     raise NoPath("the first convolution has groups")
                 kernels = weight * colours[:, None, None]
                 weights = np.eye(len(weight))
             else:
-                weights = largest_taps(weight, step.groups) @ weights
+                weights = largest_taps(weight, a["groups"]) @ weights
         elif weights is None:
-            if not isinstance(step, graph.PADDING_MODULES):
+            if step not in operations.PADDINGS:
                 raise NoPath("the first operation is no convolution")
-        elif isinstance(step, graph.Pad):
-            before, after = (step.amounts + (0,) * 6)[4:6]
+        elif step in operations.PADDINGS:
+            before, after = [*a.get("pad", a.get("padding")), *(0,) * 6][4:6]
             weights = np.pad(weights, ((before, after), (0, 0)))
-        elif isinstance(step, graph.Slice):
-            weights = weights[step.index[1]]
+        elif step == "slice" and a["dim"] == 1:
+            weights = weights[a["start"] : a["end"] : a["step"]]
     if weights is None:
         raise NoPath("there is no convolution before it")
     return weights, kernels
@@ -108,20 +107,17 @@ def compose(steps: Sequence[nn.Module]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def linear_response(
-    steps: nn.Sequential, image_size: int, memory_mb: float
-) -> tuple[np.ndarray, Geometry]:
-    """Return the gradient (C, 3, S, S), float64, of the centre units of a linear network, and its
-    geometry.
+    traced: graph.Graph, image_size: int, memory_mb: float
+) -> tuple[np.ndarray, Geometry | None]:
+    """Return the gradient (C, 3, S, S), float64, of the centre units of a linear network in double
+    precision, and its geometry.
 
-    With respect to the network's input; S is the edge of the receptive field, at most the image's,
-    and the window lies as those of stage `receptive_fields` do.
+    Of the last layer, with respect to the network's input; S is the edge of the receptive field, at
+    most the image's, and the window lies as those of stage `receptive_fields` do.
     """
-    module = copy.deepcopy(steps).double().cpu()
-    traced = graph.trace(module, torch.zeros(1, 3, image_size, image_size, dtype=torch.float64))
-    layer = str(len(steps) - 1)
+    layer = traced.layers()[-1]
     channels, height, width = traced.shape(layer)
-    geometry = traced.geometry(layer)
-    cut = crops.window(geometry, image_size)
+    cut = crops.window(traced.field(layer), image_size)
     kept = 2 * traced.kept_bytes(layer) * (cut.crop / image_size) ** 2
     size = crops.plan(cut, channels, 1, 3 * 8, kept, memory_mb).batch
     prefix = traced.prefix(layer)
@@ -140,7 +136,7 @@ def linear_response(
         (gradient,) = torch.autograd.grad(values.sum(), pixels)
         top, left = (torch.full((len(chosen),), place) for place in corner)
         fields[first : first + size] = crops.cut_windows(gradient, top, left, cut.size)
-    return fields, geometry
+    return fields, cut.geometry
 
 
 # ---- one layer
@@ -172,14 +168,14 @@ def virtual(model: Any, layer: str, memory_mb: float) -> Virtual:
     weights, kernels = compose(found.steps)
     input = model.description["input"]
     std = np.array(input["std"])[:, None, None]
-    convolutions = sum(isinstance(step, nn.Conv2d) for step in found.steps)
+    convolutions = sum(step == "conv2d" for step, _ in found.steps)
     path = "skip" if found.sums else "kernel" if convolutions == 1 else "plain"
     kernels = kernels / std
     linear = None
     if path == "plain":
-        geometry = model.graph.geometry(layer)
+        geometry = model.graph.field(layer).local
     else:
-        linear, geometry = linear_response(found.steps, input["crop"], memory_mb)
+        linear, geometry = linear_response(found.graph, input["crop"], memory_mb)
         linear = linear / std
     if geometry is None:
         raise NoPath("a unit sees the whole image, wherever it lies")

@@ -1,82 +1,30 @@
-"""Cutting a network at a layer, and the receptive field of a layer, both read off the torch.fx
-graph.
+"""Cutting a network at a layer, and what is known of its layers, read off its graph.
 
-A *layer* is the output of a named module. `Graph` traces the network once and then gives extractors
-(many layers in one forward pass), prefixes (stop at a layer), splits (prefix and suffix, also
-inside a residual block where several tensors cross) and the receptive-field geometry. A network
-that torch.fx cannot trace gets the same methods through forward hooks (`HookedGraph`): slower,
-since nothing is cut away, and every receptive field is taken to be the whole image.
+A *layer* is the value of a named module; of a module that is called twice, that of the last call.
+`Graph` gives extractors (many layers in one forward pass), prefixes (stop at a layer), splits
+(prefix and suffix, also inside a residual block where several tensors cross), the receptive fields
+and the filter norms of layers.
 """
 
-import logging
+import dataclasses
 import math
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rfatlas.errors import RfatlasError
-
-log = logging.getLogger("rfatlas")
+from rfatlas.network import export, operations
+from rfatlas.network.export import Exported
+from rfatlas.network.geometry import Field
+from rfatlas.network.operations import arguments, name, parents, shape
 
 # Keys of the extractor's answer that are no layers; "@" cannot occur in a module's name.
 LOGITS = "@logits"
 FEATURES = "@features"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Receptive field of a layer, per axis (y, x), in input pixels.
-
-    Unit (i, j) can be changed by the pixels `lo[0] + i * stride[0]` to `hi[0] + i * stride[0]`
-    (both included) and likewise in x, as far as they lie in the image.
-    """
-
-    stride: tuple[int, int]
-    lo: tuple[int, int]
-    hi: tuple[int, int]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the box."""
-        return self.hi[0] - self.lo[0] + 1, self.hi[1] - self.lo[1] + 1
-
-    @property
-    def start(self) -> tuple[float, float]:
-        """Centre of unit (0, 0)'s box; the centre of the first pixel is 0.5."""
-        return (self.lo[0] + self.hi[0] + 1) / 2, (self.lo[1] + self.hi[1] + 1) / 2
-
-    def box(self, y: int, x: int) -> tuple[int, int, int, int]:
-        """Return (top, left, bottom, right) of unit (y, x), bottom and right exclusive, not clipped
-        to the image."""
-        top, left = self.lo[0] + y * self.stride[0], self.lo[1] + x * self.stride[1]
-        return top, left, top + self.size[0], left + self.size[1]
-
-    def windowed(self, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple) -> "Geometry":
-        """Return the geometry after a convolution or pooling; `padding` is that of the top and left
-        side."""
-        return Geometry(
-            stride=tuple(self.stride[a] * stride[a] for a in (0, 1)),
-            lo=tuple(self.lo[a] - padding[a] * self.stride[a] for a in (0, 1)),
-            hi=tuple(
-                self.hi[a] + (dilation[a] * (kernel[a] - 1) - padding[a]) * self.stride[a]
-                for a in (0, 1)
-            ),
-        )
-
-    def union(self, other: "Geometry") -> "Geometry":
-        """Return the geometry of a unit that sees both boxes; both must have the same stride."""
-        return Geometry(
-            stride=self.stride,
-            lo=tuple(map(min, self.lo, other.lo)),
-            hi=tuple(map(max, self.hi, other.hi)),
-        )
 
 
 class NoPath(RfatlasError):
@@ -87,175 +35,79 @@ class NoPath(RfatlasError):
 class LinearPath:
     """The linear network from the input to a layer along its skip connections.
 
-    `steps` holds convolutions, batch norms, average poolings, paddings and slices only; `sums`
-    counts the skip connections taken.
+    `steps` are its operations, (name, arguments), tensors among these in place; `sums` counts the
+    skip connections taken; `graph` runs it, in double precision, to the layer PATH.
     """
 
-    steps: nn.Sequential
+    graph: "Graph"
+    steps: list[tuple[str, dict[str, Any]]]
     sums: int
 
 
-class _Whole:
-    """A unit that sees the whole image: after global pooling, or after an operation not known to be
-    local."""
+PATH = "path"
 
-
-_WHOLE = _Whole()
-
-_POINTWISE_MODULES = (
-    nn.BatchNorm2d,
-    nn.Identity,
-    nn.LocalResponseNorm,
-    nn.Softmax2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.RReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Hardtanh,
-    nn.LogSigmoid,
-    nn.Threshold,
-)
-_POINTWISE_FUNCTIONS = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow,
-    torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.square, torch.sqrt,
-    torch.maximum, torch.minimum, torch.clamp, torch.exp, torch.sigmoid, torch.tanh, torch.relu,
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
-    F.hardsigmoid, F.hardtanh, F.sigmoid, F.tanh, F.dropout, F.dropout2d,
-}  # fmt: skip
-_POINTWISE_METHODS = {
-    "add", "sub", "mul", "div", "neg", "abs", "relu", "sigmoid", "tanh", "clamp", "contiguous",
-    "clone", "detach", "float", "to", "type", "half", "double", "square", "sqrt", "exp",
-}  # fmt: skip
+_FILTERS = operations.CONVOLUTIONS | operations.MULTIPLICATIONS
 # The derivative of these is taken as 1 along a linear path: activation functions that are about the
-# identity where they pass anything, and what does nothing when a network is not being trained.
-_IDENTITY_MODULES = (
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.ReLU,
-    nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish,
-)  # fmt: skip
-_IDENTITY_FUNCTIONS = {
-    torch.relu, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish,
-    F.dropout, F.dropout2d,
+# identity where they pass anything, and copies.
+_IDENTITIES = operations.COPIES | {
+    "relu", "relu6", "hardtanh", "leaky_relu", "prelu", "_prelu_kernel", "rrelu", "elu", "celu",
+    "selu", "gelu", "silu", "mish", "hardswish", "clamp_min",
 }  # fmt: skip
-_IDENTITY_METHODS = {"relu", "contiguous", "clone", "detach", "float", "to", "type"}
-PADDING_MODULES = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
-_RELU_MODULES = (nn.ReLU, nn.ReLU6)
-_RELU_FUNCTIONS = {torch.relu, F.relu, F.relu6}
+_LINEAR = {"conv2d", "batch_norm", "avg_pool2d", "slice"} | operations.PADDINGS
+# Values in 0..1 that open and close others.
+_GATES = {"sigmoid", "hardsigmoid", "softmax", "tanh", "gt", "ge", "lt", "le", "ne"}
+_MOVES = (
+    operations.RESHAPES
+    | operations.TURNS
+    | {"getitem", "slice", "slice_scatter", "select", "cat", "stack", "chunk", "split", "copy"}
+)
 # Operations whose value is never negative and zero where their inputs are.
-_KEEPS_RECTIFIED_MODULES = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout,
-    nn.Dropout2d, nn.Flatten,
-)  # fmt: skip
-_KEEPS_RECTIFIED_FUNCTIONS = {
-    operator.add, torch.add, torch.cat, torch.flatten, F.max_pool2d, F.avg_pool2d, F.dropout,
-    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d,
-}  # fmt: skip
-_KEEPS_RECTIFIED_METHODS = {"add", "contiguous", "clone", "detach", "flatten", "view", "reshape"}
-_OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    torch.relu_: torch.relu,
-    F.relu_: F.relu,
-}
+_KEEPS_RECTIFIED = (
+    operations.COPIES
+    | operations.RESHAPES
+    | operations.POOLINGS
+    | operations.ADAPTIVE
+    | {"add", "cat", "getitem", "chunk", "split", "slice", "channel_shuffle", "permute"}
+    | {"transpose"}
+)
+# What may lie between a classifier and the network's output, and keeps its classes apart.
+_BEHIND_A_HEAD = (
+    operations.COPIES
+    | operations.RESHAPES
+    | operations.ADAPTIVE
+    | {"mean", "avg_pool2d", "add", "mul", "div", "relu", "log_softmax", "softmax", "amax"}
+)
+_LINEAR_BEHIND = operations.COPIES | operations.RESHAPES | operations.ADAPTIVE
+_LINEAR_BEHIND |= {"mean", "avg_pool2d"} | operations.MULTIPLICATIONS
+
+# Of float32, on the scale of a network's logits.
+_ROUNDING = 1e-4
 
 
-class _NamingTracer(fx.Tracer):
-    """Traces the network and remembers which node holds the output of which module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.outputs: dict[str, str] = {}
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        result = super().call_module(m, forward, args, kwargs)
-        if isinstance(result, fx.Proxy):
-            # A module called twice (a block's shared ReLU) is named after its last call.
-            self.outputs[self.path_of_module(m)] = result.node.name
-        return result
-
-
-def trace(module: nn.Module, example: torch.Tensor) -> "Graph | HookedGraph":
-    """Return the graph of `module` in evaluation mode; falls back to hooks, with a warning, if
-    torch.fx cannot trace.
-
-    `example` is one input batch (N, 3, H, W); it fixes the input size. The module's in-place
-    operations are switched off, so that a layer's value survives the next operation.
-    """
-    module = module.eval().requires_grad_(False)
-    for child in module.modules():
-        if getattr(child, "inplace", False):
-            child.inplace = False
-    tracer = _NamingTracer()
-    try:
-        graph = tracer.trace(module)
-        traced = fx.GraphModule(module, graph)
-        _make_out_of_place(traced)
-        ShapeProp(traced).propagate(example)
-    except Exception as error:
-        log.warning(
-            "%s cannot be traced by torch.fx (%s); falling back to hooks: slower, and every "
-            "receptive field counts as the whole image",
-            type(module).__name__,
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-        )
-        return HookedGraph(module, example)
-    return Graph(traced, tracer.outputs)
-
-
-def _make_out_of_place(traced: fx.GraphModule) -> None:
-    for node in traced.graph.nodes:
-        if node.op == "call_function":
-            node.target = _OUT_OF_PLACE.get(node.target, node.target)
-            if node.kwargs.get("inplace"):
-                node.kwargs = {**node.kwargs, "inplace": False}
-        elif node.op == "call_method" and node.target.endswith("_"):
-            plain = node.target.rstrip("_")
-            if not node.target.startswith("__") and hasattr(torch.Tensor, plain):
-                node.target = plain
-    traced.recompile()
+def trace(module: nn.Module, example: torch.Tensor) -> "Graph":
+    """Return the graph of `module` in evaluation mode, for images of the size of `example` (N, 3,
+    H, W); raises RfatlasError where torch cannot export it."""
+    return Graph(export.export(module, example))
 
 
 class Graph:
-    """A traced network (see `trace`)."""
+    """A network's graph (see `export.Exported`)."""
 
-    traceable = True
-
-    def __init__(self, traced: fx.GraphModule, outputs: dict[str, str]):
-        self._traced = traced
-        self._modules = dict(traced.named_modules())
-        by_name = {node.name: node for node in traced.graph.nodes}
+    def __init__(self, exported: Exported):
+        self.exported = exported
+        self._graph, self._tensors = exported.graph, exported.tensors
+        self._output = exported.output
         self._nodes = {
-            layer: by_name[name]
-            for layer, name in outputs.items()
-            if layer and _shape(by_name[name]) is not None
+            layer: node for layer, node in exported.layers.items() if node.meta["field"] is not None
         }
-        self._output = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-        self._geometry = self._propagate_geometry()
-        self._depth = self._count_convolutions()
+        self._depth: dict[fx.Node, int] = {}
+        for node in self._graph.nodes:
+            own = int(self._is_filter(node))
+            self._depth[node] = own + max(map(self._depth.get, self._main_parents(node)), default=0)
 
     def layers(self) -> list[str]:
         """Return the names of all modules whose output is a tensor, in order of execution."""
-        order = {node: i for i, node in enumerate(self._traced.graph.nodes)}
-        return sorted(self._nodes, key=lambda layer: order[self._nodes[layer]])
+        return list(self._nodes)
 
     def node(self, layer: str) -> fx.Node:
         """Return the node that holds the layer's value; raises RfatlasError for an unknown
@@ -264,15 +116,39 @@ class Graph:
             raise RfatlasError(f"layer {layer!r} is no module of this network with a tensor output")
         return self._nodes[layer]
 
+    def is_map(self, layer: str) -> bool:
+        """Return whether a layer's value is (N, C, H, W) or (N, C)."""
+        found = self.node(layer)
+        extents = shape(found)
+        return len(extents) == 2 or (
+            len(extents) == 4 and (self.field(layer).local is None or self._is_chw(found))
+        )
+
+    def _is_chw(self, node: fx.Node) -> bool:
+        return node.meta["field"].axes == (2, 3)
+
+    def is_convolution(self, layer: str) -> bool:
+        """Return whether a convolution gives the layer's value."""
+        return name(self.node(layer)) in operations.CONVOLUTIONS
+
+    def is_pooling(self, layer: str) -> bool:
+        """Return whether a pooling gives the layer's value."""
+        return name(self.node(layer)) in operations.POOLINGS
+
     def shape(self, layer: str) -> tuple[int, int, int]:
         """Return (channels, height, width) of a layer; height = width = 1 behind global pooling."""
-        return _channels_height_width(layer, _shape(self.node(layer)))
+        found = shape(self.node(layer))
+        if not self.is_map(layer):
+            raise RfatlasError(
+                f"layer {layer!r} has shape {('N', *found[1:])}; a layer must be (N, C, H, W) or "
+                "(N, C)"
+            )
+        return (*found[1:], 1, 1)[:3]
 
     def classes(self) -> int | None:
-        """Return the number of logits, or None if the network's output is no (N, classes)
-        tensor."""
-        shape = _shape(self._output) if isinstance(self._output, fx.Node) else None
-        return shape[1] if shape is not None and len(shape) == 2 else None
+        """Return the number of logits, or None if the network has no classifier or its output is
+        no (N, classes) tensor."""
+        return shape(self._output)[1] if self._heads() else None
 
     # ---- cutting
 
@@ -280,16 +156,16 @@ class Graph:
         """Return a module x (N, 3, H, W) -> dict of layer name -> tensor, all from one forward
         pass.
 
-        With `output` the dict also holds LOGITS, and FEATURES (the input of the last linear layer),
-        where the network has them; without, the pass stops behind the last layer asked for.
+        With `output` the dict also holds LOGITS, and FEATURES (N, D) (the input of the last linear
+        layer), where the network has them; without, the pass stops behind the last layer asked for.
         """
         wanted = {layer: self.node(layer) for layer in layers}
-        return self._cut(wanted | (self._outputs() if output else {}), self._traced.graph)
+        return self._cut(wanted | (self._outputs() if output else {}))
 
     def prefix(self, layer: str) -> nn.Module:
         """Return a module x (N, 3, H, W) -> the layer's value, which computes nothing behind the
         layer."""
-        return self._cut(self.node(layer), self._traced.graph)
+        return self._cut(self.node(layer))
 
     def prefix_and_unrectified(self, layer: str) -> nn.Module:
         """Return a module x (N, 3, H, W) -> (the layer's value, the same with the layer's last ReLU
@@ -299,25 +175,26 @@ class Graph:
         values rectified and has one input; where there is none the two are equal.
         """
         graph, values = fx.Graph(), {}
-        graph.graph_copy(self._traced.graph, values)
+        graph.graph_copy(self._graph, values)
         node = self.node(layer)
         behind = []
-        while self._rectified(node) and not self._is_relu(node):
-            behind.append(node)
-            parents = [parent for parent in node.all_input_nodes if _shape(parent) is not None]
-            if len(parents) != 1:
+        while self._rectified(node) and self._before_relu(node) is None:
+            above = parents(node)
+            if len(above) != 1:
                 break
-            node = parents[0]
+            behind.append(node)
+            node = above[0]
         value = unrectified = values[self.node(layer)]
-        if self._is_relu(node):
-            replaced = {node: values[node.all_input_nodes[0]]}
+        before = self._before_relu(node)
+        if before is not None:
+            replaced = {node: values[before]}
             for later in reversed(behind):
                 replaced[later] = graph.node_copy(
                     later, lambda old: replaced.get(old, values.get(old))
                 )
             unrectified = replaced[self.node(layer)]
         graph.output((value, unrectified))
-        return _fold_batch_norm(fx.GraphModule(self._traced, graph))
+        return self._module(graph)
 
     def split(self, layer: str) -> tuple[nn.Module, nn.Module]:
         """Return (prefix, suffix): prefix(x) -> (layer's value, *crossing tensors), suffix(*those)
@@ -329,15 +206,28 @@ class Graph:
         suffix exactly as it would in the whole network.
         """
         start, behind, crossing = self._crossing(layer)
-        prefix = self._cut((start, *crossing), self._traced.graph)
         graph, values = fx.Graph(), {}
         for i, node in enumerate((start, *crossing)):
             values[node] = graph.placeholder(f"value_{i}")
             values[node].meta = dict(node.meta)
-        for node in self._traced.graph.nodes:
-            if node.op == "get_attr" or (node in behind and node is not start):
-                values[node] = graph.node_copy(node, lambda old: values[old])
-        return prefix, _fold_batch_norm(fx.GraphModule(self._traced, graph))
+
+        def copied(old: fx.Node) -> fx.Node:
+            # What hangs on the number of images takes it from the layer's value.
+            if old not in values:
+                values[old] = (
+                    values[start] if old.op == "placeholder" else graph.node_copy(old, copied)
+                )
+            return values[old]
+
+        for node in self._graph.nodes:
+            if node in behind and node is not start:
+                values[node] = graph.node_copy(node, copied)
+        graph.output(values.get(self._output))
+        return self._cut((start, *crossing)), self._module(graph)
+
+    def whole(self) -> nn.Module | None:
+        """Return a module x (N, 3, H, W) -> the network's output; None where it gives several."""
+        return None if self._output is None else self._cut(self._output)
 
     def cuts(self, layers: Iterable[str]) -> nn.Module:
         """Return a module x (N, 3, H, W) -> dict of layer name -> (layer's value, *crossing
@@ -349,26 +239,30 @@ class Graph:
         for layer in layers:
             start, _, crossing = self._crossing(layer)
             wanted[layer] = (start, *crossing)
-        return self._cut(wanted | self._outputs(), self._traced.graph)
+        return self._cut(wanted | self._outputs())
 
     def _crossing(self, layer: str) -> tuple[fx.Node, set[fx.Node], list[fx.Node]]:
-        """Return the layer's node, all nodes that it can change, and the others that these read."""
+        """Return the layer's node, all nodes that it can change and that the output needs, and the
+        others that these read."""
         start = self.node(layer)
+        needed = self._upstream(self._output)
         behind = {start}
-        for node in self._traced.graph.nodes:
-            if any(parent in behind for parent in node.all_input_nodes):
+        for node in self._graph.nodes:
+            if node in needed and any(parent in behind for parent in node.all_input_nodes):
                 behind.add(node)
         crossing = []
-        for node in self._traced.graph.nodes:
+        for node in self._graph.nodes:
             if node in behind and node is not start:
                 for parent in node.all_input_nodes:
-                    if parent not in behind and parent.op != "get_attr" and parent not in crossing:
-                        crossing.append(parent)
+                    seen = parent.meta["field"] is not None or parents(parent)
+                    if seen and parent.meta["shape"] != "size" and parent not in behind:
+                        if parent not in crossing:
+                            crossing.append(parent)
         return start, behind, crossing
 
     def _outputs(self) -> dict[str, fx.Node]:
         """Return the nodes of LOGITS and FEATURES, as far as the network has them."""
-        if self.classes() is None:
+        if not self._heads():
             return {}
         features = self._features()
         return {LOGITS: self._output} | ({} if features is None else {FEATURES: features})
@@ -382,21 +276,23 @@ class Graph:
         """
         node = self.node(layer)
         while not self._is_sum(node):
-            parents = self._tensor_parents(node)
-            if len(parents) != 1 or not self._is_spatially_pointwise(node):
+            above = parents(node)
+            own = operations.is_pointwise(node) or name(node) == "batch_norm"
+            if len(above) != 1 or not own:
                 raise NoPath("no residual block ends here")
-            node = parents[0]
-        return self._cut((self.node(layer), node, *self._terms(node)), self._traced.graph)
+            node = above[0]
+        return self._cut((self.node(layer), node, *self._terms(node)))
 
     def skipless(self, layer: str) -> bool:
         """Return whether the layer's module is a block of convolutions without any sum."""
-        inside = [
-            node
-            for node in self._traced.graph.nodes
-            if layer in node.meta.get("nn_module_stack", {})
-        ]
-        convolutions = sum(self._is_module(node, nn.Conv2d) for node in inside)
-        return convolutions >= 2 and not any(self._is_sum(node) for node in inside)
+        return self.filters(layer) >= 2 and not any(map(self._is_sum, self._inside(layer)))
+
+    def filters(self, layer: str) -> int:
+        """Return how many convolutions and linear layers the layer's module runs."""
+        return sum(map(self._is_filter, self._inside(layer)))
+
+    def _inside(self, layer: str) -> list[fx.Node]:
+        return [n for n in self._graph.nodes if f"{n.meta.get('module')}.".startswith(f"{layer}.")]
 
     def linear_path(self, layer: str) -> LinearPath:
         """Return the linear network from the input to a layer that is left when, at every sum, only
@@ -406,81 +302,148 @@ class Graph:
         pooling becomes average pooling. Raises NoPath where an operation on the way is not linear,
         joins several tensors, or where both terms of a sum have as many convolutions.
         """
-        steps: list[nn.Module] = []
+        nodes: list[fx.Node] = []
         node, sums = self.node(layer), 0
         while node.op != "placeholder":
-            parents = self._tensor_parents(node)
+            above = parents(node)
             if self._is_sum(node):
                 node, sums = self._terms(node)[0], sums + 1
                 continue
-            if len(parents) != 1:
-                raise NoPath(f"the operation {node.name} joins {len(parents)} tensors")
-            if not self._is_identity(node):
-                steps.append(self._linear_step(node))
-            node = parents[0]
-        return LinearPath(nn.Sequential(*reversed(steps)), sums)
+            if len(above) != 1:
+                raise NoPath(f"the operation {name(node)} joins {len(above)} tensors")
+            if name(node) not in _IDENTITIES:
+                if name(node) not in _LINEAR | operations.POOLINGS:
+                    raise NoPath(f"the operation {name(node)} is not linear")
+                nodes.append(node)
+            node = above[0]
+        return self._path(list(reversed(nodes)), sums)
 
-    def _tensor_parents(self, node: fx.Node) -> list[fx.Node]:
-        return [parent for parent in node.all_input_nodes if _shape(parent) is not None]
+    def _path(self, nodes: list[fx.Node], sums: int) -> LinearPath:
+        tensors = {key: value.cpu().double() for key, value in self._tensors.items()}
+        graph, steps = fx.Graph(), []
+        value = graph.placeholder("x")
+        value.meta = dict(next(n for n in self._graph.nodes if n.op == "placeholder").meta)
+        for node in nodes:
+            a = arguments(node)
+            image = parents(node)[0]
+            if name(node) in ("max_pool2d", "max_pool2d_with_indices"):
+                if operations.window(node)[3] != (1, 1):
+                    raise NoPath(f"the operation {name(node)} is not linear")
+                window = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"], False)
+                new = graph.call_function(torch.ops.aten.avg_pool2d.default, (value, *window))
+            else:
+                new = graph.node_copy(
+                    node,
+                    lambda old, image=image, value=value: (
+                        value if old is image else graph.node_copy(old)
+                    ),
+                )
+            new.meta = dict(node.meta)
+            steps.append((name(new), self._resolved(arguments(new))))
+            value = new
+        graph.output(value)
+        for node in graph.nodes:
+            node.meta["field"] = operations.field(node, tensors)
+        return LinearPath(Graph(Exported(graph, tensors, {PATH: value}, None)), steps, sums)
+
+    def _resolved(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: self._tensors.get(value.target) if isinstance(value, fx.Node) else value
+            for key, value in found.items()
+        }
 
     def _is_sum(self, node: fx.Node) -> bool:
-        added = node.target in (operator.add, torch.add) or (
-            node.op == "call_method" and node.target == "add"
-        )
-        return added and not node.kwargs and len(self._tensor_parents(node)) == 2
+        return name(node) == "add" and not node.kwargs and len(parents(node)) == 2
 
     def _terms(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
         """Return the terms of a sum, the one with fewer convolutions behind it first; raises NoPath
         where neither has fewer."""
-        first, second = sorted(self._tensor_parents(node), key=lambda parent: self._depth[parent])
+        first, second = sorted(parents(node), key=self._depth.get)
         if self._depth[first] == self._depth[second]:
-            raise NoPath(f"both terms of the sum {node.name} are equally deep")
+            raise NoPath(f"both terms of the sum {name(node)} are equally deep")
         return first, second
 
-    def _is_identity(self, node: fx.Node) -> bool:
-        return (
-            self._is_module(node, _IDENTITY_MODULES)
-            or (node.op == "call_function" and node.target in _IDENTITY_FUNCTIONS)
-            or (node.op == "call_method" and node.target in _IDENTITY_METHODS)
-        )
-
-    def _linear_step(self, node: fx.Node) -> nn.Module:
-        linear = (nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, *PADDING_MODULES)
-        if self._is_module(node, linear):
-            return self._modules[node.target]
-        if self._is_module(node, nn.MaxPool2d) or node.target in (F.max_pool2d, torch.max_pool2d):
-            kernel, stride, padding, dilation = self._window(node)
-            if dilation == (1, 1):
-                return nn.AvgPool2d(kernel, stride, padding, count_include_pad=False)
-        if node.target is F.avg_pool2d:
-            return nn.AvgPool2d(*self._window(node)[:3])
-        if node.target is F.pad:
-            given = dict(zip(("pad", "mode"), node.args[1:], strict=False)) | node.kwargs
-            return Pad(tuple(given["pad"]), given.get("mode", "constant"))
-        if node.target is operator.getitem and self._window(node) is not None:
-            return Slice(node.args[1])
-        raise NoPath(f"the operation {node.name} is not linear")
-
-    def _cut(self, wanted: Any, source: fx.Graph) -> nn.Module:
+    def _cut(self, wanted: Any) -> nn.Module:
         graph, values = fx.Graph(), {}
-        graph.graph_copy(source, values)
+        graph.graph_copy(self._graph, values)
         graph.output(fx.node.map_arg(wanted, lambda node: values[node]))
-        return _fold_batch_norm(fx.GraphModule(self._traced, graph))
+        return self._module(graph)
+
+    def _module(self, graph: fx.Graph) -> nn.Module:
+        graph.eliminate_dead_code()
+        tensors = _fold_batch_norm(graph, self._tensors)
+        return fx.GraphModule(tensors, graph).eval()
+
+    def without_filters(self, layer: str) -> nn.Module | None:
+        """Return the layer's prefix with all filters zero, if each of its channels is fed by one
+        filter of the first convolution and by nothing else, else None."""
+        filters = [node for node in self._upstream(self.node(layer)) if self._is_filter(node)]
+        if len(filters) != 1 or name(filters[0]) not in operations.CONVOLUTIONS:
+            return None
+        weight = self._weight(filters[0])
+        if len(weight) != self.shape(layer)[0]:
+            return None
+        target = arguments(filters[0])["weight"].target
+        tensors = self._tensors | {target: torch.zeros_like(weight)}
+        return Graph(dataclasses.replace(self.exported, tensors=tensors)).prefix(layer)
+
+    # ---- classifier
+
+    def _heads(self) -> list[fx.Node]:
+        """Return the linear layers or 1 x 1 convolutions whose sum, mostly one, gives the logits;
+        none where the network has no classifier."""
+        if self._output is None or len(shape(self._output) or ()) != 2:
+            return []
+        classes, found, stack = shape(self._output)[1], [], [self._output]
+        while stack:
+            node = stack.pop()
+            if self._is_filter(node):
+                weight = self._weight(node)
+                if len(weight) != classes or weight.numel() != classes * weight.shape[1]:
+                    return []
+                found.append(node)
+            elif name(node) in _BEHIND_A_HEAD and parents(node):
+                stack += parents(node)
+            else:
+                return []
+        return found
 
     def _features(self) -> fx.Node | None:
-        node = self._output
-        while isinstance(node, fx.Node) and node.all_input_nodes:
-            if self._is_module(node, nn.Linear):
-                return node.args[0]
-            node = node.all_input_nodes[0]
-        return None
+        """Return the vector (N, D) that the classifier weighs, where there is one."""
+        heads = self._heads()
+        found = parents(heads[0])[0] if len(heads) == 1 else None
+        return found if found is not None and len(shape(found)) == 2 else None
+
+    def pooled_head(self, layer: str) -> torch.Tensor | None:
+        """Return the weights (classes, C) of the classifier if nothing lies behind the layer but
+        averaging over its positions and the classifier, else None."""
+        start, behind, crossing = self._crossing(layer)
+        if self._features() is None or crossing:
+            return None
+        steps = [node for node in behind if node is not start and node.meta["field"] is not None]
+        heads = [node for node in steps if self._is_filter(node)]
+        linear = all(name(node) in _LINEAR_BEHIND and len(parents(node)) == 1 for node in steps)
+        if not linear or heads != self._heads():
+            return None
+        weight = self._weight(heads[0])
+        if weight.shape[1] != self.shape(layer)[0]:
+            return None
+        # Linear maps that agree on a random input agree everywhere.
+        generator = torch.Generator().manual_seed(0)
+        value = torch.randn(2, *shape(start)[1:], generator=generator).to(weight)
+        bias = self._resolved(arguments(heads[0])).get("bias")
+        with torch.inference_mode():
+            found = self.split(layer)[1](value)
+            expected = value.flatten(1).view(*value.shape[:2], -1).mean(2) @ weight.T
+            expected = expected if bias is None else expected + bias
+        same = (found - expected).abs().max() <= _ROUNDING * expected.abs().max()
+        return weight if same else None
 
     # ---- properties of layers
 
-    def geometry(self, layer: str) -> Geometry | None:
-        """Return the receptive field, or None where a unit sees the whole image."""
-        geometry = self._geometry.get(self.node(layer))
-        return geometry if isinstance(geometry, Geometry) else None
+    def field(self, layer: str) -> Field:
+        """Return what the layer's units see of the image."""
+        return self.node(layer).meta["field"]
 
     def rectified(self, layer: str) -> bool:
         """Return whether the layer's values come from a ReLU (also through pooling, sums and
@@ -493,23 +456,26 @@ class Graph:
         nodes = self._upstream(self._output if layer is None else self.node(layer))
         return sum(self._flops(node) for node in nodes) / 1e9
 
-    def kept_bytes(self, layer: str) -> float:
-        """Return the bytes of all intermediate values up to a layer, per image: what a backward
-        pass keeps at most."""
-        nodes = self._upstream(self.node(layer))
-        return sum(4.0 * math.prod(_shape(node) or (0,)) for node in nodes)
+    def kept_bytes(self, layer: str | None = None) -> float:
+        """Return the bytes of all intermediate values up to a layer (all, for None), per image:
+        what a backward pass keeps at most."""
+        nodes = self._upstream(self._output if layer is None else self.node(layer))
+        return sum(4.0 * elements(node) for node in nodes)
 
     def filter_norms(self, layer: str) -> torch.Tensor | None:
         """Return the filter norm of every channel (C,), float64, or None where no single filter
         feeds the channel.
 
         L2 norm of the incoming filter with batch norm folded in: a block's is that of its residual
-        branch's last convolution, a pooling's that of the convolution before it.
+        branch's last convolution, a pooling's that of the convolution before it. Gates do not
+        count.
         """
-        norms = self._filter_norms(self.node(layer))
-        return norms if norms is not None and len(norms) == self.shape(layer)[0] else None
+        norms = self._norms(self.node(layer), {})
+        if norms is None:
+            return None
+        return norms[0] if norms.ndim == 2 else norms[0, :, 0, 0]
 
-    def _upstream(self, node: fx.Node) -> set[fx.Node]:
+    def _upstream(self, node: fx.Node | None) -> set[fx.Node]:
         needed, stack = set(), [node]
         while stack:
             node = stack.pop()
@@ -518,518 +484,204 @@ class Graph:
                 stack.extend(node.all_input_nodes)
         return needed
 
-    def _filter_norms(self, node: fx.Node) -> torch.Tensor | None:
-        while isinstance(node, fx.Node) and node.op not in ("placeholder", "get_attr"):
-            if self._is_module(node, (nn.Conv2d, nn.Linear)):
-                weight = self._modules[node.target].weight.detach().double()
-                norms = weight.flatten(1).norm(dim=1)
-                users = list(node.users)
-                if len(users) == 1 and self._is_module(users[0], nn.BatchNorm2d):
-                    norms = norms * batch_norm_scale(self._modules[users[0].target]).abs()
-                return norms
-            parents = node.all_input_nodes
-            if node.target is torch.cat:
-                parts = [self._filter_norms(parent) for parent in parents]
-                return None if any(part is None for part in parts) else torch.cat(parts)
-            node = max(parents, key=lambda parent: self._depth[parent]) if parents else None
-        return None
+    def _main_parents(self, node: fx.Node) -> list[fx.Node]:
+        """Return the inputs that hang on the image, without gates and constants made of it."""
+        above = parents(node)
+        placed = [p for p in above if p.meta["field"].local is not None] or above
+        if name(node) != "mul":
+            return placed
+        own = shape(node)
+        full = [p for p in placed if shape(p) == own] or placed
+        return [p for p in full if name(p) not in _GATES] or full
 
-    def _is_module(self, node: fx.Node, kind: type | tuple) -> bool:
-        return node.op == "call_module" and isinstance(self._modules[node.target], kind)
+    def _is_filter(self, node: fx.Node) -> bool:
+        return name(node) in _FILTERS and self._weight(node) is not None
+
+    def _weight(self, node: fx.Node) -> torch.Tensor | None:
+        """Return the weights (C, ...) of a convolution or linear layer; None where they hang on the
+        image."""
+        a = arguments(node)
+        kind = name(node)
+        weight = a.get("weight", a.get("mat2", a.get("other")))
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            return None
+        found = self._tensors[weight.target]
+        return found.T if kind not in operations.CONVOLUTIONS | {"linear"} else found
+
+    def _norms(self, node: fx.Node, known: dict) -> torch.Tensor | None:
+        """Return the norm of the filter that feeds each element of a value, in the value's
+        shape."""
+        if node in known or node.op != "call_function":
+            return known.get(node)
+        own = shape(node)
+        found = None
+        if self._is_filter(node):
+            norms = self._folded_norms(node)
+            if name(node) in operations.CONVOLUTIONS:
+                norms = norms.view(-1, 1, 1)
+            found = norms.expand(own)
+        elif name(node) in _MOVES:
+            found = self._moved_norms(node, known)
+        else:
+            above = self._main_parents(node)
+            if above:
+                found = self._norms(max(above, key=self._depth.get), known)
+            if found is not None and "dim" in arguments(node) and found.ndim > len(own):
+                found = found.amax(arguments(node)["dim"])
+            if found is not None:
+                found = _fitted(found, own, node)
+        known[node] = found
+        return found
+
+    def _moved_norms(self, node: fx.Node, known: dict) -> Any:
+        values = {parent: self._norms(parent, known) for parent in parents(node)}
+        if any(value is None for value in values.values()):
+            return None
+        args, kwargs = operations.concrete((node.args, node.kwargs), self._tensors, values)
+        return node.target(*args, **kwargs)
+
+    def _folded_norms(self, node: fx.Node) -> torch.Tensor:
+        """Return the norms (C,) of a convolution's or linear layer's filters, times what a batch
+        norm and a constant directly behind it multiply them with."""
+        norms = self._weight(node).detach().double().flatten(1).norm(dim=1)
+        while len(node.users) == 1:
+            (node,) = node.users
+            if name(node) == "batch_norm":
+                norms = norms * batch_norm_scale(self._resolved(arguments(node))).abs()
+                continue
+            constants = [one for one in node.all_input_nodes if one.op == "get_attr"]
+            if name(node) != "mul" or len(constants) != 1 or len(parents(node)) != 1:
+                break
+            factor = self._tensors[constants[0].target]
+            if factor.numel() != len(norms):
+                break
+            norms = norms * factor.double().flatten().abs()
+        return norms
 
     def _flops(self, node: fx.Node) -> float:
-        if not self._is_module(node, (nn.Conv2d, nn.Linear)):
+        if not self._is_filter(node):
             return 0.0
-        return _module_flops(self._modules[node.target], _shape(node))
+        weight = self._weight(node)
+        positions = math.prod(shape(node)) / 2 / len(weight)
+        return 2.0 * weight.numel() * positions
 
-    def _count_convolutions(self) -> dict[fx.Node, int]:
-        depth: dict[fx.Node, int] = {}
-        for node in self._traced.graph.nodes:
-            own = int(self._is_module(node, (nn.Conv2d, nn.Linear)))
-            depth[node] = own + max((depth[parent] for parent in node.all_input_nodes), default=0)
-        return depth
-
-    def _is_relu(self, node: fx.Node) -> bool:
-        if self._is_module(node, _RELU_MODULES) or node.target in _RELU_FUNCTIONS:
-            return True
-        return node.op == "call_method" and node.target == "relu"
-
-    def _rectified(self, node: fx.Node) -> bool:
-        if self._is_relu(node):
-            return True
-        keeps = (
-            self._is_module(node, _KEEPS_RECTIFIED_MODULES)
-            or (node.op == "call_function" and node.target in _KEEPS_RECTIFIED_FUNCTIONS)
-            or (node.op == "call_method" and node.target in _KEEPS_RECTIFIED_METHODS)
-        )
-        parents = [parent for parent in node.all_input_nodes if _shape(parent) is not None]
-        # A sum with a number (x + 1) has a single tensor parent and is no longer zero where x is.
-        added_number = node.target in (operator.add, torch.add, "add") and len(parents) < 2
-        return keeps and not added_number and all(self._rectified(parent) for parent in parents)
-
-    def _propagate_geometry(self) -> dict[fx.Node, Geometry | _Whole | None]:
-        fields: dict[fx.Node, Geometry | _Whole | None] = {}
-        for node in self._traced.graph.nodes:
-            if node.op == "placeholder":
-                fields[node] = Geometry((1, 1), (0, 0), (0, 0))
-            elif node.op == "get_attr" or _shape(node) is None:
-                fields[node] = None
-            else:
-                fields[node] = self._node_geometry(node, fields)
-        return fields
-
-    def _node_geometry(self, node: fx.Node, fields: dict) -> Geometry | _Whole | None:
-        parents = [fields[parent] for parent in node.all_input_nodes if fields[parent] is not None]
-        if not parents:
-            return _WHOLE if node.all_input_nodes else None
-        if any(parent is _WHOLE for parent in parents):
-            return _WHOLE
-        first = parents[0]
-        window = self._window(node)
-        if window is not None:
-            return first.windowed(*window)
-        if self._is_spatially_pointwise(node):
-            result = first
-            for other in parents[1:]:
-                if other.stride != first.stride:
-                    return _WHOLE
-                result = result.union(other)
-            return result
-        return _WHOLE
-
-    def _window(self, node: fx.Node) -> tuple | None:
-        """Return (kernel, stride, padding of the top and left, dilation) if the node slides a
-        window, else None."""
-        if node.op == "call_module":
-            module = self._modules[node.target]
-            if isinstance(module, nn.Conv2d) and module.padding_mode != "circular":
-                padding = module.padding
-                if padding == "valid":
-                    padding = (0, 0)
-                elif padding == "same":
-                    padding = tuple(
-                        d * (k - 1) // 2
-                        for d, k in zip(module.dilation, module.kernel_size, strict=True)
-                    )
-                return module.kernel_size, module.stride, padding, module.dilation
-            if isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
-                return _pooling_window(
-                    module.kernel_size,
-                    module.stride,
-                    module.padding,
-                    getattr(module, "dilation", 1),
-                )
-            if isinstance(module, PADDING_MODULES):
-                left, _, top, _ = module.padding
-                return (1, 1), (1, 1), (top, left), (1, 1)
-        if node.target in (F.max_pool2d, torch.max_pool2d, F.avg_pool2d):
-            return _pooling_window(*_pooling_arguments(node))
-        if node.target is F.pad:
-            amounts = list(node.args[1] if len(node.args) > 1 else node.kwargs["pad"])
-            amounts += [0] * (4 - len(amounts))
-            return (1, 1), (1, 1), (amounts[2], amounts[0]), (1, 1)
-        if node.target is operator.getitem:
-            return _slice_window(node.args[1], _shape(node.args[0]))
+    def _before_relu(self, node: fx.Node) -> fx.Node | None:
+        """Return the input of a ReLU, however it is written; None for any other operation."""
+        kind, above = name(node), parents(node)
+        if kind in ("relu", "relu6"):
+            return above[0]
+        if kind in ("clamp_min", "clamp", "hardtanh"):
+            a = arguments(node)
+            return above[0] if len(above) == 1 and a.get("min", a.get("min_val")) == 0 else None
+        if kind == "threshold":
+            a = arguments(node)
+            return above[0] if a["threshold"] == a["value"] == 0 else None
+        if kind == "maximum":
+            others = [one for one in node.all_input_nodes if one not in above]
+            zero = len(above) == len(others) == 1 and self._is_zero(others[0])
+            return above[0] if zero else None
+        if kind == "mul" and len(above) == 2:
+            for value, gate in (above, above[::-1]):
+                if name(gate) in ("gt", "ge") and gate.args[0] is value and gate.args[1] == 0:
+                    return value
         return None
 
-    def _is_spatially_pointwise(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            module = self._modules[node.target]
-            if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-                return _shape(node)[2:] == _shape(node.all_input_nodes[0])[2:]
-            return isinstance(module, _POINTWISE_MODULES)
-        if node.target is torch.cat:
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            return dim in (1, -3)
-        if node.op == "call_function":
-            return node.target in _POINTWISE_FUNCTIONS
-        return node.op == "call_method" and node.target in _POINTWISE_METHODS
+    def _is_zero(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return not self._tensors[node.target].any()
+        return name(node) in ("zeros_like", "new_zeros")
+
+    def _rectified(self, node: fx.Node) -> bool:
+        if self._before_relu(node) is not None:
+            return True
+        above = parents(node)
+        # A sum with a number (x + 1) has a single tensor parent and is no longer zero where x is.
+        added_number = name(node) == "add" and len(above) < 2
+        keeps = name(node) in _KEEPS_RECTIFIED and not added_number
+        return keeps and bool(above) and all(map(self._rectified, above))
 
 
-class HookedGraph:
-    """A network that torch.fx cannot trace: the methods of `Graph` through forward hooks."""
-
-    traceable = False
-
-    def __init__(self, module: nn.Module, example: torch.Tensor):
-        self._module = module
-        self._modules = {name: child for name, child in module.named_modules() if name}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._rectified_layers: set[str] = set()
-        self._flops: dict[str, float] = {}
-        self._last_linear: str | None = None
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.rand(example.shape, generator=generator)
-
-        def record(name: str) -> Callable:
-            def hook(child: nn.Module, args: tuple, value: Any) -> None:
-                if not isinstance(value, torch.Tensor) or value.ndim not in (2, 4):
-                    return
-                self._shapes.pop(name, None)
-                self._shapes[name] = tuple(value.shape)
-                if value.min() >= 0 and (value == 0).any():
-                    self._rectified_layers.add(name)
-                if isinstance(child, (nn.Conv2d, nn.Linear)):
-                    self._flops[name] = _module_flops(child, value.shape)
-                if isinstance(child, nn.Linear):
-                    self._last_linear = name
-
-            return hook
-
-        handles = [
-            child.register_forward_hook(record(name)) for name, child in self._modules.items()
-        ]
-        try:
-            with torch.no_grad():
-                result = module(probe)
-        finally:
-            for handle in handles:
-                handle.remove()
-        matrix = isinstance(result, torch.Tensor) and result.ndim == 2
-        self._classes = result.shape[1] if matrix else None
-
-    def layers(self) -> list[str]:
-        """Return the names of all modules whose output is a tensor, in order of execution."""
-        return list(self._shapes)
-
-    def shape(self, layer: str) -> tuple[int, int, int]:
-        """Return (channels, height, width) of a layer."""
-        self._check(layer)
-        return _channels_height_width(layer, self._shapes[layer])
-
-    def classes(self) -> int | None:
-        """Return the number of logits, or None."""
-        return self._classes
-
-    def extractor(self, layers: Iterable[str], output: bool = True) -> nn.Module:
-        """Return a module x -> dict of layer name -> tensor; the whole network runs."""
-        layers = list(layers)
-        for layer in layers:
-            self._check(layer)
-        return _HookedExtractor(
-            self._module,
-            {layer: self._modules[layer] for layer in layers},
-            self._modules[self._last_linear] if output and self._last_linear else None,
-            output and self._classes is not None,
-        )
-
-    def prefix(self, layer: str) -> nn.Module:
-        """Return a module x -> the layer's value; the pass is abandoned behind the layer."""
-        self._check(layer)
-        return _HookedPrefix(self._module, self._modules[layer], carry_input=False)
-
-    def prefix_and_unrectified(self, layer: str) -> nn.Module:
-        """Return a module x -> (the layer's value, the same before the ReLU module whose output the
-        layer's value is, or the value again where there is no such module)."""
-        self._check(layer)
-        relus = [child for child in self._modules.values() if isinstance(child, _RELU_MODULES)]
-        return _HookedUnrectified(self._module, self._modules[layer], relus)
-
-    def split(self, layer: str) -> tuple[nn.Module, nn.Module]:
-        """Return (prefix, suffix); the input itself crosses, and the suffix runs the whole network
-        with the value put in."""
-        self._check(layer)
-        return (
-            _HookedPrefix(self._module, self._modules[layer], carry_input=True),
-            _HookedSuffix(self._module, self._modules[layer]),
-        )
-
-    def cuts(self, layers: Iterable[str]) -> nn.Module:
-        """Return a module x -> dict of layer name -> (layer's value, x), and LOGITS and FEATURES
-        where the network has them; the whole network runs."""
-        layers = list(layers)
-        return _HookedCuts(self.extractor(layers), layers)
-
-    def split_block(self, layer: str) -> nn.Module:
-        """Raise NoPath: without a graph, no sum is known."""
-        self._check(layer)
-        raise NoPath("torch.fx cannot trace the network")
-
-    def skipless(self, layer: str) -> bool:
-        """Return False: without a graph, no block is known to have no sum."""
-        self._check(layer)
-        return False
-
-    def linear_path(self, layer: str) -> LinearPath:
-        """Raise NoPath: without a graph, no path is known."""
-        self._check(layer)
-        raise NoPath("torch.fx cannot trace the network")
-
-    def geometry(self, layer: str) -> None:
-        """Return None: without a graph, every unit may see the whole image."""
-        self._check(layer)
-
-    def rectified(self, layer: str) -> bool:
-        """Return whether the layer's values on a random image are never negative and sometimes
-        zero."""
-        self._check(layer)
-        return layer in self._rectified_layers
-
-    def gflops(self, layer: str | None = None) -> float:
-        """Return the 10^9 operations of convolutions and linear layers executed up to a layer (all,
-        for None)."""
-        total = 0.0
-        for name in self._shapes:
-            total += self._flops.get(name, 0.0)
-            if name == layer:
-                break
-        return total / 1e9
-
-    def kept_bytes(self, layer: str) -> float:
-        """Return the bytes of the recorded values up to a layer, per image."""
-        names = list(self._shapes)
-        shapes = [self._shapes[name] for name in names[: names.index(layer) + 1]]
-        return sum(4.0 * math.prod(shape) for shape in shapes)
-
-    def filter_norms(self, layer: str) -> torch.Tensor | None:
-        """Return the filter norms of a convolution or linear layer (no batch norm folded in), else
-        None."""
-        self._check(layer)
-        weight = getattr(self._modules[layer], "weight", None)
-        if not isinstance(self._modules[layer], (nn.Conv2d, nn.Linear)):
-            return None
-        return weight.detach().double().flatten(1).norm(dim=1)
-
-    def _check(self, layer: str) -> None:
-        if layer not in self._shapes:
-            raise RfatlasError(f"layer {layer!r} is no module of this network with a tensor output")
+def _fitted(norms: torch.Tensor, own: tuple, node: fx.Node) -> torch.Tensor | None:
+    """Return norms in the shape of a value that has the same channels, be they at other
+    positions."""
+    field = node.meta["field"]
+    if norms.ndim != len(own):
+        return None
+    for axis in field.axes if field.local is not None else range(2, len(own)):
+        norms = norms.narrow(axis, 0, 1)
+    try:
+        return norms.expand(own)
+    except RuntimeError:
+        return None
 
 
-class Pad(nn.Module):
-    """Padding of a tensor's last axes by `amounts`, as F.pad takes them."""
-
-    def __init__(self, amounts: tuple[int, ...], mode: str):
-        super().__init__()
-        self.amounts, self.mode = amounts, mode
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x, self.amounts, self.mode)
+def elements(node: fx.Node) -> float:
+    """Return the elements of a node's value for one image; 0 for constants and what is no
+    tensor."""
+    found = shape(node)
+    return 0 if found is None or node.op == "get_attr" else math.prod(found) / 2
 
 
-class Slice(nn.Module):
-    """Subsampling x[:, :, a::s, b::t]."""
-
-    def __init__(self, index: tuple):
-        super().__init__()
-        self.index = index
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[self.index]
-
-
-class _HookedExtractor(nn.Module):
-    def __init__(
-        self, module: nn.Module, layers: dict, last_linear: nn.Module | None, logits: bool
-    ):
-        super().__init__()
-        self._module, self._layers, self._last_linear, self._logits = (
-            module,
-            layers,
-            last_linear,
-            logits,
-        )
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        values: dict[str, torch.Tensor] = {}
-
-        def keep(name: str) -> Callable:
-            # A later in-place operation of an untraceable network must not change what was kept.
-            return lambda child, args, value: values.__setitem__(name, value.clone())
-
-        handles = [child.register_forward_hook(keep(name)) for name, child in self._layers.items()]
-        if self._last_linear is not None:
-            handles.append(
-                self._last_linear.register_forward_pre_hook(
-                    lambda child, args: values.__setitem__(FEATURES, args[0])
-                )
-            )
-        try:
-            result = self._module(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if self._logits:
-            values[LOGITS] = result
-        return values
-
-
-class _HookedCuts(nn.Module):
-    def __init__(self, extractor: nn.Module, layers: list[str]):
-        super().__init__()
-        self._extractor, self._layers = extractor, layers
-
-    def forward(self, x: torch.Tensor) -> dict[str, Any]:
-        values = self._extractor(x)
-        return values | {layer: (values[layer], x) for layer in self._layers}
-
-
-class _Reached(Exception):
-    pass
-
-
-class _HookedPrefix(nn.Module):
-    def __init__(self, module: nn.Module, layer: nn.Module, carry_input: bool):
-        super().__init__()
-        self._module, self._layer, self._carry_input = module, layer, carry_input
-
-    def forward(self, x: torch.Tensor) -> Any:
-        reached: list[torch.Tensor] = []
-
-        def stop(child: nn.Module, args: tuple, value: torch.Tensor) -> None:
-            reached.append(value)
-            raise _Reached
-
-        handle = self._layer.register_forward_hook(stop)
-        try:
-            self._module(x)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return (reached[0], x) if self._carry_input else reached[0]
-
-
-class _HookedUnrectified(nn.Module):
-    def __init__(self, module: nn.Module, layer: nn.Module, relus: list[nn.Module]):
-        super().__init__()
-        self._prefix, self._relus = _HookedPrefix(module, layer, carry_input=False), relus
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        last: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-        def remember(child: nn.Module, args: tuple, value: torch.Tensor) -> None:
-            last[:] = [(args[0], value)]
-
-        # Registered before the hook that stops the pass, for a layer that is a ReLU itself.
-        handles = [relu.register_forward_hook(remember) for relu in self._relus]
-        try:
-            value = self._prefix(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return value, last[0][0] if last and last[0][1] is value else value
-
-
-class _HookedSuffix(nn.Module):
-    def __init__(self, module: nn.Module, layer: nn.Module):
-        super().__init__()
-        self._module, self._layer = module, layer
-
-    def forward(self, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        handle = self._layer.register_forward_hook(lambda child, args, old: value)
-        try:
-            return self._module(x)
-        finally:
-            handle.remove()
-
-
-def _fold_batch_norm(cut: fx.GraphModule) -> fx.GraphModule:
+def _fold_batch_norm(
+    graph: fx.Graph, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Fold every batch norm into the convolution before it, where nothing else reads the
-    convolution's output."""
-    cut.graph.eliminate_dead_code()
-    modules = dict(cut.named_modules())
-    calls: dict[str, int] = {}
-    for node in cut.graph.nodes:
-        if node.op == "call_module":
-            calls[node.target] = calls.get(node.target, 0) + 1
-    for node in list(cut.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+    convolution's output; return the tensors that the graph then needs."""
+    tensors = dict(tensors)
+    for node in list(graph.nodes):
+        if name(node) != "batch_norm" or arguments(node)["training"]:
             continue
         before = node.args[0]
-        if (
-            before.op == "call_module"
-            and type(modules[before.target]) is nn.Conv2d
-            and len(before.users) == 1
-            and calls[before.target] == 1
-            and modules[node.target].running_var is not None
-        ):
-            parent, _, name = before.target.rpartition(".")
-            fused = fuse_conv_bn_eval(modules[before.target], modules[node.target])
-            setattr(cut.get_submodule(parent), name, fused.requires_grad_(False))
-            node.replace_all_uses_with(before)
-            cut.graph.erase_node(node)
-    cut.delete_all_unused_submodules()
-    cut.recompile()
-    return cut
+        if name(before) != "conv2d" or len(before.users) != 1:
+            continue
+        a, b = arguments(before), arguments(node)
+        operands = [a["weight"], a["bias"], *(b[k] for k in ("running_mean", "running_var"))]
+        operands += [b["weight"], b["bias"]]
+        if any(one is not None and one.op != "get_attr" for one in operands):
+            continue
+        weight, bias, mean, variance, gain, shift = (
+            None if one is None else tensors[one.target] for one in operands
+        )
+        folded = fuse_conv_bn_weights(weight, bias, mean, variance, b["eps"], gain, shift)
+        with graph.inserting_before(before):
+            new = [
+                graph.create_node(
+                    "get_attr", f"@{before.name}_{part}", name=f"{before.name}_{part}"
+                )
+                for part in ("weight", "bias")
+            ]
+        for one, value in zip(new, folded, strict=True):
+            tensors[one.target] = value.detach()
+            one.meta = {"shape": tuple(value.shape), "field": None, "module": ""}
+        before.args = (before.args[0], *new, *before.args[3:])
+        before.kwargs = {k: v for k, v in before.kwargs.items() if k not in ("weight", "bias")}
+        node.replace_all_uses_with(before)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return {node.target: tensors[node.target] for node in graph.nodes if node.op == "get_attr"}
 
 
-def first_kernels(traced: "Graph | HookedGraph", layer: str) -> torch.Tensor:
+def first_kernels(traced: Graph, layer: str) -> torch.Tensor:
     """Return the kernels (C, 3, h, w), float64, of a layer that is one convolution of the image,
     batch norms before and behind it folded in; raises NoPath for any other layer."""
     path = traced.linear_path(layer)
-    convolutions = [step for step in path.steps if isinstance(step, nn.Conv2d)]
-    plain = all(isinstance(step, (nn.Conv2d, nn.BatchNorm2d)) for step in path.steps)
-    if path.sums or len(convolutions) != 1 or convolutions[0].groups != 1 or not plain:
+    names = [step for step, _ in path.steps]
+    plain = set(names) <= {"conv2d", "batch_norm"} and names.count("conv2d") == 1
+    if path.sums or not plain or dict(path.steps)["conv2d"]["groups"] != 1:
         raise NoPath("the layer is not a single convolution of the image")
-    kernels = convolutions[0].weight.detach().cpu().double()
+    kernels = dict(path.steps)["conv2d"]["weight"].detach().cpu().double()
     behind = False
-    for step in path.steps:
-        if isinstance(step, nn.BatchNorm2d):
-            scale = batch_norm_scale(step).detach().cpu().double()
+    for step, a in path.steps:
+        if step == "batch_norm":
+            scale = batch_norm_scale(a).detach().cpu()
             kernels = kernels * scale.view((-1, 1, 1, 1) if behind else (1, -1, 1, 1))
-        behind |= step is convolutions[0]
+        behind |= step == "conv2d"
     return kernels
 
 
-def batch_norm_scale(norm: nn.BatchNorm2d) -> torch.Tensor:
-    """Return the factor (C,), float64, by which a batch norm multiplies each channel."""
-    variance = norm.running_var.double()
-    gain = norm.weight.double() if norm.affine else torch.ones_like(variance)
-    return gain / (variance + norm.eps).sqrt()
-
-
-def _shape(node: Any) -> tuple[int, ...] | None:
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    shape = getattr(meta, "shape", None)
-    return tuple(shape) if shape is not None else None
-
-
-def _channels_height_width(layer: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) == 4:
-        return tuple(shape[1:])
-    if len(shape) == 2:
-        return shape[1], 1, 1
-    raise RfatlasError(f"layer {layer!r} has shape {shape}; a layer must be (N, C, H, W) or (N, C)")
-
-
-def _module_flops(module: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> float:
-    """Return the operations (2 per multiply-add) of one image; `shape` is that of the output."""
-    positions = 1
-    for extent in shape[2:] if isinstance(module, nn.Conv2d) else shape[1:-1]:
-        positions *= extent
-    return 2.0 * module.weight.numel() * positions
-
-
-def _pair(value: int | tuple | list) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _pooling_window(kernel: Any, stride: Any, padding: Any, dilation: Any) -> tuple:
-    return _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)
-
-
-def _pooling_arguments(node: fx.Node) -> tuple:
-    """Return (kernel, stride, padding, dilation) of a functional pooling call."""
-    names = ["kernel_size", "stride", "padding"]
-    defaults: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1}
-    if node.target is not F.avg_pool2d:
-        names.append("dilation")
-    given = {**defaults, **dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-    return given["kernel_size"], given["stride"], given["padding"], given["dilation"]
-
-
-def _slice_window(index: Any, shape: tuple[int, ...] | None) -> tuple | None:
-    """Return the window of the subsampling x[:, :, a::s, b::t]; None for any other indexing."""
-    if shape is None or len(shape) != 4 or not isinstance(index, tuple):
-        return None
-    if not all(isinstance(part, slice) for part in index) or not 3 <= len(index) <= 4:
-        return None
-    index = index + (slice(None),) * (4 - len(index))
-    starts, steps = [], []
-    for part, extent in zip(index[2:], shape[2:], strict=True):
-        start, stop, step = part.indices(extent)
-        if stop != extent:
-            return None
-        starts.append(-start)
-        steps.append(step)
-    return (1, 1), tuple(steps), tuple(starts), (1, 1)
+def batch_norm_scale(norm: Mapping[str, Any]) -> torch.Tensor:
+    """Return the factor (C,), float64, by which a batch norm multiplies each channel; `norm` its
+    arguments."""
+    variance = norm["running_var"].double()
+    gain = torch.ones_like(variance) if norm["weight"] is None else norm["weight"].double()
+    return gain / (variance + norm["eps"]).sqrt()

@@ -5,6 +5,7 @@ weights came in, with factory and preprocessing in the header) and `results/<run
 (layers, receptive fields, filter norms). All later stages load these two and nothing else.
 """
 
+import collections
 import contextlib
 import hashlib
 import importlib
@@ -24,10 +25,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import disk, paths, versions
-from rfatlas.network import factories, graph, weight_files
+from rfatlas.network import export, factories, graph, weight_files
 from rfatlas.network.factories import build
 
 log = logging.getLogger("rfatlas")
@@ -114,72 +116,141 @@ def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
 # ---- description
 
 
-def describe(module: nn.Module, input: Mapping[str, Any]) -> dict[str, Any]:
+def trace(module: nn.Module, input: Mapping[str, Any]) -> graph.Graph:
+    """Return the graph of a network for images as `input` (see `resolve_input`) has them, after
+    looking that it tells one image from another and from nothing else.
+
+    Raises RfatlasError where torch cannot export the network, where it is not deterministic, and
+    where what it finds in one image hangs on others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 3, input["crop"], input["crop"], generator=generator)
+    traced = graph.trace(module, images)
+    with torch.inference_mode():
+        first, again, alone = (_outputs(module(part)) for part in (images, images, images[:1]))
+        if not _agree(first, again):
+            raise RfatlasError(
+                "factory: the network gives another output at each pass in evaluation mode: one of "
+                "its modules draws random numbers (F.dropout needs training=self.training)"
+            )
+        if not _agree([one[:1] for one in first], alone):
+            raise RfatlasError(
+                "factory: the network's output for an image hangs on the other images of its "
+                "batch: a batch norm has no running statistics (track_running_stats=False), or "
+                "something else normalises by the batch"
+            )
+        whole = traced.whole()
+        if whole is not None and not _agree(first, [whole(images)]):
+            raise RfatlasError(
+                "factory: the network chooses by the values in an image what to do with it; only "
+                "networks that do the same for all images can be analysed"
+            )
+    return traced
+
+
+def _outputs(answer: Any) -> list[torch.Tensor]:
+    return [one for one in tree_leaves(answer) if isinstance(one, torch.Tensor)]
+
+
+def _agree(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    """Return whether outputs are the same to rounding, on the scale of the largest."""
+    return all(
+        torch.allclose(a, b, rtol=0, atol=1e-4 * b.abs().nan_to_num().max(), equal_nan=True)
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def describe(module: nn.Module, traced: graph.Graph, input: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the workflow needs to know of a network, JSON-ready: `model.json` without the
     norms.
 
     `input` as `resolve_input` gives it. Each entry of `layers` holds name, channels, height, width,
-    rectified, cumulative gflops, and the receptive field's size, stride and start in pixels (null
-    where a unit sees the whole image).
+    rectified, cumulative gflops, `rf_kind` (see `geometry.Field.kind`), and the local receptive
+    field's size, stride and start in pixels (null where a unit has no place in the image).
     """
-    traced = graph.trace(module, torch.zeros(1, 3, input["crop"], input["crop"]))
     names = traced.layers()
+    default = default_layers(module, traced)
+    log.info("default layers: %s", ", ".join(default) or "none")
     return {
-        "traceable": traced.traceable,
         "parameters": sum(p.numel() for p in module.parameters()),
         "input": dict(input),
         "n_classes": traced.classes(),
         "gflops": traced.gflops(),
         "modules": names,
-        "default_layers": default_layers(module, names),
-        "layers": [_describe_layer(traced, name) for name in names if _is_map(traced, name)],
+        "default_layers": default,
+        "layers": [_describe_layer(traced, name) for name in names if traced.is_map(name)],
     }
 
 
-def default_layers(module: nn.Module, names: list[str]) -> list[str]:
-    """Return the stem (`conv1` and `maxpool` where they exist) and every residual block output, in
-    order.
+def default_layers(module: nn.Module, traced: graph.Graph) -> list[str]:
+    """Return the stem (the first convolution, and the poolings before the first block), every
+    block, and the last value of each resolution that has no block, in order.
 
-    A block is a module that holds convolutions, sits in a sequence of its like (`layer1.0`,
-    `stages.2.1`), and is not itself such a sequence.
+    A block is a module of several convolutions that is not the only one of its kind, outside any
+    other block; a stage, which hands on what its last block gives, is none.
     """
     modules = dict(module.named_modules())
-    stem = [name for name in ("conv1", "maxpool") if name in names]
-    blocks = [
-        name
-        for name in names
-        if re.search(r"\.\d+$", name)
-        and name.count(".") == 1
-        and sum(isinstance(child, nn.Conv2d) for child in modules[name].modules()) >= 2
-    ]
-    return [name for name in names if name in stem or name in blocks]
+    maps = [n for n in traced.layers() if traced.is_map(n) and traced.field(n).local is not None]
+    blocks = _blocks(modules, maps, traced)
+    first = maps.index(blocks[0]) if blocks else len(maps)
+    before = [name for name in maps[:first] if not name.startswith(tuple(f"{b}." for b in blocks))]
+    stem = [name for name in before if name.split(".")[-1] == "conv1"][:1]
+    stem = stem or [name for name in before if traced.is_convolution(name)][:1]
+    if blocks:
+        stem += [name for name in before if traced.is_pooling(name)]
+    covered = {traced.field(name).local.stride for name in (stem if blocks else []) + blocks}
+    # Of modules that give one value, the innermost.
+    innermost: dict[Any, str] = {}
+    for name in maps:
+        innermost.setdefault(traced.node(name), name)
+    last = {
+        stride: name
+        for name in innermost.values()
+        if (stride := traced.field(name).local.stride) not in covered
+    }
+    return [name for name in maps if name in {*last.values(), *blocks, *stem}]
 
 
-def _is_map(traced: Any, name: str) -> bool:
-    try:
-        traced.shape(name)
-    except RfatlasError:
-        return False
-    return True
+def _blocks(modules: dict[str, nn.Module], maps: list[str], traced: graph.Graph) -> list[str]:
+    kinds = collections.Counter(map(type, modules.values()))
+    several = [name for name in maps if traced.filters(name) >= 2]
+
+    def hands_on(name: str) -> bool:
+        sequence = isinstance(modules[name], (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+        inside = [other for other in maps if other.startswith(f"{name}.")]
+        if not sequence:
+            inside = [one for one in inside if one in several]
+            inside = [one for one in inside if not isinstance(modules[one], nn.Sequential)]
+        return any(traced.node(other) is traced.node(name) for other in inside)
+
+    found = []
+    for name in sorted(several, key=lambda name: name.count(".")):
+        repeated = kinds[type(modules[name])] > 1 or name.split(".")[-1].isdigit()
+        outside = not any(name.startswith(f"{block}.") for block in found)
+        if repeated and outside and not hands_on(name):
+            found.append(name)
+    return [name for name in maps if name in found]
 
 
-def _describe_layer(traced: Any, name: str) -> dict[str, Any]:
+def _describe_layer(traced: graph.Graph, name: str) -> dict[str, Any]:
     channels, height, width = traced.shape(name)
-    geometry = traced.geometry(name)
+    field = traced.field(name)
     return {
         "name": name,
         "channels": channels,
         "height": height,
         "width": width,
         "rectified": traced.rectified(name),
-        "size": max(geometry.size) if geometry else None,
-        "stride": max(geometry.stride) if geometry else None,
-        "start": geometry.start[0] if geometry else None,
+        "rf_kind": field.kind,
+        "probed": list(field.probed),
+        "size": max(field.local.size) if field.local else None,
+        "stride": max(field.local.stride) if field.local else None,
+        "start": field.local.start[0] if field.local else None,
         "gflops": traced.gflops(name),
     }
 
 
-def filter_norms(traced: Any, name: str) -> list[float]:
+def filter_norms(traced: graph.Graph, name: str) -> list[float]:
     """Return the filter norm of every channel of a layer; NaN where no single filter feeds it."""
     norms = traced.filter_norms(name)
     return [math.nan] * traced.shape(name)[0] if norms is None else norms.tolist()
@@ -212,13 +283,16 @@ def reestimate_batch_norm(module: nn.Module, batches: Iterable[torch.Tensor]) ->
 
 # ---- the stage's files
 
+# Begins the names of tensors that the graph needs and the network does not keep.
+_GRAPH = "@graph/"
+
 
 @dataclass
 class LoadedModel:
     """A network ready for analysis, on one device."""
 
     module: nn.Module
-    graph: Any
+    graph: graph.Graph
     description: dict[str, Any]
     weights_sha256: str
     device: torch.device
@@ -266,11 +340,16 @@ def locate(config: Mapping[str, Any]) -> Path:
 
 
 def save(
-    module: nn.Module, path: Path, config: Mapping[str, Any], input: Mapping[str, Any]
+    module: nn.Module,
+    traced: graph.Graph,
+    path: Path,
+    config: Mapping[str, Any],
+    input: Mapping[str, Any],
 ) -> None:
-    """Write all tensors of the network, with what is needed to build it again, to a .safetensors
-    file."""
+    """Write all tensors of the network, with its graph and what is needed to build it again, to a
+    .safetensors file."""
     header = {
+        "graph": export.to_json(traced.exported),
         "factory": config["factory"],
         "kwargs": config.get("kwargs") or {},
         "weights": config["weights"],
@@ -279,7 +358,10 @@ def save(
         "stage_version": versions.stage("model"),
     }
     # Tensors that share memory are written once each under their own name.
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+    tensors = dict(module.state_dict())
+    own = {**traced.exported.tensors}
+    tensors |= {f"{_GRAPH}{name}": own[name] for name in own.keys() - tensors.keys()}
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -316,21 +398,25 @@ def read_header(path: Path | str) -> dict[str, Any]:
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
-    """Return the network that `save` wrote, on `device`, in channels-last memory, traced.
+    """Return the network that `save` wrote, on `device`, in channels-last memory, and its graph.
 
     Raises RfatlasError if the file is damaged or its tensors are not those that were written.
     """
     header = read_header(path)
     module = build(header["factory"], header["kwargs"])
-    weight_files.load_tensors(module, load_file(path), str(path))
+    tensors = load_file(path)
+    own = {name: tensors.pop(name).to(device) for name in [*tensors] if name.startswith(_GRAPH)}
+    weight_files.load_tensors(module, tensors, str(path))
     if weight_files.digest(module) != header["weights_sha256"]:
         raise RfatlasError(
             f"{path}: its tensors do not have the digest in its header; delete it and rerun"
         )
     device = torch.device(device)
-    crop = header["input"]["crop"]
-    traced = graph.trace(module, torch.zeros(1, 3, crop, crop))
-    module.to(device, memory_format=torch.channels_last)
+    module = module.requires_grad_(False).to(device, memory_format=torch.channels_last)
+    tensors = dict(module.named_parameters(remove_duplicate=False))
+    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    tensors |= {name.removeprefix(_GRAPH): tensor for name, tensor in own.items()}
+    traced = graph.Graph(export.from_json(header.pop("graph"), tensors, device))
     return LoadedModel(module, traced, header, header["weights_sha256"], device)
 
 
@@ -343,7 +429,7 @@ def _describe_config(config: Mapping[str, Any]) -> dict[str, Any]:
     module = make(config) if local else build(config["factory"], config.get("kwargs") or {}, 0)
     input = resolve_input(config, module)
     try:
-        description = describe(module, input)
+        description = describe(module, trace(module, input), input)
     except RfatlasError:
         raise
     except Exception as error:

@@ -357,7 +357,7 @@ def color_selectivity(
     are run at a time.
     """
     device = network.device
-    cut = crops.window(network.graph.geometry(layer), network.description["input"]["crop"])
+    cut = crops.window(network.graph.field(layer), network.description["input"]["crop"])
     units = crops.list_units(top["value"], top["image"], top["yx"])
     keys = np.stack([units.image, cut.crop_start(units.y, 0), cut.crop_start(units.x, 1)], 1)
     _, first, crop = np.unique(keys, axis=0, return_index=True, return_inverse=True)

@@ -66,8 +66,8 @@ class Probe:
         self.device = network.device
         image_size = network.description["input"]["crop"]
         self.channels, *extent = network.graph.shape(layer)
-        self.geometry = geometry = network.graph.geometry(layer)
-        cut = crops.window(geometry, image_size)
+        cut = crops.window(network.graph.field(layer), image_size)
+        self.geometry = geometry = cut.geometry
         self.unit = tuple(length // 2 for length in extent)
         unit = [np.array([place]) for place in self.unit]
         self.size, self.crop = cut.size, cut.crop

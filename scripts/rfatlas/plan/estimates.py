@@ -391,7 +391,7 @@ def gflop_per_unit(layer: Mapping[str, Any], crop: int) -> float:
     The pass runs on the unit's receptive field, about a stride wider than its size, or on the whole
     image of `crop` pixels where that is smaller.
     """
-    side = min(crop, (layer["size"] or crop) + (layer["stride"] or 0))
+    side = min(crop, layer["size"] + layer["stride"]) if layer["rf_kind"] == "exact" else crop
     return 2 * (side / crop) ** 2 * layer["gflops"]
 
 

@@ -31,9 +31,10 @@ TOP_CLASSES = 100
 
 #: Columns that this stage makes itself, in the order of the table; those of other stages follow.
 COLUMNS = (
-    *KEY, "depth", "rectified", "rf_size", "rf_stride", "rf_start", "filter_norm", "inactive",
-    "inactive_reason", "activation_mean", "activation_var", "activation_max", "fraction_active",
-    "class_selectivity", "preferred_class", "preferred_label", "n_top", "n_top_classes",
+    *KEY, "depth", "rectified", "rf_size", "rf_local_size", "rf_kind", "rf_probed", "rf_stride",
+    "rf_start", "filter_norm", "inactive", "inactive_reason", "activation_mean", "activation_var",
+    "activation_max", "fraction_active", "class_selectivity", "preferred_class", "preferred_label",
+    "n_top", "n_top_classes",
 )  # fmt: skip
 
 #: The column of each estimate of a channel's orientation, and every two of them.
@@ -203,12 +204,16 @@ def activation_table(
                 )
             every = np.pad(counts, (0, len(class_mean) - len(counts)))
             selectivity, preferred = class_selectivity(class_mean, every)
+        size, kind = layer["size"], layer["rf_kind"]
         columns = {
             "layer": name,
             "channel": np.arange(channels),
             "depth": depth,
             "rectified": bool(layer["rectified"]),
-            "rf_size": pd.array([layer["size"]] * channels, "Int64"),
+            "rf_size": pd.array([size if kind == "exact" else None] * channels, "Int64"),
+            "rf_local_size": pd.array([size] * channels, "Int64"),
+            "rf_kind": kind,
+            "rf_probed": " ".join(layer["probed"]),
             "rf_stride": pd.array([layer["stride"]] * channels, "Int64"),
             "rf_start": pd.array([layer["start"]] * channels, "Float64").astype(float),
             "filter_norm": norm,
