@@ -8,6 +8,7 @@ from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rfatlas.fields import gabor_fit
@@ -48,21 +49,20 @@ def write(folder: Path) -> None:
         file["channel"], file["mean_gradient"] = np.arange(6, dtype=np.int32), fields
 
 
-def read(folder: Path, channels: int = 32) -> drawn.Fitted:
+def sheet(folder: Path, channels: int = 32) -> Figure:
     write(folder)
     with (
         store.open(folder / "gabor" / "conv1.h5") as fits,
         store.open(folder / "receptive_fields" / "conv1.h5") as fields,
     ):
-        return drawn.read(fits, fields, channels)
+        return drawn.sheet(fits["gradient"], fields, channels, "demo", "conv1")
 
 
-def test_read_takes_the_chosen_channels(tmp_path):
-    found = read(tmp_path, 3)
-    assert found.channel.tolist() == [0, 2, 5] and found.total == 6
-    assert found.reason.tolist() == ["", "blob", "blank"]
-    np.testing.assert_array_equal(found.parameters, PLANTED[[0, 2, 5]])
-    assert found.gradient.shape == (3, 3, SIZE, SIZE)
+def test_the_sheet_takes_the_chosen_channels(tmp_path):
+    texts = [text.get_text() for text in sheet(tmp_path, 3).axes[0].texts]
+    assert [text for text in texts if text.isdigit()] == ["0", "2", "5"]
+    assert texts[1].startswith("3 of 6 channels, 1 oriented")
+    assert {"0°", "blob", "blank", "R² 0.99", "R² 0.95", f"{SIZE} px"} <= set(texts)
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -88,7 +88,7 @@ def test_points_lie_on_the_pixels_that_they_mean():
 
 
 def test_the_sheet_draws_each_channel_in_its_row(tmp_path):
-    figure = drawn.sheet(read(tmp_path), "demo", "conv1")
+    figure = sheet(tmp_path)
     assert overlaps(figure) == [] and cut_off(figure) == []
     axes = figure.axes[0]
     _, solid, _, dashed = (
@@ -107,7 +107,7 @@ def test_the_sheet_draws_each_channel_in_its_row(tmp_path):
 
 
 def test_the_gabor_alone_looks_like_the_field(tmp_path):
-    figure = drawn.sheet(read(tmp_path), "demo", "conv1")
+    figure = sheet(tmp_path)
     FigureCanvasAgg(figure).draw()
     shown = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
     place = drawn.sheets.layout(6, 3, drawn.SIDE)

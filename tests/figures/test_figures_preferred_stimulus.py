@@ -8,6 +8,7 @@ import pytest
 from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from synthetic import Run
 
@@ -50,14 +51,15 @@ def written(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
     return folder, store.read_table(folder / "channels.csv")
 
 
-def read(folder: Path, table: pd.DataFrame, channels=32, with_fields=True) -> drawn.Stimuli:
+def sheet(folder: Path, table: pd.DataFrame, channels=32, with_fields=True) -> Figure:
     with (
         store.open(folder / "preferred_stimulus" / "layer1.0.h5") as file,
         store.open(folder / "receptive_fields" / "layer1.0.h5") as fields,
         store.open(folder / "activations.h5") as activations,
     ):
-        given = (fields, activations["layer1.0"]) if with_fields else (None, None)
-        return drawn.read(file, table, *given, channels)
+        top, source = activations["layer1.0"], "top_per_image"
+        given = fields if with_fields else None
+        return drawn.sheet(file, table, given, top, source, channels, "demo", "layer1.0")
 
 
 def pixels(figure) -> np.ndarray:
@@ -65,28 +67,15 @@ def pixels(figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
 
 
-def test_read_takes_measured_channels_with_their_fields(written):
-    folder, table = written
-    found = read(folder, table)
-    assert found.channel.tolist() == MEASURED and (found.measured, found.total) == (4, 8)
-    assert found.has_best.tolist() == [True, False, True, True]
-    assert found.has_off.tolist() == [True, False, True, False]
-    with store.open(folder / "receptive_fields" / "layer1.0.h5") as fields:
-        for row in (0, 2, 3):
-            channel = MEASURED[row]
-            assert np.array_equal(found.patch[row], fields["patch"][channel, 0])
-            assert np.allclose(found.gradient[row], fields["mean_gradient"][channel])
-    assert np.isnan(found.gradient[1]).all(), "no image drives channel 2"
-    # A window of 19 pixels about (0.5, 0.5): nine rows and columns lie above and left of the image.
-    outside = np.zeros((SIZE, SIZE), bool)
-    outside[:9] = outside[:, :9] = True
-    assert np.array_equal(found.blank[2], outside)
-    assert read(folder, table, channels=2).channel.tolist() == [0, 6]
+def test_the_sheet_takes_the_chosen_channels(written):
+    texts = [text.get_text() for text in sheet(*written, channels=2).axes[0].texts]
+    assert [text for text in texts if text.isdigit()] == ["0", "6"]
+    assert texts[1].startswith("2 of 8 channels (4 measured)")
 
 
 def test_each_picture_stands_in_its_place(written):
     folder, table = written
-    figure = drawn.sheet(read(folder, table), table, "demo", "layer1.0")
+    figure = sheet(folder, table)
     assert overlaps(figure) == [] and cut_off(figure) == []
     shown = pixels(figure)
     side = sheets.fitting(SIZE, drawn.SIDE)
@@ -101,12 +90,17 @@ def test_each_picture_stands_in_its_place(written):
     assert (tile(3, 2) == [0, 255, 0]).all()
     for row, column in ((1, 0), (1, 1), (1, 2), (1, 3), (3, 3)):
         assert (tile(row, column) == 255).all(), "nothing there"
+    step = side // SIZE
     with store.open(folder / "receptive_fields" / "layer1.0.h5") as fields:
-        patch, gradient = fields["patch"][0, 0], fields["mean_gradient"][0]
-    inside = ~read(folder, table).blank[0]
-    assert np.array_equal(tile(0, 0)[:: side // SIZE, :: side // SIZE][inside], patch[inside])
-    expected = (style.signed_rgb(gradient) * 255).round()
-    assert np.array_equal(tile(0, 1)[:: side // SIZE, :: side // SIZE], expected)
+        patches, gradients = fields["patch"][:, 0], fields["mean_gradient"][:]
+    for row in (0, 2, 3):
+        expected = (style.signed_rgb(gradients[MEASURED[row]]) * 255).round()
+        assert np.array_equal(tile(row, 1)[::step, ::step], expected)
+    # A window of 19 pixels about (0.5, 0.5): nine rows and columns lie above and left of the image.
+    patch, shown_patch = patches[MEASURED[2]], tile(2, 0)[::step, ::step]
+    assert np.array_equal(shown_patch[9:, 9:], patch[9:, 9:])
+    assert shown_patch[:9].min() >= 200 and np.ptp(shown_patch[:9], axis=-1).max() == 0
+    assert shown_patch[:, :9].min() >= 200
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert {"gain 1.50", "gain 0.97", "silent", "r 0.50", "r −0.25"} <= set(texts)
     weak = next(text for text in figure.axes[0].texts if text.get_text() == "gain 0.97")
@@ -116,8 +110,7 @@ def test_each_picture_stands_in_its_place(written):
 
 def test_without_receptive_fields_there_are_the_stimuli_alone(written):
     folder, table = written
-    found = read(folder, table, with_fields=False)
-    figure = drawn.sheet(found, table, "demo", "layer1.0")
+    figure = sheet(folder, table, with_fields=False)
     shown, side = pixels(figure), sheets.fitting(SIZE, drawn.SIDE)
     x, y = sheets.layout(4, 2, side).corner(2, 0)
     assert (shown[y : y + side, x : x + side] == [255, 0, 0]).all()

@@ -9,6 +9,7 @@ from drawing import by_script
 from legible import cut_off, overlaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
 from rfatlas.figures import figures_virtual_filters as drawn
 from rfatlas.figures import sheets, style
@@ -67,13 +68,12 @@ def written(tmp_path_factory) -> Path:
     return folder
 
 
-def read(folder: Path, layer: str, with_fields: bool = True, channels: int = 32) -> drawn.Filters:
-    total = LAYERS[layer][1]
+def sheet(folder: Path, layer: str, with_fields: bool = True, channels: int = 32) -> Figure:
     with store.open(folder / "virtual_filters.h5") as file:
         if not with_fields:
-            return drawn.read(file[layer], None, total, channels)
+            return drawn.sheet(file[layer], None, rows(layer), channels, "demo", layer)
         with store.open(folder / "receptive_fields" / f"{layer}.h5") as fields:
-            return drawn.read(file[layer], fields, total, channels)
+            return drawn.sheet(file[layer], fields, rows(layer), channels, "demo", layer)
 
 
 def rows(layer: str) -> pd.DataFrame:
@@ -100,21 +100,14 @@ def test_the_same_pixels_are_those_that_both_windows_hold(start, layer_start, ex
     assert theirs[found].tolist() == [pixel for pixel in theirs if pixel in mine]
 
 
-def test_read_takes_the_pixels_of_the_filter(written):
-    found = read(written, "layer1.0")
-    # A window of 19 about 1.5 begins at -8, the filter of 7 about 0.5 at -3.
-    assert found.same == (slice(5, 12), slice(5, 12)) and found.path == "skip"
-    assert np.isnan(found.gradient[4]).all() and not np.isnan(found.gradient[:4]).any()
-    assert found.linear.shape == (5, 3, 11, 11)
-    few = read(written, "conv1", channels=2)
-    assert few.channel.tolist() == [0, 5] and few.total == 6
-    none = read(written, "layer1.1")
-    assert none.filter is None and "no skip connection" in none.reason
+def test_the_sheet_takes_the_chosen_channels(written):
+    texts = [text.get_text() for text in sheet(written, "conv1", channels=2).axes[0].texts]
+    assert [text for text in texts if text.isdigit()] == ["0", "5"]
+    assert texts[1].startswith("2 of 6 channels   |   the first layer's own kernels")
 
 
 def test_each_picture_stands_in_its_place(written):
-    found = read(written, "layer1.0")
-    figure = drawn.sheet(found, rows("layer1.0"), "demo", "layer1.0")
+    figure = sheet(written, "layer1.0")
     assert overlaps(figure) == [] and cut_off(figure) == []
     FigureCanvasAgg(figure).draw()
     shown = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
@@ -126,13 +119,20 @@ def test_each_picture_stands_in_its_place(written):
         return shown[y : y + side, x : x + side]
 
     step = side // 7
-    expected = (style.signed_rgb(found.filter[0]) * 255).round()
+    with (
+        store.open(written / "virtual_filters.h5") as file,
+        store.open(written / "receptive_fields" / "layer1.0.h5") as fields,
+    ):
+        kernel, gradient = file["layer1.0/filter"][0], fields["mean_gradient"][0]
+    expected = (style.signed_rgb(kernel) * 255).round()
     assert np.array_equal(tile(0, 0)[::step, ::step], expected)
-    cut = found.gradient[0][:, 5:12, 5:12]
+    # A window of 19 about 1.5 begins at -8, the filter of 7 about 0.5 at -3.
+    cut = gradient[:, 5:12, 5:12]
     assert np.array_equal(tile(0, 1)[::step, ::step], (style.signed_rgb(cut) * 255).round())
     assert (tile(1, 0) == 255).all(), "an empty filter has no picture"
     assert (tile(4, 1) == 255).all() and (tile(4, 3) == 255).all(), "no mean gradient"
     texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "through the skip connections" in texts[1] and {"7 px", "11 px", "19 px"} <= set(texts)
     value = rows("layer1.0")["virtual_correlation"].iloc[0]
     assert f"r {value:.2f}".replace("-", "−") in texts
 
@@ -140,8 +140,7 @@ def test_each_picture_stands_in_its_place(written):
 @pytest.mark.parametrize("with_fields", [True, False])
 @pytest.mark.parametrize("layer", list(LAYERS))
 def test_every_layer_has_a_sheet(written, layer, with_fields):
-    found = read(written, layer, with_fields)
-    figure = drawn.sheet(found, rows(layer), "demo", layer)
+    figure = sheet(written, layer, with_fields)
     assert overlaps(figure) == [] and cut_off(figure) == []
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert any("no skip connection" in text for text in texts) == (layer == "layer1.1")

@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from rfatlas.figures import sheets, style
@@ -179,7 +178,7 @@ def _montage_facts(fields: Fields, window: int) -> str:
     else:
         field = f"receptive field {fields.size} × {fields.size} px, stride {fields.stride} px"
     return (
-        f"{sheets.count(fields)}   |   {field}\n"
+        f"{sheets.count(len(fields.channel), fields.total)}   |   {field}\n"
         "r: split-half correlation of the mean gradient   |   hatched: outside the image"
     )
 
@@ -218,10 +217,9 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     axes.axhline(image_size, color=style.GREY, linewidth=1, linestyle=(0, (4, 3)))
     axes.plot(size, color=style.INK, marker="s", markersize=5, linewidth=1.4, zorder=5)
     if np.isnan(size).any():
-        unbounded = {"color": style.INK, "marker": "s", "markersize": 6, "markerfacecolor": "white"}
-        label = "theoretical: whole image"
-        axes.plot(np.where(np.isnan(size), image_size, np.nan), linestyle="", zorder=5, **unbounded)
-        handles.append(Line2D([], [], linestyle="", label=label, **unbounded))
+        look = {"color": style.INK, "marker": "s", "markersize": 6, "markerfacecolor": "white"}
+        axes.plot(np.where(np.isnan(size), image_size, np.nan), linestyle="", zorder=5, **look)
+        handles.append(style.mark("theoretical: whole image", **look))
     subtitle = "theoretical"
     if "erf_sigma" in table:
         good = table[table["erf_r2"] >= GOOD_FIT]
@@ -238,14 +236,8 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * 1.1)
     axes.set_ylabel("receptive field (px)")
-    return style.captioned(
-        figure,
-        axes,
-        f"{run} · receptive-field size",
-        subtitle,
-        handles,
-        3 if len(handles) < 4 else 2,
-    )
+    columns = 3 if len(handles) < 4 else 2
+    return style.captioned(figure, f"{run} · receptive-field size", subtitle, handles, columns)
 
 
 @style.styled
@@ -276,26 +268,15 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
         handles.append(Patch(color=color, label=f"inactive: {label}"))
         base += share
     for position, share in enumerate(base):
-        lower.annotate(
-            f"{round(share * total[position])}/{total[position]}",
-            (position, share),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+        text = f"{round(share * total[position])}/{total[position]}"
+        above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+        lower.annotate(text, (position, share), fontsize=8, **above)
     lower.set_ylim(0, max(0.1, base.max() * 1.25))
     lower.set_ylabel("inactive channels")
     for axes in (upper, lower):
         axes.yaxis.set_major_formatter(style.PERCENT)
-    return style.captioned(
-        figure,
-        upper,
-        f"{run} · sparsity",
-        f"{len(table)} channels in {len(names)} layers",
-        handles,
-        3,
-    )
+    subtitle = f"{len(table)} channels in {len(names)} layers"
+    return style.captioned(figure, f"{run} · sparsity", subtitle, handles, 3)
 
 
 @dataclass(frozen=True)
@@ -339,15 +320,9 @@ def accuracy(scores: Sequence[Score]) -> Figure:
             axes.plot(share, y, marker, color=color, markersize=6, clip_on=False, zorder=4)
             chance = guesses / entry.classes
             axes.plot([chance] * 2, [y - 0.13, y + 0.13], color=style.INK, linewidth=1.4, zorder=5)
-            axes.annotate(
-                f"{share:.1%}  [{low:.1%}, {high:.1%}]".replace("%", " %"),
-                (1, y),
-                xytext=(10, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-                annotation_clip=False,
-            )
+            text = f"{share:.1%}  [{low:.1%}, {high:.1%}]".replace("%", " %")
+            beside = {"xytext": (10, 0), "textcoords": "offset points", "annotation_clip": False}
+            axes.annotate(text, (1, y), va="center", fontsize=8.5, **beside)
         if not entry.images:
             reason = "no labels" if entry.classes else "no classifier"
             axes.text(0.02, row, reason, va="center", color=style.GREY)
@@ -357,7 +332,7 @@ def accuracy(scores: Sequence[Score]) -> Figure:
         style.mark("chance", style.INK, "|", markersize=9),
     ]
     title = f"{scores[0].run} · accuracy" if len(scores) == 1 else "Accuracy of all runs"
-    return style.captioned(figure, axes, title, "n labelled images; Wilson intervals", handles, 3)
+    return style.captioned(figure, title, "n labelled images; Wilson intervals", handles, 3)
 
 
 def _layers(table: pd.DataFrame) -> pd.DataFrame:
@@ -387,13 +362,6 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     if given.receptive_fields:
         with store.open(given.activations[0], "activations") as activations:
             for name, layer, file in sheets.files(given, params.layers, "receptive_fields"):
-                fields = read_fields(
-                    file,
-                    activations[layer],
-                    described[layer],
-                    image_size,
-                    params.channels,
-                    params.patches,
-                    params.source,
-                )
+                shown = params.channels, params.patches, params.source
+                fields = read_fields(file, activations[layer], described[layer], image_size, *shown)
                 yield name, montage(fields, tables[layer], params.run, layer)

@@ -86,14 +86,8 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
     if not layers:
         return _empty(title, f"no channel was {MODES[mode]}")
     figure, panels = style.panel_grid(
-        len(layers),
-        title,
-        f"each channel {MODES[mode]}; change of top-1 accuracy in percentage points, sorted; "
-        "95 % intervals",
-        (1.9, 1.7),
-        footer=0.55,
+        len(layers), (1.9, 1.7), 0.55, "channels, by effect", "points"
     )
-    left, bottom = style.edges(panels)
     for axes, (name, rows) in zip(panels, layers, strict=True):
         rows = rows.sort_values(f"{mode}_delta_top1", kind="stable")
         change, low, high = (
@@ -113,11 +107,6 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.set_xlim(0, len(rows) + 1)
         axes.grid(axis="y")
-        axes.tick_params(labelsize=8)
-        if axes in bottom:
-            axes.set_xlabel("channels, by effect", fontsize=8.5)
-        if axes in left:
-            axes.set_ylabel("points", fontsize=8.5)
     handles = [
         style.mark("change", style.BLUE, line="-"),
         Patch(color=style.SKY, alpha=0.6, label="95 % interval"),
@@ -128,8 +117,11 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
             markersize=4,
         ),
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=3)
-    return figure
+    subtitle = (
+        f"each channel {MODES[mode]}; change of top-1 accuracy in percentage points, sorted; "
+        "95 % intervals"
+    )
+    return style.headed(figure, title, subtitle, handles, 3)
 
 
 @style.styled
@@ -148,10 +140,7 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
     layers = [every[index] for index in style.evenly(len(every), LAYERS)]
     columns = [name for name in PROPERTIES if name in rows and rows[name].notna().any()]
     width, height = max(7.2, 1.9 * len(columns) + 0.9), 1.5 * len(layers) + 1.05
-    figure = style.figure(width, height)
-    figure.set_layout_engine(
-        "constrained", rect=(0, 0, 1, 1 - style.HEADER / height), w_pad=0.06, h_pad=0.05
-    )
+    figure = style.spaced(width, height, w_pad=0.06, h_pad=0.05)
     panels = figure.subplots(len(layers), len(columns), squeeze=False)
     for row, (name, members) in enumerate(layers):
         change = members[f"{mode}_delta_loss"].to_numpy(float)
@@ -167,12 +156,8 @@ def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
         panels[row][0].set_ylabel(f"{name}\nchange of loss", fontsize=8.5)
         panels[row][0].yaxis.set_major_locator(MaxNLocator(4))
     which = "" if len(layers) == len(every) else f"; {len(layers)} of {len(every)} layers"
-    style.header(
-        figure,
-        title,
-        f"change of the loss without each channel ({MODES[mode]}); ρ is Spearman's{which}",
-    )
-    return figure
+    subtitle = f"change of the loss without each channel ({MODES[mode]}); ρ is Spearman's{which}"
+    return style.headed(figure, title, subtitle)
 
 
 def _against(axes: Axes, values: np.ndarray, change: np.ndarray, classes: bool) -> None:
@@ -213,13 +198,8 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
     intact = float((rows["top1"] - rows["delta_top1"]).iloc[0])
     layers = list(rows_by_layer(rows).items())
     figure, panels = style.panel_grid(
-        len(layers),
-        title,
-        f"top-1 accuracy against the number of channels {MODES[mode]}, in several orders",
-        (2.1, 1.9),
-        footer=0.8,
+        len(layers), (2.1, 1.9), 0.8, "channels taken out", alike=True
     )
-    left, bottom = style.edges(panels)
     present = [name for name in ORDERS if name in set(rows["order"])]
     for axes, (name, members) in zip(panels, layers, strict=True):
         axes.axhline(intact, color=style.INK, linewidth=0.8, linestyle=(0, (1, 2)))
@@ -233,18 +213,14 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
         for order in present:
             for direction, line in (("descending", "-"), ("ascending", (0, (3, 1.5)))):
                 curve = members[(members["order"] == order) & (members["direction"] == direction)]
-                curve = curve.sort_values("n_removed")
-                axes.plot(
-                    curve["n_removed"],
-                    curve["top1"],
-                    color=ORDERS[order][0],
-                    linestyle=line,
-                    linewidth=1.3,
-                    **TRIED,
-                )
+                x, y = curve.sort_values("n_removed")[["n_removed", "top1"]].to_numpy().T
+                look = {"color": ORDERS[order][0], "linestyle": line, "linewidth": 1.3}
+                axes.plot(x, y, **look, **TRIED)
         channels = int(members["n_removed"].max())
         axes.set_xscale("log")
-        axes.set_xticks(_ticks(channels), [f"{tick}" for tick in _ticks(channels)])
+        # The number of all channels in place of the power of four that is close to it.
+        ticks = [*(4**power for power in range(8) if 4**power < channels / 2), channels]
+        axes.set_xticks(ticks, map(str, ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(0.9, channels * 1.1)
         axes.set_ylim(-0.02, 1.02)
@@ -252,9 +228,6 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y")
         axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=8, labelleft=axes in left)
-        if axes in bottom:
-            axes.set_xlabel("channels taken out", fontsize=8.5)
     handles = [
         style.mark(label, color, line="-") for color, label in (ORDERS[name] for name in present)
     ]
@@ -265,14 +238,8 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
         style.mark("smallest first", style.INK, line=(0, (3, 1.5))),
         style.mark("intact", style.INK, line=(0, (1, 2)), linewidth=0.8),
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=5)
-    return figure
-
-
-def _ticks(channels: int) -> list[int]:
-    """Powers of four up to `channels`, that itself in place of the last if they are close."""
-    ticks = [4**power for power in range(8) if 4**power < channels / 2]
-    return [*ticks, channels]
+    subtitle = f"top-1 accuracy against the number of channels {MODES[mode]}, in several orders"
+    return style.headed(figure, title, subtitle, handles, 5)
 
 
 @style.styled
@@ -289,12 +256,8 @@ def groups(table: pd.DataFrame, run: str) -> Figure:
     names = table.loc[table["role"] == "group", ["depth", "layer", "group"]].drop_duplicates()
     lines = [tuple(line) for line in names.sort_values("depth", kind="stable").to_numpy()]
     width, height = max(7.2, 2.3 * len(modes) + 2.4), 0.34 * len(lines) + 1.75
-    figure = style.figure(width, height)
-    figure.set_layout_engine(
-        "constrained", rect=(0, 0.45 / height, 1, 1 - 1.07 / height), w_pad=0.08
-    )
+    figure = style.spaced(width, height, 0.45, w_pad=0.08)
     panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-    labels = []
     for axes, mode in zip(panels, modes, strict=True):
         labels = []
         axes.axvline(0, color=style.GREY, linewidth=0.8)
@@ -311,20 +274,17 @@ def groups(table: pd.DataFrame, run: str) -> Figure:
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(lines)), labels, fontsize=8.5)
-    style.header(
-        figure,
-        title,
-        "change of top-1 accuracy; at the right p, the share of sets, the group among them, that "
-        "lose as much",
-    )
     handles = [
         style.mark("the group, 95 % interval", style.VERMILLION, "D", line="-"),
         style.mark("control, same norms", style.GREY, "o"),
         style.mark("control, any norms", style.GREY, "o", markerfacecolor="white"),
         style.mark("median", style.INK, "|", markersize=9),
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=4)
-    return figure
+    subtitle = (
+        "change of top-1 accuracy; at the right p, the share of sets, the group among them, that "
+        "lose as much"
+    )
+    return style.headed(figure, title, subtitle, handles, 4)
 
 
 def _null(axes: Axes, place: int, rows: pd.DataFrame) -> None:
@@ -335,28 +295,16 @@ def _null(axes: Axes, place: int, rows: pd.DataFrame) -> None:
     group = group.iloc[0]
     change = drawn["delta_top1"].to_numpy(float)
     face = style.GREY if group["control"] == "matched" else "white"
-    axes.scatter(
-        change,
-        place + 0.16 + 0.2 * ((np.arange(len(change)) * 0.618) % 1),
-        s=11,
-        facecolor=face,
-        edgecolor=style.GREY,
-        linewidths=0.6,
-    )
+    y = place + 0.16 + 0.2 * ((np.arange(len(change)) * 0.618) % 1)
+    axes.scatter(change, y, s=11, facecolor=face, edgecolor=style.GREY, linewidths=0.6)
     if len(change):
         axes.plot(np.median(change), place + 0.26, "|", color=style.INK, markersize=9, mew=1.6)
     low, high = group["delta_top1_lo"], group["delta_top1_hi"]
     axes.plot([low, high], [place - 0.1] * 2, color=style.VERMILLION, linewidth=1.8)
     axes.plot(group["delta_top1"], place - 0.1, "D", color=style.VERMILLION, markersize=4.5)
     if np.isfinite(group["p_more_top1"]):
-        axes.annotate(
-            f"{group['p_more_top1']:.2f}",
-            (1.01, place),
-            xycoords=("axes fraction", "data"),
-            fontsize=7.5,
-            va="center",
-            color=style.GREY,
-        )
+        at_right = {"xycoords": ("axes fraction", "data"), "fontsize": 7.5, "va": "center"}
+        axes.annotate(f"{group['p_more_top1']:.2f}", (1.01, place), color=style.GREY, **at_right)
 
 
 def chosen(table: pd.DataFrame, mode: str, count: int = CHANNELS) -> list[tuple[str, int]]:
@@ -401,11 +349,9 @@ def classes(
         for index in columns
     ]
     names = [name if len(name) <= 22 else name[:21] + "…" for name in names]
-    longest = max(map(len, names))
     width = max(7.2, 0.27 * len(columns) + 2.6)
-    height = 0.2 * len(shown) + 0.055 * longest + 1.5
-    figure = style.figure(width, height)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - style.HEADER / height))
+    height = 0.2 * len(shown) + 0.055 * max(map(len, names)) + 1.5
+    figure = style.spaced(width, height)
     axes = figure.subplots()
     axes.set_facecolor(style.PALE)
     picture = axes.imshow(shown, cmap=CHANGES, vmin=-limit, vmax=limit, aspect="auto")
@@ -417,21 +363,18 @@ def classes(
     bar = figure.colorbar(picture, ax=axes, pad=0.015, format=POINTS, shrink=0.9)
     bar.set_label("change of accuracy (points)", fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
-    which = "all classes" if len(columns) == len(seen) else f"the {len(columns)} classes (of "
-    which += "" if len(columns) == len(seen) else f"{len(seen)}) that change most"
-    style.header(
+    which = f"the {len(columns)} classes (of {len(seen)}) that change most"
+    which = "all classes" if len(columns) == len(seen) else which
+    return style.headed(
         figure,
         title,
         f"accuracy of each class without the channel ({MODES[mode]}); strongest channels, {which}",
     )
-    return figure
 
 
 def _empty(title: str, reason: str) -> Figure:
     """Return a figure that says why there is nothing to draw."""
-    figure = style.figure(7.2, 1.6)
-    style.header(figure, title, reason)
-    return figure
+    return style.headed(style.figure(7.2, 1.6), title, reason)
 
 
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:

@@ -18,7 +18,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from rfatlas.figures import sheets, style
 from rfatlas.files import store
@@ -39,21 +38,22 @@ LABELS = {
     "non_opponent": "non-\nopponent",
     "single_opponent": "single-\nopponent",
     "double_opponent": "double-\nopponent",
-    "unresponsive": "unre-\nsponsive",
     "neither": "neither",
     "spatial": "spatial\nonly",
     "spectral": "spectral\nonly",
     "double": "both",
+    "unresponsive": "unre-\nsponsive",
 }
 KINDS = {
     "luminance": ("luminance", style.PALE),
     "color_luminance": ("colour-luminance", style.ORANGE),
     "color_preferring": ("colour-preferring", style.VERMILLION),
 }
+#: The other rules: label and look.
 RULES = {
-    "harris": "Harris' rule",
-    "energy": "rule on the linear field",
-    "unrectified": "cone rule before the ReLU",
+    "harris": ("Harris' rule", {"color": style.BLUE, "marker": "o"}),
+    "energy": ("rule on the linear field", {"color": style.GREEN, "marker": "s"}),
+    "unrectified": ("cone rule before the ReLU", {"color": style.ORANGE, "marker": "^"}),
 }
 #: What is varied: label of the axis, and the classes whose shares are shown.
 VARIED = {
@@ -82,14 +82,7 @@ RIM_DOTS = 90
 
 def layers_of(table: pd.DataFrame) -> list[str]:
     """Return the layers of one of the tables in network order, without `ALL`."""
-    own = table[table["layer"] != ALL].drop_duplicates("layer")
-    return own.sort_values("depth")["layer"].tolist()
-
-
-def twin_of(table: pd.DataFrame) -> str:
-    """Return the name of the random twin that a table compares with, or ""."""
-    names = table["twin"].dropna()
-    return next(iter(names[names != ""]), "")
+    return list(rows_by_layer(table[table["layer"] != ALL]))
 
 
 @style.styled
@@ -100,7 +93,7 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
     the kinds by `color_ratio` compared with macaque V1. `counts` and `macaque` are the tables of
     these names; all layers together are at the right.
     """
-    names, twin = layers_of(counts), twin_of(counts)
+    names, twin = layers_of(counts), style.twin_of(counts)
     rows = [*names, ALL]
     figure, (upper, lower) = style.depth_figure([*rows, MACAQUE], 6.6, 2)
     cone = counts[counts["rule"] == "cone"].set_index(["class", "layer"])
@@ -118,41 +111,31 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
             upper.plot(x[:-1], share[:-1], line, color=color, linewidth=0.9, alpha=0.6)
             upper.plot(x, share, marker, color=color, markerfacecolor=face, markersize=5, zorder=4)
     upper.set_ylim(-0.03, 1.03)
-    upper.set_ylabel("of the channels that respond")
     handles = [style.mark(CLASSES[name][0], CLASSES[name][1], "o", line="-") for name in shift]
     if twin:
-        handles.append(
-            style.mark(
-                f"the same of {twin}",
-                style.INK,
-                "s",
-                line="--",
-                markerfacecolor="white",
-                linewidth=0.9,
-            )
-        )
+        look = {"markerfacecolor": "white", "linewidth": 0.9}
+        handles.append(style.mark(f"the same of {twin}", style.INK, "s", line="--", **look))
     kinds = macaque.set_index(["kind", "layer"])
-    bases = {"": np.zeros(len(rows)), "twin_": np.zeros(len(rows))}
-    base = 0.0
-    wide = 0.5 if twin else 0.7
+    x = np.arange(len(rows))
+    own_base, other_base, base = np.zeros(len(rows)), np.zeros(len(rows)), 0.0
+    shift, wide = (0.14, 0.5) if twin else (0, 0.7)
     for kind, (_, color) in KINDS.items():
         part = kinds.loc[kind].loc[rows]
-        x = np.arange(len(rows))
         own = np.nan_to_num(part["fraction"].to_numpy(float))
-        lower.bar(x - (0.14 if twin else 0), own, wide, bases[""], color=color, edgecolor="white")
-        bases[""] += own
+        lower.bar(x - shift, own, wide, own_base, color=color, edgecolor="white")
+        own_base += own
         if twin:
             other = np.nan_to_num(part["twin_fraction"].to_numpy(float))
-            lower.bar(x + 0.26, other, 0.2, bases["twin_"], color=color, alpha=0.55, linewidth=0)
-            bases["twin_"] += other
+            lower.bar(x + 0.26, other, 0.2, other_base, color=color, alpha=0.55, linewidth=0)
+            other_base += other
         share = part["macaque_fraction"].iloc[-1]
         lower.bar(len(rows), share, 0.7, base, color=color, edgecolor=style.INK, linewidth=0.8)
         text = f"{100 * share:.0f} %"
         lower.text(len(rows), base + share / 2, text, ha="center", va="center", fontsize=8)
         base += share
     lower.set_ylim(0, 1.0)
-    lower.set_ylabel("of the channels that respond")
     for axes in (upper, lower):
+        axes.set_ylabel("of the channels that respond")
         axes.yaxis.set_major_formatter(style.PERCENT)
         axes.axvline(len(names) - 0.5, color=style.GREY, linewidth=0.8)
         axes.axvline(len(names) + 0.5, color=style.GREY, linewidth=0.8)
@@ -161,7 +144,6 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
         bars.append(Patch(color=style.GREY, alpha=0.55, label=f"narrow: {twin}"))
     return style.captioned(
         figure,
-        upper,
         f"{run} · opponent channels",
         "above: classes of the cone rule, 95 % Wilson intervals; below: kinds by the ratio of L−M "
         "to L+M",
@@ -178,7 +160,7 @@ def stability(table: pd.DataFrame, run: str) -> Figure:
     and a bold one with its 95 % Wilson interval for all together; dotted: the line in force.
     """
     # All layers together have a twin only where it has the same layers.
-    names, twin = layers_of(table), twin_of(table[table["layer"] == ALL])
+    names, twin = layers_of(table), style.twin_of(table[table["layer"] == ALL])
     figure = style.figure(7.6, 8.2)
     figure.set_layout_engine("constrained", rect=(0, 0.05, 1, 0.88), hspace=0.06)
     panels = figure.subplots(3, 2, sharey=True)
@@ -190,36 +172,36 @@ def stability(table: pd.DataFrame, run: str) -> Figure:
             places = part["threshold"].unique()
             x = np.arange(len(places))
             for layer, color in zip(names, shades, strict=True):
-                share = part.loc[part["layer"] == layer, "fraction"].to_numpy(float)
+                share = part.loc[part["layer"] == layer, "fraction"]
                 axes.plot(x, share, color=color, linewidth=1)
             whole = part[part["layer"] == ALL]
-            ends = (whole[end].to_numpy(float) for end in ("lo", "hi"))
-            axes.fill_between(x, *ends, color=style.INK, alpha=0.15, linewidth=0)
+            axes.fill_between(x, whole["lo"], whole["hi"], color=style.INK, alpha=0.15, linewidth=0)
             axes.plot(x, whole["fraction"], color=style.INK, linewidth=2.2, marker="o", ms=3)
             if twin:
-                other = whole["twin_fraction"].to_numpy(float)
-                axes.plot(x, other, "--", color=style.VERMILLION, linewidth=1.8)
+                axes.plot(x, whole["twin_fraction"], "--", color=style.VERMILLION, linewidth=1.8)
             stated = part.loc[part["rule"].astype(bool), "threshold"].iloc[0]
             axes.axvline(np.searchsorted(places, stated), color=style.GREY, linestyle=(0, (1, 2)))
             # Thresholds are listed, not measured: evenly spaced, whatever their distance.
-            axes.xaxis.set_major_locator(FixedLocator(x))
-            axes.xaxis.set_major_formatter(FixedFormatter([f"{place:g}" for place in places]))
-            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticks(x, [f"{place:g}" for place in places])
             axes.set_ylim(-0.03, 1.03)
             axes.yaxis.set_major_formatter(style.PERCENT)
             axes.grid(axis="y")
             axes.set_title(LABELS[name].replace("\n", " ").replace("- ", "-"), fontsize=9)
             axes.set_xlabel(label, fontsize=8.5)
             axes.tick_params(labelsize=8)
-    _depth_bar(figure, panels, names, shades)
-    style.header(figure, f"{run} · classes by threshold", "share of the channels that respond")
+    norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+    shown = ScalarMappable(norm, ListedColormap(shades))
+    bar = figure.colorbar(shown, ax=panels, aspect=45, pad=0.02, ticks=range(len(names)))
+    bar.set_ticklabels(names, fontsize=8)
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(which="both", length=0)
+    bar.outline.set_visible(False)
     handles = [style.mark(ALL, style.INK, "o", line="-", linewidth=2.2, ms=3)]
     if twin:
-        line = style.mark(f"{twin}, {ALL}", style.VERMILLION, line="--")
-        handles.append(line)
-    dots = style.mark("in force", style.GREY, line=(0, (1, 2)))
-    figure.legend(handles=[*handles, dots], loc="lower center", ncols=3)
-    return figure
+        handles.append(style.mark(f"{twin}, {ALL}", style.VERMILLION, line="--"))
+    handles.append(style.mark("in force", style.GREY, line=(0, (1, 2))))
+    subtitle = "share of the channels that respond"
+    return style.headed(figure, f"{run} · classes by threshold", subtitle, handles, 3)
 
 
 @style.styled
@@ -236,25 +218,20 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
     matrices = upper.subplots(1, len(rules), squeeze=False)[0]
     for axes, rule in zip(matrices, rules, strict=True):
         cells = table[(table["rule"] == rule) & (table["layer"] == ALL)]
-        _matrix(axes, cells, RULES[rule])
+        _matrix(axes, cells, RULES[rule][0])
     matrices[0].set_ylabel("cone rule")
     for axes in matrices[1:]:
         axes.set_yticklabels([])
     axes = lower.subplots()
     axes.grid(axis="y")
     handles = []
-    looks = dict(
-        zip(RULES, ((style.BLUE, "o"), (style.GREEN, "s"), (style.ORANGE, "^")), strict=True)
-    )
+    x = np.arange(len(names))
     for rule in rules:
-        color, marker = looks[rule]
-        part = table[table["rule"] == rule].drop_duplicates("layer").set_index("layer")
-        kappa = part.loc[names, "kappa"].to_numpy(float)
-        agreement = part.loc[names, "agreement"].to_numpy(float)
-        x = np.arange(len(names))
-        axes.plot(x, agreement, "--", color=color, linewidth=1, marker=marker, mfc="white", ms=5)
-        axes.plot(x, kappa, "-", color=color, linewidth=1.6, marker=marker, ms=5)
-        handles.append(style.mark(RULES[rule], color, marker, line="-"))
+        label, look = RULES[rule]
+        part = table[table["rule"] == rule].drop_duplicates("layer").set_index("layer").loc[names]
+        axes.plot(x, part["agreement"], "--", linewidth=1, mfc="white", ms=5, **look)
+        axes.plot(x, part["kappa"], "-", linewidth=1.6, ms=5, **look)
+        handles.append(style.mark(label, line="-", **look))
     style.layer_axis(axes, names)
     axes.axhline(0, color=style.GREY, linewidth=0.8)
     low = np.nanmin([-0.05, table["kappa"].min()])
@@ -265,14 +242,14 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
         style.mark("beyond chance (κ)", style.INK, line="-"),
         style.mark("share of channels", style.INK, line="--"),
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=5)
-    style.header(
+    return style.headed(
         figure,
         f"{run} · do the rules of opponency agree?",
         "above: channels of all layers, shaded by their share of the row; framed: what means the "
         "same",
+        handles,
+        5,
     )
-    return figure
 
 
 @style.styled
@@ -287,8 +264,7 @@ def orientation(table: pd.DataFrame, run: str) -> Figure:
     for (name, (label, color)), offset in zip(CLASSES.items(), (-0.2, 0, 0.2), strict=True):
         part = table[table["class"] == name].set_index("layer").loc[rows]
         x = np.arange(len(rows)) + offset
-        ends = (part[end].to_numpy(float) for end in ("lo", "hi"))
-        axes.vlines(x, *ends, color=color, linewidth=2)
+        axes.vlines(x, part["lo"], part["hi"], color=color, linewidth=2)
         axes.plot(x, part["fraction"], "o", color=color, markersize=6)
         handles.append(style.mark(label, color, "o"))
     axes.axvline(len(rows) - 1.5, color=style.GREY, linewidth=0.8)
@@ -297,7 +273,6 @@ def orientation(table: pd.DataFrame, run: str) -> Figure:
     axes.set_ylabel("oriented for colour")
     return style.captioned(
         figure,
-        axes,
         f"{run} · are opponent channels oriented?",
         "tuned to the orientation of coloured gratings, by class of the cone rule; 95 % Wilson "
         "intervals",
@@ -388,8 +363,7 @@ def tuning(
     kinds = {name: curves[name] for name in CLASSES if curves.get(name)}
     columns = max((len(members) for members in kinds.values()), default=1)
     height = 1.75 * max(len(kinds), 1) + 1.35
-    figure = style.figure(max(7.2, 1.75 * columns + 0.9), height)
-    figure.set_layout_engine("constrained", rect=(0, 0.4 / height, 1, 1 - 1.05 / height))
+    figure = style.spaced(max(7.2, 1.75 * columns + 0.9), height, 0.4, 0.65)
     panels = figure.subplots(max(len(kinds), 1), columns, sharey=True, squeeze=False)
     for row, (name, members) in zip(panels, kinds.items(), strict=False):
         for axes, found in zip(row, members, strict=False):
@@ -404,18 +378,18 @@ def tuning(
         used = [row[column] for row in panels if row[column].axison]
         if used:
             used[-1].set_xlabel("cycles per pixel", fontsize=8.5)
-    style.header(
+    handles = [
+        style.mark(label, color, "o", line="-", ms=3)
+        for (label, *_), color in zip(AXES.values(), _INKS, strict=True)
+    ]
+    return style.headed(
         figure,
         f"{run} · frequency tuning to colour and luminance",
         f"typical channels; opponent: a chromatic peak ≥ {color_ratio:g} of L+M's; "
         f"single-opponent: color_lowpass ≥ {lowpass:g}",
+        handles,
+        3,
     )
-    handles = [
-        style.mark(label, color, "o", line="-", ms=3)
-        for label, color in zip((label for label, *_ in AXES.values()), _INKS, strict=True)
-    ]
-    figure.legend(handles=handles, loc="lower center", ncols=3)
-    return figure
 
 
 #: Colours of curves along the three axes.
@@ -459,16 +433,25 @@ def hues(layers: Sequence[tuple[Answers, pd.DataFrame]], run: str) -> Figure:
     channels relative to their peak, in their preferred hue; ticks on the rim are the preferred hues
     of all opponent channels.
     """
-    figure, panels = style.panel_grid(
-        len(layers),
-        f"{run} · tuning to hue",
-        "opponent channels; lines: answers to uniform fields, each to its peak; ticks: what all "
-        "prefer",
-        (1.75, 1.85),
-        footer=0.42,
-    )
-    for axes, layer in zip(panels, layers, strict=True):
-        _hues(axes, *layer)
+    figure, panels = style.panel_grid(len(layers), (1.75, 1.85), 0.42)
+    for axes, (found, opponent) in zip(panels, layers, strict=True):
+        ring = _ring(found.degrees)
+        axes.scatter(*(1.12 * ring.T), s=14, color=found.color, linewidths=0)
+        axes.plot(*ring[_closed(ring)].T, color=style.PALE, linewidth=0.8)
+        axes.plot([-1, 1], [0, 0], color=style.PALE, linewidth=0.8)
+        axes.plot([0, 0], [-1, 1], color=style.PALE, linewidth=0.8)
+        for response in found.hue:
+            peak = response.max()
+            if peak <= 0:
+                continue
+            curve = ((response / peak)[:, None] * ring)[_closed(ring)]
+            axes.plot(*curve.T, color=found.color[response.argmax()], linewidth=1.3, alpha=0.9)
+        for hue in np.radians(opponent["hue_deg"].dropna().to_numpy(float)):
+            ends = np.outer([1.22, 1.38], [np.cos(hue), np.sin(hue)])
+            axes.plot(*ends.T, color=style.INK, linewidth=0.9, alpha=0.55)
+        axes.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
+        axes.set_axis_off()
+        axes.set_title(f"{found.layer}  {len(opponent)}", fontsize=9, loc="center")
     figure.text(
         0.5,
         0.16 / figure.get_size_inches()[1],
@@ -476,29 +459,12 @@ def hues(layers: Sequence[tuple[Answers, pd.DataFrame]], run: str) -> Figure:
         ha="center",
         fontsize=8.5,
     )
-    return figure
-
-
-def _hues(axes: Axes, found: Answers, opponent: pd.DataFrame) -> None:
-    ring = _ring(found.degrees)
-    axes.scatter(*(1.12 * ring.T), s=14, color=found.color, linewidths=0)
-    axes.plot(*ring[_closed(ring)].T, color=style.PALE, linewidth=0.8)
-    axes.plot([-1, 1], [0, 0], color=style.PALE, linewidth=0.8)
-    axes.plot([0, 0], [-1, 1], color=style.PALE, linewidth=0.8)
-    for response in found.hue:
-        peak = response.max()
-        if peak <= 0:
-            continue
-        curve = ((response / peak)[:, None] * ring)[_closed(ring)]
-        axes.plot(*curve.T, color=found.color[response.argmax()], linewidth=1.3, alpha=0.9)
-    for hue in np.radians(opponent["hue_deg"].dropna().to_numpy(float)):
-        ends = np.outer([1.22, 1.38], [np.cos(hue), np.sin(hue)])
-        axes.plot(*ends.T, color=style.INK, linewidth=0.9, alpha=0.55)
-    axes.set_xlim(-1.45, 1.45)
-    axes.set_ylim(-1.45, 1.45)
-    axes.set_aspect("equal")
-    axes.set_axis_off()
-    axes.set_title(f"{found.layer}  {len(opponent)}", fontsize=9, loc="center")
+    return style.headed(
+        figure,
+        f"{run} · tuning to hue",
+        "opponent channels; lines: answers to uniform fields, each to its peak; ticks: what all "
+        "prefer",
+    )
 
 
 @style.styled
@@ -513,8 +479,9 @@ def sheet(found: Answers, table: pd.DataFrame, run: str) -> Figure:
     if found.field is not None:
         headings = [*(label for label, *_ in AXES.values()), *headings]
     facts = (
-        f"{sheets.count(found)}   |   excites / inhibits: L+M white / black, L−M vermillion / "
-        "green, S blue / orange   |   curves: L+M black, L−M vermillion, S blue"
+        f"{sheets.count(len(found.channel), found.total)}   |   excites / inhibits: L+M white / "
+        "black, L−M vermillion / green, S blue / orange   |   curves: L+M black, L−M vermillion, "
+        "S blue"
     )
     place = sheets.layout(len(found.channel), len(headings), SIDE)
     page = sheets.Sheet(place, f"{run} · {found.layer} · colour", facts, headings)
@@ -609,7 +576,8 @@ def _matrix(axes: Axes, cells: pd.DataFrame, title: str) -> None:
     """Draw one confusion matrix; channels without a class by either rule have their row and column
     where there are any."""
     grid = cells.pivot(index="cone_class", columns="rule_class", values="count")
-    grid = grid.loc[sorted(grid.index, key=_ORDER.index), sorted(grid, key=_ORDER.index)]
+    order = list(LABELS).index
+    grid = grid.loc[sorted(grid.index, key=order), sorted(grid, key=order)]
     grid = grid.loc[_shown(grid.T), _shown(grid)]
     first, second = list(grid.index), list(grid)
     # A class without channels has no shares; its row stays white.
@@ -633,23 +601,9 @@ def _matrix(axes: Axes, cells: pd.DataFrame, title: str) -> None:
     axes.set_title(title + known, fontsize=9)
 
 
-_ORDER = [name for name in LABELS if name != "unresponsive"] + ["unresponsive"]
-
-
 def _shown(grid: pd.DataFrame) -> list[str]:
     """The columns of a matrix that are drawn: all classes, and what has none where there is any."""
     return [name for name in grid if name != "unresponsive" or grid[name].any()]
-
-
-def _depth_bar(figure: Figure, panels: np.ndarray, names: list[str], shades: np.ndarray) -> None:
-    """Tell beside the panels which shade is which layer."""
-    norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
-    shown = ScalarMappable(norm, ListedColormap(shades))
-    bar = figure.colorbar(shown, ax=panels, aspect=45, pad=0.02, ticks=range(len(names)))
-    bar.set_ticklabels(names, fontsize=8)
-    bar.ax.invert_yaxis()
-    bar.ax.tick_params(which="both", length=0)
-    bar.outline.set_visible(False)
 
 
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:

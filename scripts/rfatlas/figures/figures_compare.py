@@ -4,7 +4,8 @@ Drawn from the tables of the stage `compare`. The first run is the reference. La
 the order of the networks; one that only some networks have has marks of these alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from rfatlas.figures import style
 from rfatlas.files import store
+from rfatlas.statistics import rows_by_layer
 
 #: Colour and marker of each run of a group, in its order; more runs begin again.
 RUN_STYLES = (
@@ -58,9 +60,8 @@ def layer_order(table: pd.DataFrame, runs: Sequence[str]) -> list[str]:
     """Return the layers of all runs, each after the one that it follows in its own network."""
     order: list[str] = []
     for run in runs:
-        rows = table[table["run"] == run].drop_duplicates("layer").sort_values("depth")
         place = 0
-        for layer in rows["layer"]:
+        for layer in rows_by_layer(table[table["run"] == run]):
             if layer in order:
                 place = order.index(layer) + 1
             else:
@@ -96,7 +97,7 @@ def accuracy(table: pd.DataFrame, group: str) -> Figure:
         style.mark("top-1", style.BLUE, "o", line="-", linewidth=2),
         style.mark("top-5", style.ORANGE, "s", line="-", linewidth=2),
     ]
-    return style.captioned(figure, axes, f"{group} · accuracy", subtitle, handles, 2)
+    return style.captioned(figure, f"{group} · accuracy", subtitle, handles, 2)
 
 
 def _difference(row: tuple) -> str:
@@ -117,17 +118,16 @@ def fractions(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
     """
     names = [name for name in PROPERTIES if (table["property"] == name).any()]
     layers = layer_order(table, runs)
-    figure, panels = _panels(layers, len(names))
-    for axes, name in zip(panels, names, strict=True):
+    figure = _panels(layers, len(names))
+    for axes, name in zip(figure.axes, names, strict=True):
         rows = table[table["property"] == name]
         _series(axes, rows, layers, runs, ("lo", "fraction", "hi"))
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.yaxis.set_major_formatter(style.PERCENT)
         axes.set_ylabel(PROPERTIES[name])
     subtitle = "fraction of the channels of a layer, with 95 % Wilson intervals"
-    return style.captioned(
-        figure, panels[0], f"{group} · kinds of channels", subtitle, _handles(runs), 4
-    )
+    title = f"{group} · kinds of channels"
+    return style.captioned(figure, title, subtitle, _handles(runs), 4)
 
 
 @style.styled
@@ -141,17 +141,16 @@ def quantities(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
     if "erf_sigma" not in names:
         names.insert(0, "erf_sigma")
     layers = layer_order(table, runs)
-    figure, panels = _panels(layers, len(names))
+    figure = _panels(layers, len(names))
     handles = _handles(runs)
-    for axes, name in zip(panels, names, strict=True):
+    for axes, name in zip(figure.axes, names, strict=True):
         rows = table[table["quantity"] == name]
         _series(axes, rows, layers, runs, ("q25", "median", "q75"))
         if name == "erf_sigma":
             sizes = table[table["quantity"] == "rf_size"].drop_duplicates(["layer", "median"])
             x = np.array([layers.index(layer) for layer in sizes["layer"]], float)
-            axes.hlines(
-                sizes["median"], x - 0.4, x + 0.4, color=style.GREY, linewidth=1, linestyle="--"
-            )
+            dashes = {"color": style.GREY, "linewidth": 1, "linestyle": "--"}
+            axes.hlines(sizes["median"], x - 0.4, x + 0.4, **dashes)
         if name in LOGARITHMIC:
             axes.set_yscale("log")
             low, high = axes.get_ylim()
@@ -161,7 +160,7 @@ def quantities(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
         axes.set_ylabel(QUANTITIES[name])
     handles.append(style.mark("theoretical field: side", style.GREY, line="--", lw=1))
     subtitle = "median and quartiles over channels; receptive field: σ of the effective one"
-    return style.captioned(figure, panels[0], f"{group} · sizes and indices", subtitle, handles, 4)
+    return style.captioned(figure, f"{group} · sizes and indices", subtitle, handles, 4)
 
 
 @style.styled
@@ -175,9 +174,9 @@ def matched(
     their match. Ticks are what images permuted give.
     """
     others = [run for run in runs if run != reference]
-    layers = table.drop_duplicates("layer").sort_values("depth")["layer"].tolist()
+    layers = list(rows_by_layer(table))
     figure, (upper, lower) = style.depth_figure(layers or ["no layer in common"], 5.6, 2)
-    look = dict(zip(runs, _styles(runs), strict=True))
+    look = _styles(runs)
     width = 0.76 / len(others)
     for number, run in enumerate(others):
         color, marker = look[run]
@@ -195,11 +194,9 @@ def matched(
     lower.set_ylim(-0.03, 1.03)
     lower.yaxis.set_major_formatter(style.PERCENT)
     subtitle = f"with {reference}, one to one by maxima over each image; below: correlation ≥ 0.5"
-    handles = [
-        style.mark(run, look[run][0], look[run][1], line="-", linewidth=2.4) for run in others
-    ]
+    handles = [style.mark(run, *look[run], line="-", linewidth=2.4) for run in others]
     handles.append(style.mark("by chance (permuted)", style.INK, line="-", linewidth=1.4))
-    return style.captioned(figure, upper, f"{group} · matched channels", subtitle, handles, 4)
+    return style.captioned(figure, f"{group} · matched channels", subtitle, handles, 4)
 
 
 @style.styled
@@ -210,9 +207,8 @@ def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: st
     runs below; the colour runs from 0 to 1.
     """
     count = len(runs)
-    order = {
-        run: list(_own(table, run).sort_values("depth")["layer"].drop_duplicates()) for run in runs
-    }
+    itself = table[table["run"] == table["other_run"]]
+    order = {run: list(rows_by_layer(itself[itself["run"] == run])) for run in runs}
     longest = max(map(len, order.values()))
     side = float(np.clip(0.3 * longest, 1.6, 3.2))
     size = 7 if longest <= NUMBERED else 5.5
@@ -223,7 +219,7 @@ def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: st
     height = names + count * (side + gap) + header
     figure = style.figure(width, height)
     values = {
-        (*sorted(((row.run, row.layer), (row.other_run, row.other_layer))),): getattr(row, measure)
+        frozenset(((row.run, row.layer), (row.other_run, row.other_layer))): getattr(row, measure)
         for row in table.itertuples()
     }
     for row, run in enumerate(runs):
@@ -233,14 +229,13 @@ def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: st
             left = names + column * (side + gap)
             foot = names + (count - 1 - row) * (side + gap)
             axes = figure.add_axes((left / width, foot / height, side / width, side / height))
-            matrix = np.array(
+            image = _matrix(
+                axes,
                 [
-                    [values[(*sorted(((run, a), (other, b))),)] for b in order[other]]
+                    [values[frozenset(((run, a), (other, b)))] for b in order[other]]
                     for a in order[run]
                 ],
-                float,
             )
-            image = _matrix(axes, matrix)
             axes.tick_params(length=0, labelsize=size)
             if column == 0:
                 axes.set_yticks(range(len(order[run])), order[run])
@@ -248,38 +243,26 @@ def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: st
                 figure.text(0.2 / width, middle, run, rotation=90, ha="center", **RUN_LABEL)
             if row == count - 1:
                 axes.set_xticks(range(len(order[other])), order[other], rotation=90)
-                figure.text(
-                    (left + side / 2) / width, 0.2 / height, other, ha="center", **RUN_LABEL
-                )
+                middle = (left + side / 2) / width
+                figure.text(middle, 0.2 / height, other, ha="center", **RUN_LABEL)
     label = {"cka": "linear CKA", "svcca": "SVCCA"}[measure]
-    bar = figure.add_axes(
-        (
-            (names + count * (side + gap)) / width,
-            names / height,
-            0.13 / width,
-            min(count * side, 2.4) / height,
-        )
-    )
+    corner = (names + count * (side + gap)) / width, names / height
+    bar = figure.add_axes((*corner, 0.13 / width, min(count * side, 2.4) / height))
     figure.colorbar(image, cax=bar, label=label)
     chance = table[f"{measure}_chance"].dropna()
     subtitle = f"of {int(table['images'].iloc[0]):,} images"
     if len(chance):
         subtitle += f"; by chance (images permuted) {chance.min():.2f} to {chance.max():.2f}"
-    style.header(figure, f"{group} · {label} of all layers", subtitle)
-    return figure
+    return style.headed(figure, f"{group} · {label} of all layers", subtitle)
 
 
-def _own(table: pd.DataFrame, run: str) -> pd.DataFrame:
-    return table[(table["run"] == run) & (table["other_run"] == run)]
-
-
-def _matrix(axes: Axes, matrix: np.ndarray) -> AxesImage:
+def _matrix(axes: Axes, rows: Sequence[Sequence[float]]) -> AxesImage:
     """Draw one matrix, with its numbers if it is small; returns the image."""
+    matrix = np.array(rows, float)
     image = axes.imshow(matrix, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     axes.set_xticks([])
     axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     if max(matrix.shape) <= NUMBERED:
         for (y, x), value in np.ndenumerate(matrix):
             text = "" if np.isnan(value) else f"{value:.2f}".removeprefix("0")
@@ -288,21 +271,17 @@ def _matrix(axes: Axes, matrix: np.ndarray) -> AxesImage:
     return image
 
 
-def _panels(layers: Sequence[str], count: int) -> tuple[Figure, list[Axes]]:
-    figure, panels = style.depth_figure(layers, 1.3 + 1.55 * count, count)
-    return figure, list(np.atleast_1d(panels))
+def _panels(layers: Sequence[str], count: int) -> Figure:
+    return style.depth_figure(layers, 1.3 + 1.55 * count, count)[0]
 
 
-def _styles(runs: Sequence[str]) -> list[tuple[str, str]]:
-    return [RUN_STYLES[number % len(RUN_STYLES)] for number in range(len(runs))]
+def _styles(runs: Sequence[str]) -> dict[str, tuple[str, str]]:
+    return dict(zip(runs, itertools.cycle(RUN_STYLES), strict=False))
 
 
-def _handles(runs: Iterable[str]) -> list[Line2D]:
-    runs = list(runs)
-    return [
-        style.mark(run, color, marker, line="-", linewidth=2)
-        for run, (color, marker) in zip(runs, _styles(runs), strict=True)
-    ]
+def _handles(runs: Sequence[str]) -> list[Line2D]:
+    looks = _styles(runs).items()
+    return [style.mark(run, *look, line="-", linewidth=2) for run, look in looks]
 
 
 def _series(
@@ -315,7 +294,7 @@ def _series(
     """Draw one run beside the other at each layer: a mark, and a bar from the first to the last of
     `columns`."""
     step = min(0.16, 0.6 / len(runs))
-    for number, (run, (color, marker)) in enumerate(zip(runs, _styles(runs), strict=True)):
+    for number, (run, (color, marker)) in enumerate(_styles(runs).items()):
         own = rows[rows["run"] == run].set_index("layer").reindex(layers)
         x = np.arange(len(layers)) + (number - (len(runs) - 1) / 2) * step
         low, middle, high = (own[column].to_numpy(float) for column in columns)

@@ -7,7 +7,6 @@ along its principal colour, and the Gabor alone. Everything is read from the fil
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import h5py
 import numpy as np
@@ -23,42 +22,6 @@ SIDE = 80
 SIGMAS = 1.5
 #: Points of an outline.
 POINTS = 73
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a sheet shows of one layer, for the chosen channels only (n of them).
-
-    `channel` (n,); `gradient` (n, 3, S, S) and their principal `colour` (n, 3); `parameters` (n, 9)
-    as `gabor_fit.PARAMETERS`, NaN where there is no Gabor; `r2` (n,); `reason` (n,) str, "blob" for
-    a Gabor without orientation; `total` channels that were fitted.
-    """
-
-    channel: np.ndarray
-    gradient: np.ndarray
-    colour: np.ndarray
-    parameters: np.ndarray
-    r2: np.ndarray
-    reason: np.ndarray
-    total: int
-
-
-def read(fits: h5py.File, fields: h5py.File, channels: int) -> Fitted:
-    """Read what a sheet shows of a layer: at most so many channels, evenly spread.
-
-    `fits` is the layer's file of the stage `gabor`, `fields` that of the stage `receptive_fields`.
-    """
-    group = fits["gradient"]
-    rows = sheets.chosen(len(group["channel"]), channels)
-    return Fitted(
-        group["channel"][rows],
-        fields["mean_gradient"][rows].astype(np.float32),
-        group["colour"][rows],
-        group["parameters"][rows],
-        group["r2"][rows],
-        group["reason"].asstr()[rows],
-        len(group["channel"]),
-    )
 
 
 def outline(parameters: np.ndarray) -> np.ndarray:
@@ -96,24 +59,35 @@ def grey(field: np.ndarray, scale: float) -> np.ndarray:
 
 
 @style.styled
-def sheet(found: Fitted, run: str, layer: str) -> Figure:
+def sheet(fits: h5py.Group, fields: h5py.File, channels: int, run: str, layer: str) -> Figure:
     """Draw channels x {mean gradient with outline, along its colour, Gabor} of one layer.
 
-    Outlines of blobs are dashed and have no line; a channel without a Gabor says why.
+    `fits` is the group `gradient` of the layer's file of the stage `gabor`, `fields` its file of
+    the stage `receptive_fields`; at most so many channels, evenly spread. Outlines of blobs are
+    dashed and have no line; a channel without a Gabor says why.
     """
-    size = found.gradient.shape[-1]
+    total = len(fits["channel"])
+    rows = sheets.chosen(total, channels)
+    gradients = fields["mean_gradient"][rows].astype(np.float32)
+    channel, colour, fitted, r2 = (
+        fits[name][rows] for name in ("channel", "colour", "parameters", "r2")
+    )
+    reason = fits["reason"].asstr()[rows]
+    size = gradients.shape[-1]
     headings = ["mean\ngradient", "along its\nmain colour", "fitted\nGabor"]
-    place = sheets.layout(len(found.channel), len(headings), SIDE)
-    page = sheets.Sheet(place, f"{run} · {layer} · Gabors", _facts(found), headings)
+    facts = (
+        f"{sheets.count(len(rows), total)}, {(reason == '').sum()} oriented   |   direction of "
+        f"modulation, R², nx × ny in cycles   |   outline at {SIGMAS:g} sigma"
+    )
+    place = sheets.layout(len(rows), len(headings), SIDE)
+    page = sheets.Sheet(place, f"{run} · {layer} · Gabors", facts, headings)
     solid, dashed = [], []
-    for row, channel in enumerate(found.channel):
-        page.label(row, channel, *_label(found, row))
-        parameters = found.parameters[row]
-        known = np.isfinite(found.colour[row]).all()
-        if not known:
+    for row, (gradient, parameters) in enumerate(zip(gradients, fitted, strict=True)):
+        page.label(row, channel[row], *_label(parameters, r2[row], reason[row]))
+        if not np.isfinite(colour[row]).all():
             continue
-        page.put(row, 0, style.signed_rgb(found.gradient[row]))
-        field = np.tensordot(found.colour[row], found.gradient[row], 1)
+        page.put(row, 0, style.signed_rgb(gradient))
+        field = np.tensordot(colour[row], gradient, 1)
         scale = style.display_range(field)
         page.put(row, 1, grey(field, scale))
         if not np.isfinite(parameters).all():
@@ -121,10 +95,10 @@ def sheet(found: Fitted, run: str, layer: str) -> Figure:
         page.put(row, 2, grey(gabors(size, parameters[None])[0], scale))
         corner = page.layout.corner(row, 0)
         shapes = [outline(parameters)]
-        if not found.reason[row]:
+        if not reason[row]:
             shapes.append(bar(parameters))
         lines = [on_page(shape, corner, size) for shape in shapes]
-        (dashed if found.reason[row] else solid).extend(lines)
+        (dashed if reason[row] else solid).extend(lines)
     # Seen on dark and on bright fields alike.
     for lines, pattern in ((solid, "-"), (dashed, (0, (3, 2)))):
         page.axes.add_collection(LineCollection(lines, color="white", linewidth=2.4))
@@ -135,10 +109,9 @@ def sheet(found: Fitted, run: str, layer: str) -> Figure:
     return page.finish()
 
 
-def _label(found: Fitted, row: int) -> tuple[list[sheets.Line], str]:
+def _label(parameters: np.ndarray, r2: float, reason: str) -> tuple[list[sheets.Line], str]:
     """Return the lines below a channel's number, and the colour of the number."""
-    reason, r2 = found.reason[row], found.r2[row]
-    _, _, sigma_x, sigma_y, theta, frequency = found.parameters[row, :6]
+    _, _, sigma_x, sigma_y, theta, frequency = parameters[:6]
     if not np.isfinite(theta):
         return [(reason.replace("_", " "), style.VERMILLION)], style.VERMILLION
     lines = [("blob", style.GREY) if reason else (f"{round(theta) % 180}°", style.INK)]
@@ -147,16 +120,8 @@ def _label(found: Fitted, row: int) -> tuple[list[sheets.Line], str]:
     return lines, style.GREY if reason else style.INK
 
 
-def _facts(found: Fitted) -> str:
-    oriented = int((found.reason == "").sum())
-    return (
-        f"{sheets.count(found)}, {oriented} oriented   |   direction of modulation, R², nx × ny in "
-        f"cycles   |   outline at {SIGMAS:g} sigma"
-    )
-
-
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     """Yield the sheet of each layer with its name, from the files and settings of its rule."""
     files = sheets.files(given, params.layers, "gabor", "receptive_fields")
     for name, layer, fits, fields in files:
-        yield name, sheet(read(fits, fields, params.channels), params.run, layer)
+        yield name, sheet(fits["gradient"], fields, params.channels, params.run, layer)

@@ -9,7 +9,6 @@ points to the right belongs to a channel that likes upright bars.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import h5py
 import matplotlib
@@ -29,55 +28,6 @@ SIDE = 80
 RIM = 8
 #: Points of a drawn curve, over 180 degrees.
 POINTS = 180
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a sheet shows of one layer, for the chosen channels only (n of them).
-
-    `channel` (n,); `response` (n, orientation, frequency), mean over phases above the blank;
-    `orientation` (O,) in degrees, `frequency` (F,) in cycles per pixel, `best` (n, 2) their indices
-    at the best grating, -1 where none drives the channel; `gradient` (n, 3, S, S) or None, NaN
-    where there is none; `size` of the gratings' aperture and `stride` of the layer in pixels, 0
-    where every unit sees the whole image; `total` channels in the layer.
-    """
-
-    channel: np.ndarray
-    response: np.ndarray
-    orientation: np.ndarray
-    frequency: np.ndarray
-    best: np.ndarray
-    gradient: np.ndarray | None
-    size: int
-    stride: int
-    total: int
-
-
-def read(file: h5py.File, fields: h5py.File | None, channels: int) -> Tuning:
-    """Read what a sheet shows of a layer: at most so many channels, evenly spread.
-
-    `file` is the layer's of the stage `gratings`, `fields` that of the stage `receptive_fields`,
-    None where it was off.
-    """
-    total = len(file["channel"])
-    rows = sheets.chosen(total, channels)
-    chosen = file["channel"][rows]
-    rectified = "unrectified" in file
-    response = file["unrectified" if rectified else "response"][rows]
-    gradient = None
-    if fields is not None:
-        gradient = sheets.aligned(fields["mean_gradient"], fields["channel"], chosen)
-    return Tuning(
-        chosen,
-        tuning.mean_above(response, file["blank"][rows], rectified),
-        file["orientation"][:],
-        file["frequency"][:],
-        file["best"][rows].astype(int),
-        gradient,
-        int(file.attrs["size"]),
-        int(file.attrs["stride"]),
-        total,
-    )
 
 
 def curve(response: np.ndarray) -> np.ndarray:
@@ -108,33 +58,56 @@ def place(frequency: np.ndarray, value: float) -> float:
 
 
 @style.styled
-def sheet(found: Tuning, table: pd.DataFrame, run: str, layer: str) -> Figure:
+def sheet(
+    file: h5py.File,
+    fields: h5py.File | None,
+    table: pd.DataFrame,
+    channels: int,
+    run: str,
+    layer: str,
+) -> Figure:
     """Draw channels x {mean gradient, tuning curve, map} of one layer.
 
-    `table` holds the layer's rows of channels.csv. Orientation-selective channels are blue, others
-    grey; a channel that no grating drives has no curve and says why.
+    `file` is the layer's of the stage `gratings`, `fields` that of the stage `receptive_fields`,
+    None where it was off; `table` holds the layer's rows of channels.csv. At most so many channels,
+    evenly spread. Orientation-selective channels are blue, others grey; a channel that no grating
+    drives has no curve and says why.
     """
     table = table.set_index("channel")
+    total, orientations = len(file["channel"]), len(file["orientation"])
+    rows = sheets.chosen(total, channels)
+    chosen, frequency = file["channel"][rows], file["frequency"][:]
+    rectified = "unrectified" in file
+    response = file["unrectified" if rectified else "response"][rows]
+    response = tuning.mean_above(response, file["blank"][rows], rectified)
+    best, stride = file["best"][rows].astype(int), int(file.attrs["stride"])
     headings = ["tuning\ncurve", "orientation ×\nfrequency"]
-    if found.gradient is not None:
+    gradient = np.full((len(rows), 1), np.nan)
+    if fields is not None:
         headings.insert(0, "mean\ngradient")
+        gradient = sheets.aligned(fields["mean_gradient"], fields["channel"], chosen)
     at = len(headings) - 2
-    layout = sheets.layout(len(found.channel), len(headings), SIDE)
-    page = sheets.Sheet(layout, f"{run} · {layer} · gratings", _facts(found), headings)
+    facts = (
+        f"{sheets.count(len(rows), total)}   |   {orientations} orientations from the right (0°) "
+        f"counter-clockwise, maps from 0° upwards   |   gratings {file.attrs['size']} px wide"
+    )
+    layout = sheets.layout(len(rows), len(headings), SIDE)
+    page = sheets.Sheet(layout, f"{run} · {layer} · gratings", facts, headings)
     blue, grey, thin, dashed, middles, marks = [], [], [], [], [], []
-    for row, channel in enumerate(found.channel):
+    for row, channel in enumerate(chosen):
         facts = table.loc[channel]
-        if found.gradient is not None and not np.isnan(found.gradient[row]).all():
-            page.put(row, 0, style.signed_rgb(found.gradient[row]))
+        if not np.isnan(gradient[row]).all():
+            page.put(row, 0, style.signed_rgb(gradient[row]))
         selective = facts.get("orientation_selective") in (True, "True")
         page.label(row, channel, *_label(facts, selective))
-        if found.best[row, 0] < 0:
+        o, f = best[row]
+        if o < 0:
             continue
         page.paint(row, at, np.full((SIDE, SIDE, 3), 255, np.uint8))
-        page.paint(row, at + 1, map_pixels(found.response[row]))
+        page.paint(row, at + 1, map_pixels(response[row]))
         middle = np.add(page.layout.corner(row, at), SIDE / 2)
         radius = SIDE / 2 - RIM
-        shape = curve(found.response[row, :, found.best[row, 1]])
+        shape = curve(response[row, :, f])
         (blue if selective else grey).append(middle + radius * shape * [1, -1])
         middles.append(middle)
         angle = np.radians(facts["orientation_deg"])
@@ -142,11 +115,10 @@ def sheet(found: Tuning, table: pd.DataFrame, run: str, layer: str) -> Figure:
         if selective:
             thin.append([middle - arm, middle + arm])
         corner = np.array(page.layout.corner(row, at + 1))
-        o, f = found.best[row]
-        count_o, count_f = found.response.shape[1:]
-        marks.append(corner + [(f + 0.5) / count_f * SIDE, (1 - (o + 0.5) / count_o) * SIDE])
-        if found.stride:
-            x = place(found.frequency, 0.5 / found.stride)
+        right, up = (f + 0.5) / len(frequency), (o + 0.5) / orientations
+        marks.append(corner + [right * SIDE, (1 - up) * SIDE])
+        if stride:
+            x = place(frequency, 0.5 / stride)
             if 0 <= x <= SIDE:
                 dashed.append(corner + [[x, 0], [x, SIDE]])
     for shapes, color in ((blue, style.BLUE), (grey, style.GREY)):
@@ -168,9 +140,9 @@ def sheet(found: Tuning, table: pd.DataFrame, run: str, layer: str) -> Figure:
     )
     if marks:
         page.axes.plot(*np.transpose(marks), "o", mfc="none", mec=style.VERMILLION, ms=4.5, mew=1.1)
-    if found.gradient is not None:
-        page.below(0, f"{found.gradient.shape[-1]} px", arrow=True)
-    low, high = found.frequency[[0, -1]]
+    if fields is not None:
+        page.below(0, f"{gradient.shape[-1]} px", arrow=True)
+    low, high = frequency[[0, -1]]
     page.below(at + 1, f"{low:.2g} to {high:.2g}\ncycles per px")
     return page.finish()
 
@@ -188,17 +160,9 @@ def _label(facts: pd.Series, selective: bool) -> tuple[list[sheets.Line], str]:
     return lines, style.INK
 
 
-def _facts(found: Tuning) -> str:
-    return (
-        f"{sheets.count(found)}   |   {len(found.orientation)} orientations from the right (0°) "
-        f"counter-clockwise, maps from 0° upwards   |   gratings {found.size} px wide"
-    )
-
-
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     """Yield the sheet of each layer with its name, from the files and settings of its rule."""
     tables = rows_by_layer(store.read_table(given.channels))
     files = sheets.files(given, params.layers, "gratings", "receptive_fields")
     for name, layer, file, fields in files:
-        found = read(file, fields, params.channels)
-        yield name, sheet(found, tables[layer], params.run, layer)
+        yield name, sheet(file, fields, tables[layer], params.channels, params.run, layer)

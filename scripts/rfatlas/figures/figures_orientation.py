@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle, Wedge
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
@@ -104,12 +105,7 @@ def roses(
     whose = "orientation-selective channels" if gratings else f"Gabor fits with R² ≥ {gabor_r2:g}"
     layers = list(rows_by_layer(table).items())
     others = rows_by_layer(twin) if twin is not None else {}
-    figure, panels = style.panel_grid(
-        len(layers),
-        f"{run} · preferred orientation",
-        f"{whose}; area is the share of channels; strokes on the rim: the bars of the grating",
-        (1.75, 1.4),
-    )
+    figure, panels = style.panel_grid(len(layers), (1.75, 1.4))
     for axes, (name, rows) in zip(panels, layers, strict=True):
         theta = orientations(rows, gabor_r2)
         share = rose(theta)
@@ -124,9 +120,7 @@ def roses(
         for direction in (0, 45, 90, 135, 180):
             _bar(axes, direction)
         axes.plot([-1, 1], [0, 0], color=style.GREY, linewidth=0.7)
-        axes.set_xlim(-1.3, 1.3)
-        axes.set_ylim(-0.15, 1.3)
-        axes.set_aspect("equal")
+        axes.set(xlim=(-1.3, 1.3), ylim=(-0.15, 1.3), aspect="equal")
         axes.set_axis_off()
         axes.set_title(name, loc="center", fontsize=9)
         axes.text(0, -0.08, f"{theta.size} of {len(rows)}", ha="center", va="top", fontsize=8)
@@ -136,8 +130,10 @@ def roses(
     ]
     if others:
         handles.insert(1, style.mark(twin_name, style.INK, line="-", linewidth=1))
-    figure.legend(handles=handles, loc="lower center", ncols=3)
-    return figure
+    subtitle = (
+        f"{whose}; area is the share of channels; strokes on the rim: the bars of the grating"
+    )
+    return style.headed(figure, f"{run} · preferred orientation", subtitle, handles, 3)
 
 
 def _rose(axes: Axes, radius: np.ndarray) -> None:
@@ -196,9 +192,8 @@ def frequency(
         own = frequencies(rows, gabor_r2)
         style.strip(axes, position - shift, own, style.BLUE, 0.26 if others else 0.5)
         if name in others:
-            style.strip(
-                axes, position + shift, frequencies(others[name], gabor_r2), style.ORANGE, 0.26
-            )
+            other = frequencies(others[name], gabor_r2)
+            style.strip(axes, position + shift, other, style.ORANGE, 0.26)
         stride = rows["rf_stride"].iloc[0]
         if not pd.isna(stride):
             nyquist = 0.5 / float(stride)
@@ -218,7 +213,7 @@ def frequency(
         style.mark("Nyquist frequency of the stride", style.INK, line="--"),
         Patch(color=style.PALE, label="macaque V1: quartiles (De Valois et al. 1982)"),
     ]
-    return style.captioned(figure, axes, f"{run} · preferred spatial frequency", source, handles, 2)
+    return style.captioned(figure, f"{run} · preferred spatial frequency", source, handles, 2)
 
 
 @style.styled
@@ -229,29 +224,21 @@ def selective(counts: pd.DataFrame, run: str) -> Figure:
     """
     rows = counts[is_true(counts, "rule")].reset_index(drop=True)
     figure, axes = style.depth_figure(rows["layer"].tolist(), 4.2, 1)
-    with_twin = rows["twin_fraction"].notna().any()
-    shift = 0.12 if with_twin else 0
+    twin = style.twin_of(rows)
+    shift = 0.12 if twin else 0
     kinds = [("", -shift, style.BLUE, "o", run)]
-    if with_twin:
-        name = rows["twin"].dropna().loc[lambda names: names != ""].iloc[0]
-        kinds.append(("twin_", shift, style.ORANGE, "s", name))
+    if twin:
+        kinds.append(("twin_", shift, style.ORANGE, "s", twin))
     handles = []
     for prefix, offset, color, marker, label in kinds:
         x, share = np.arange(len(rows)) + offset, rows[f"{prefix}fraction"].to_numpy(float)
-        interval = rows[[f"{prefix}lo", f"{prefix}hi"]].to_numpy(float)
-        axes.vlines(x, interval[:, 0], interval[:, 1], color=color, linewidth=2)
+        axes.vlines(x, rows[f"{prefix}lo"], rows[f"{prefix}hi"], color=color, linewidth=2)
         axes.plot(x, share, color=color, linewidth=0.8, alpha=0.5)
         axes.plot(x, share, marker, color=color, markersize=6)
         handles.append(style.mark(label, color, marker, line="-", linewidth=2))
     for position, row in rows.iterrows():
-        text = f"{row['selective']}/{row['responsive']}"
-        axes.annotate(
-            text,
-            (position, 1.06),
-            ha="center",
-            fontsize=7 if len(rows) > 12 else 8,
-            color=style.BLUE,
-        )
+        text, size = f"{row['selective']}/{row['responsive']}", 7 if len(rows) > 12 else 8
+        axes.annotate(text, (position, 1.06), ha="center", fontsize=size, color=style.BLUE)
     axes.set_ylim(-0.02, 1.14)
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(style.PERCENT)
@@ -261,9 +248,7 @@ def selective(counts: pd.DataFrame, run: str) -> Figure:
         f"OSI ≥ {threshold:g} and a defined bandwidth, of the channels that respond to gratings; "
         "95 % Wilson intervals"
     )
-    return style.captioned(
-        figure, axes, f"{run} · orientation-selective channels", subtitle, handles, 2
-    )
+    return style.captioned(figure, f"{run} · orientation-selective channels", subtitle, handles, 2)
 
 
 @style.styled
@@ -274,14 +259,7 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
     threshold.
     """
     layers = list(rows_by_layer(counts).items())
-    figure, panels = style.panel_grid(
-        len(layers),
-        f"{run} · orientation-selective channels by threshold",
-        "fraction of the channels that respond to gratings; bands: 95 % Wilson intervals",
-        (1.7, 1.6),
-    )
-    with_twin = counts["twin_fraction"].notna().any()
-    left, bottom = style.edges(panels)
+    figure, panels = style.panel_grid(len(layers), (1.7, 1.6), xlabel="OSI threshold", alike=True)
     for axes, (name, rows) in zip(panels, layers, strict=True):
         rows = rows.sort_values("osi_threshold")
         x = rows["osi_threshold"].to_numpy(float)
@@ -290,23 +268,23 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
             axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
             share = rows[f"{prefix}fraction"].to_numpy(float)
             axes.plot(x, share, line, color=color, marker="o", markersize=3)
-        axes.axvline(
-            x[is_true(rows, "rule")][0], color=style.GREY, linewidth=1, linestyle=(0, (1, 2))
-        )
+        stated = x[is_true(rows, "rule")][0]
+        axes.axvline(stated, color=style.GREY, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_ylim(-0.03, 1.03)
         axes.set_yticks([0, 0.5, 1])
         axes.yaxis.set_major_formatter(style.PERCENT)
         axes.grid(axis="y")
         axes.set_title(name, fontsize=9)
-        if axes in bottom:
-            axes.set_xlabel("OSI threshold", fontsize=8.5)
-        axes.tick_params(labelsize=8, labelleft=axes in left)
     handles = [style.mark(run, style.BLUE, "o", line="-", markersize=3)]
-    if with_twin:
-        label = counts["twin"].dropna().loc[lambda names: names != ""].iloc[0]
-        handles.append(style.mark(label, style.ORANGE, "o", line="--", markersize=3))
-    figure.legend(handles=handles, loc="lower center", ncols=2)
-    return figure
+    if twin := style.twin_of(counts):
+        handles.append(style.mark(twin, style.ORANGE, "o", line="--", markersize=3))
+    return style.headed(
+        figure,
+        f"{run} · orientation-selective channels by threshold",
+        "fraction of the channels that respond to gratings; bands: 95 % Wilson intervals",
+        handles,
+        2,
+    )
 
 
 @style.styled
@@ -325,13 +303,12 @@ def v1(
     """
     quantities = [name for name in QUANTITIES if name in set(medians["quantity"])]
     layers = list(rows_by_layer(medians))
-    width = -(-len(quantities) // (1 if len(quantities) < 4 else 2))
-    height = 0.95 + (0.24 * (len(layers) + 1) + 0.85) * -(-len(quantities) // width) + 0.5
-    figure = style.figure(max(7.2, 3.1 * width + 0.9), height)
-    figure.set_layout_engine(
-        "constrained", rect=(0, 0.5 / height, 1, 1 - 1.15 / height), w_pad=0.1, h_pad=0.08
-    )
-    panels = figure.subplots(-(-len(quantities) // width), width, squeeze=False).ravel()
+    lines = 1 if len(quantities) < 4 else 2
+    width = -(-len(quantities) // lines)
+    lines = -(-len(quantities) // width)
+    height = 0.95 + (0.24 * (len(layers) + 1) + 0.85) * lines + 0.5
+    figure = style.spaced(max(7.2, 3.1 * width + 0.9), height, 0.5, 0.65, w_pad=0.1, h_pad=0.08)
+    panels = figure.subplots(lines, width, squeeze=False).ravel()
     names = [MACAQUE, *layers]
     for axes, quantity in zip(panels, quantities, strict=False):
         _ridges(axes, histograms, medians, reference, quantity, names)
@@ -342,7 +319,6 @@ def v1(
     subtitle = "channels per bin, each layer to its own height; right: channels behind it" + (
         f"; Gabor fits with R² ≥ {gabor_r2:g}" if "gabor_nx" in quantities else ""
     )
-    style.header(figure, f"{run} · compared with macaque V1", subtitle)
     handles = [
         Patch(color=style.BLUE, alpha=0.7, label=run),
         Patch(color=style.GREY, label="macaque V1, published histogram"),
@@ -351,12 +327,8 @@ def v1(
         style.mark("the same, from memory", style.VERMILLION, line="--"),
     ]
     if medians["twin_median"].notna().any():
-        handles.insert(
-            3,
-            style.mark("median of the random twin", style.ORANGE, "^", markersize=5),
-        )
-    figure.legend(handles=handles, loc="lower center", ncols=3)
-    return figure
+        handles.insert(3, style.mark("median of the random twin", style.ORANGE, "^", markersize=5))
+    return style.headed(figure, f"{run} · compared with macaque V1", subtitle, handles, 3)
 
 
 def _ridges(
@@ -389,38 +361,28 @@ def _ridges(
             start = np.searchsorted(edges, members["low"].to_numpy(float))
             tall = 0.8 * members["count"] / members["count"].max()
             color = style.GREY if name == MACAQUE else style.BLUE
-            axes.bar(
-                start + 0.5,
-                tall,
-                bottom=base,
-                width=1,
-                color=color,
-                alpha=0.7,
-                linewidth=0,
-                zorder=2,
-            )
+            look = {"color": color, "alpha": 0.7, "linewidth": 0, "zorder": 2}
+            axes.bar(start + 0.5, tall, bottom=base, width=1, **look)
         if name == MACAQUE:
+            found = None
             note = f"{members['n'].iloc[0]}" if len(members) else "no histogram"
-            axes.text(len(edges) + 0.15, base, note, fontsize=7, color=style.GREY, va="bottom")
+        else:
+            found = medians[(medians["quantity"] == quantity) & (medians["layer"] == name)].iloc[0]
+            note = f"{found['n']}"
+        axes.text(len(edges) + 0.15, base, note, fontsize=7, color=style.GREY, va="bottom")
+        if found is None:
             continue
-        found = medians[(medians["quantity"] == quantity) & (medians["layer"] == name)].iloc[0]
-        axes.text(
-            len(edges) + 0.15, base, f"{found['n']}", fontsize=7, color=style.GREY, va="bottom"
-        )
         if np.isfinite(found["median"]):
             axes.plot([place(found["median"])] * 2, [base, base + 0.85], color=style.INK, zorder=4)
         if np.isfinite(found["twin_median"]):
-            axes.plot(
-                place(found["twin_median"]), base, "^", color=style.ORANGE, markersize=4, zorder=5
-            )
+            x = place(found["twin_median"])
+            axes.plot(x, base, "^", color=style.ORANGE, markersize=4, zorder=5)
     known = reference[reference["quantity"] == quantity]
     for statistic in ("median", "boundary"):
         for _, line in known[known["statistic"] == statistic].iterrows():
             sure = line["certainty"] != "from memory"
-            x = place(line["value"])
-            axes.axvline(
-                x, color=style.VERMILLION, linewidth=1.1, linestyle="-" if sure else "--", zorder=3
-            )
+            x, dashes = place(line["value"]), "-" if sure else "--"
+            axes.axvline(x, color=style.VERMILLION, linewidth=1.1, linestyle=dashes, zorder=3)
             text = f"{line['value']:g}" + ("" if sure else " (from memory)")
             if statistic == "boundary":
                 text = "complex < 1 < simple"
@@ -437,11 +399,7 @@ def _ridges(
 
 @style.styled
 def nx_ny(
-    table: pd.DataFrame,
-    joint: pd.DataFrame,
-    reference: pd.DataFrame,
-    run: str,
-    gabor_r2: float,
+    table: pd.DataFrame, joint: pd.DataFrame, reference: pd.DataFrame, run: str, gabor_r2: float
 ) -> Figure:
     """Draw the (nx, ny) plane of every layer: the size of Gabors in cycles, and macaque V1's.
 
@@ -451,37 +409,24 @@ def nx_ny(
     """
     layers = list(rows_by_layer(table).items())
     figure, panels = style.panel_grid(
-        len(layers),
-        f"{run} · size of the Gabors in cycles",
-        f"Gabor fits with R² ≥ {gabor_r2:g}; $n_x$ along the modulation, $n_y$ along the bars",
-        (1.75, 1.8),
+        len(layers), (1.75, 1.8), xlabel="$n_x$", ylabel="$n_y$", alike=True
     )
     low, high = 0.03, 3.0
-    left, bottom = style.edges(panels)
     medians = reference[reference["statistic"] == "median"].set_index("quantity")["value"]
     for axes, (name, rows) in zip(panels, layers, strict=True):
         for cell in joint.itertuples():
-            axes.add_patch(
-                Rectangle(
-                    (cell.nx_low, cell.ny_low),
-                    cell.nx_high - cell.nx_low,
-                    cell.ny_high - cell.ny_low,
-                    color=style.INK,
-                    alpha=0.45 * cell.count / joint["count"].max(),
-                    linewidth=0,
-                )
-            )
+            sides = cell.nx_high - cell.nx_low, cell.ny_high - cell.ny_low
+            shade = {"color": style.INK, "alpha": 0.45 * cell.count / joint["count"].max()}
+            axes.add_patch(Rectangle((cell.nx_low, cell.ny_low), *sides, linewidth=0, **shade))
         good = rows[(rows["gabor_r2"] >= gabor_r2) & (rows["gabor_nx"] > 0)]
         x, y = (good[f"gabor_{axis}"].to_numpy(float).clip(low, high) for axis in ("nx", "ny"))
         chosen = is_true(good, "orientation_selective")
         size = float(np.clip(500 / max(len(good), 1), 5, 14))
-        axes.scatter(
-            x[~chosen], y[~chosen], s=size, facecolor="white", edgecolor=style.BLUE, lw=0.7
-        )
+        open_dots = {"facecolor": "white", "edgecolor": style.BLUE, "lw": 0.7}
+        axes.scatter(x[~chosen], y[~chosen], s=size, **open_dots)
         axes.scatter(x[chosen], y[chosen], s=size, color=style.BLUE, alpha=0.7, linewidths=0)
-        axes.plot(
-            medians["gabor_nx"], medians["gabor_ny"], "+", color=style.VERMILLION, ms=10, mew=2
-        )
+        cross = medians["gabor_nx"], medians["gabor_ny"]
+        axes.plot(*cross, "+", color=style.VERMILLION, ms=10, mew=2)
         axes.plot([low, high], [low, high], color=style.GREY, linewidth=0.7, linestyle=(0, (1, 2)))
         for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
             set_scale("log")
@@ -489,30 +434,39 @@ def nx_ny(
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
             axis.set_minor_locator(NullLocator())
-        axes.set_xlim(low * 0.93, high * 1.07)
-        axes.set_ylim(low * 0.93, high * 1.07)
-        axes.set_aspect("equal")
+        ends = low * 0.93, high * 1.07
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
         axes.set_title(f"{name}  {len(good)}/{len(rows)}", fontsize=9)
-        if axes in bottom:
-            axes.set_xlabel("$n_x$", labelpad=1)
-        if axes in left:
-            axes.set_ylabel("$n_y$", labelpad=1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.label.set_size(9.5)
+            axis.labelpad = 1
         # Between the rows there is no room for the labels of ticks, and all panels have the same.
-        axes.tick_params(labelsize=8, labelbottom=axes in bottom, labelleft=axes in left)
+        axes.tick_params(labelbottom=bool(axes.get_xlabel()))
     handles = [
-        style.mark("orientation-selective", style.BLUE, "o"),
-        style.mark("other channels", style.BLUE, "o", markerfacecolor="white"),
+        *_selective_handles(),
         Patch(color=style.INK, alpha=0.4, label="macaque V1 (Ringach 2002)"),
         style.mark("its medians", style.VERMILLION, "+", markeredgewidth=2, markersize=9),
     ]
     if "orientation_selective" not in table:
         handles = handles[1:]
-    figure.legend(handles=handles, loc="lower center", ncols=4)
-    return figure
+    return style.headed(
+        figure,
+        f"{run} · size of the Gabors in cycles",
+        f"Gabor fits with R² ≥ {gabor_r2:g}; $n_x$ along the modulation, $n_y$ along the bars",
+        handles,
+        4,
+    )
+
+
+def _selective_handles() -> list[Line2D]:
+    return [
+        style.mark("orientation-selective", style.BLUE, "o"),
+        style.mark("other channels", style.BLUE, "o", markerfacecolor="white"),
+    ]
 
 
 @style.styled
-def agreement(table: pd.DataFrame, run: str, twin_name: str = "") -> Figure:
+def agreement(table: pd.DataFrame, run: str) -> Figure:
     """Draw each two estimates of orientation against each other, and how far apart they are.
 
     Above, the first layer that has both estimates; below, the distance between mean gradient and
@@ -554,20 +508,19 @@ def agreement(table: pd.DataFrame, run: str, twin_name: str = "") -> Figure:
     axes.set_yticks([0, 10, 45, 90])
     labels = [ESTIMATES[name][1] for name in pair]
     axes.set_ylabel(f"{labels[0]} to\n{labels[1]} (°)")
-    style.header(
+    handles = [
+        *_selective_handles(),
+        Patch(color=style.PALE, label=f"within {CLOSE}°"),
+        style.mark("median by chance", style.GREY, line=(0, (4, 3))),
+    ]
+    return style.headed(
         figure,
         f"{run} · do the estimates agree?",
         "preferred orientation by three estimates; below: orientation-selective channels, median "
         "and quartiles",
+        handles,
+        4,
     )
-    handles = [
-        style.mark("orientation-selective", style.BLUE, "o"),
-        style.mark("other channels", style.BLUE, "o", markerfacecolor="white"),
-        Patch(color=style.PALE, label=f"within {CLOSE}°"),
-        style.mark("median by chance", style.GREY, line=(0, (4, 3))),
-    ]
-    figure.legend(handles=handles, loc="lower center", ncols=4)
-    return figure
 
 
 def _both(rows: pd.DataFrame, pair: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -589,15 +542,11 @@ def _scatter(axes: Axes, pair: tuple[str, str], name: str, rows: pd.DataFrame) -
         low, high = line + turn - CLOSE, line + turn + CLOSE
         axes.fill_between(line, low, high, color=style.PALE, alpha=0.6, linewidth=0)
     axes.plot(line, line, color=style.GREY, linewidth=0.8)
-    axes.scatter(
-        first[~chosen], second[~chosen], s=14, facecolor="white", edgecolor=style.BLUE, lw=0.8
-    )
+    open_dots = {"facecolor": "white", "edgecolor": style.BLUE, "lw": 0.8}
+    axes.scatter(first[~chosen], second[~chosen], s=14, **open_dots)
     axes.scatter(first[chosen], second[chosen], s=16, color=style.BLUE, alpha=0.75, linewidths=0)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks([0, 45, 90, 135, 180])
-    axes.set_xlim(-3, 183)
-    axes.set_ylim(-3, 183)
-    axes.set_aspect("equal")
+    ticks = [0, 45, 90, 135, 180]
+    axes.set(xlim=(-3, 183), ylim=(-3, 183), xticks=ticks, yticks=ticks, aspect="equal")
     axes.set_xlabel(f"{ESTIMATES[pair[0]][1]} (°)")
     axes.set_ylabel(f"{ESTIMATES[pair[1]][1]} (°)", labelpad=1)
     axes.set_title(f"{name}, {len(first)} channels", fontsize=9)

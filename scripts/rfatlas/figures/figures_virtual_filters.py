@@ -6,7 +6,6 @@ Drawn from the files of the stages `virtual_filters` and `receptive_fields`, and
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import h5py
 import numpy as np
@@ -21,52 +20,14 @@ from rfatlas.statistics import rows_by_layer
 
 #: About the side of a picture, in pixels: small filters are shown with their pixels as squares.
 SIDE = 84
+#: How a layer's filters were made, in words.
+PATHS = {
+    "kernel": "the first layer's own kernels",
+    "skip": "through the skip connections",
+    "plain": "no skip connection: largest taps",
+}
 #: Shares beyond are drawn on the edge.
 SHARES = (-0.5, 1.5)
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What a sheet shows of one layer, for the chosen channels only (n of them).
-
-    `channel` (n,); `filter` (n, 3, h, w) or None, where `reason` says why; `linear` (n, 3, S, S) or
-    None; `gradient` (n, 3, S', S') or None, NaN for a channel without; `same`, the (rows, columns)
-    of the gradient's window that are the pixels of the filter; `total` channels in the layer.
-    """
-
-    channel: np.ndarray
-    filter: np.ndarray | None
-    linear: np.ndarray | None
-    gradient: np.ndarray | None
-    same: tuple[slice, slice]
-    path: str
-    reason: str
-    total: int
-
-
-def read(group: h5py.Group, fields: h5py.File | None, total: int, channels: int) -> Filters:
-    """Read what a sheet shows of a layer: at most so many of its `total` channels, evenly spread.
-
-    `group` is the layer's in virtual_filters.h5, `fields` its file of the stage `receptive_fields`,
-    None where that was off. Of a layer without virtual filters only the reason is read.
-    """
-    chosen = sheets.chosen(total, channels)
-    everything = (slice(None), slice(None))
-    reason = str(group.attrs["reason"])
-    if "filter" not in group:
-        return Filters(chosen[:0], None, None, None, everything, "", reason, total)
-    kernel = group["filter"][chosen]
-    gradient, same = None, everything
-    if fields is not None:
-        stored = fields["mean_gradient"]
-        gradient = sheets.aligned(stored, fields["channel"], chosen)
-        same = tuple(
-            shared(group.attrs["start"], fields.attrs["start"], extent, stored.shape[-1])
-            for extent in kernel.shape[2:]
-        )
-    linear = group["linear"][chosen] if "linear" in group else None
-    path = str(group.attrs["path"])
-    return Filters(chosen, kernel, linear, gradient, same, path, reason, total)
 
 
 def shared(start: float, layer_start: float, extent: int, window: int) -> slice:
@@ -80,34 +41,51 @@ def shared(start: float, layer_start: float, extent: int, window: int) -> slice:
 
 
 @style.styled
-def sheet(found: Filters, table: pd.DataFrame, run: str, layer: str) -> Figure:
+def sheet(
+    group: h5py.Group,
+    fields: h5py.File | None,
+    table: pd.DataFrame,
+    channels: int,
+    run: str,
+    layer: str,
+) -> Figure:
     """Draw channels x {virtual filter, mean gradient on its pixels, linear response, mean gradient}
     of one layer, as far as they are there.
 
-    `table` holds the layer's rows of channels.csv. Every picture is about mid grey, on its own
-    scale.
+    `group` is the layer's in virtual_filters.h5, `fields` its file of the stage `receptive_fields`,
+    None where that was off; `table` holds the layer's rows of channels.csv. At most so many
+    channels, evenly spread; a layer without virtual filters says why. Every picture is about mid
+    grey, on its own scale.
     """
+    title = f"{run} · {layer} · virtual filters"
+    if "filter" not in group:
+        reason = f"no virtual filters: {group.attrs['reason']}"
+        return sheets.Sheet(sheets.layout(0, 0, SIDE), title, reason, []).finish()
+    chosen = sheets.chosen(len(table), channels)
     table = table.set_index("channel")
-    columns = [("virtual\nfilter", found.filter)]
-    if found.filter is not None and found.gradient is not None:
-        columns.append(("mean gradient,\nsame pixels", found.gradient[:, :, *found.same]))
-    if found.linear is not None:
-        columns.append(("linear\nresponse", found.linear))
-    if found.gradient is not None:
-        columns.append(("mean\ngradient", found.gradient))
-    side = SIDE if found.filter is None else sheets.fitting(found.filter.shape[-1], SIDE)
-    headings = [heading for heading, _ in columns] if found.filter is not None else []
-    place = sheets.layout(len(found.channel), len(headings), side)
-    page = sheets.Sheet(place, f"{run} · {layer} · virtual filters", _facts(found), headings)
-    for row, channel in enumerate(found.channel):
-        for column, (_, pictures) in enumerate(columns):
-            picture = pictures[row]
+    kernel = group["filter"][chosen]
+    columns = {"virtual\nfilter": kernel}
+    facts = f"{sheets.count(len(chosen), len(table))}   |   {PATHS[group.attrs['path']]}"
+    if fields is not None:
+        gradient = sheets.aligned(fields["mean_gradient"], fields["channel"], chosen)
+        starts, window = (group.attrs["start"], fields.attrs["start"]), gradient.shape[-1]
+        same = (shared(*starts, extent, window) for extent in kernel.shape[2:])
+        columns["mean gradient,\nsame pixels"] = gradient[:, :, *same]
+    if "linear" in group:
+        columns["linear\nresponse"] = group["linear"][chosen]
+    if fields is not None:
+        columns["mean\ngradient"] = gradient
+        facts += "   |   r, lin: correlation of filter, linear response with the mean gradient"
+    side = sheets.fitting(kernel.shape[-1], SIDE)
+    place = sheets.layout(len(chosen), len(columns), side)
+    page = sheets.Sheet(place, title, facts, list(columns))
+    for column, pictures in enumerate(columns.values()):
+        page.below(column, f"{pictures.shape[-1]} px", arrow=True)
+        for row, picture in enumerate(pictures):
             if not np.isnan(picture).all() and picture.any():
                 page.put(row, column, style.signed_rgb(_square(picture)))
+    for row, channel in enumerate(chosen):
         page.label(row, channel, _label(table.loc[channel]))
-    for column, (_, pictures) in enumerate(columns):
-        if pictures is not None:
-            page.below(column, f"{pictures.shape[-1]} px", arrow=True)
     return page.finish()
 
 
@@ -131,20 +109,6 @@ def _label(facts: pd.Series) -> list[sheets.Line]:
     if isinstance(facts["virtual_reason"], str) and facts["virtual_reason"]:
         lines.append(("unreached", style.VERMILLION))
     return lines
-
-
-def _facts(found: Filters) -> str:
-    if found.filter is None:
-        return f"no virtual filters: {found.reason}"
-    paths = {
-        "kernel": "the first layer's own kernels",
-        "skip": "through the skip connections",
-        "plain": "no skip connection: largest taps",
-    }
-    facts = f"{sheets.count(found)}   |   {paths[found.path]}"
-    if found.gradient is not None:
-        facts += "   |   r, lin: correlation of filter, linear response with the mean gradient"
-    return facts
 
 
 # ---- over all layers
@@ -185,7 +149,7 @@ def correlation(
     ]
     if others:
         handles.append(_triangle(f"median of {twin_name}"))
-    return style.captioned(figure, panels[0], f"{run} · virtual filters", subtitle, handles, 3)
+    return style.captioned(figure, f"{run} · virtual filters", subtitle, handles, 3)
 
 
 @style.styled
@@ -210,7 +174,12 @@ def skip_share(
         for axes, values, column in zip(panels, shown, columns, strict=True):
             style.strip(axes, position, values, style.BLUE)
             _median(axes, position, others.get(name), column)
-    _share_axis(panels[0])
+    for share, line in ((0, "-"), (0.5, (0, (4, 3))), (1, "-")):
+        panels[0].axhline(share, color=style.GREY, linewidth=0.8, linestyle=line)
+    panels[0].set_ylim(SHARES[0] - 0.05, SHARES[1] + 0.05)
+    panels[0].set_yticks([0, 0.5, 1])
+    panels[0].yaxis.set_major_formatter(style.PERCENT)
+    panels[0].set_ylabel("energy through the\nskip connection")
     panels[1].axhline(0, color=style.GREY, linewidth=0.8)
     panels[1].set_ylim(-1.05, 1.05)
     panels[1].set_ylabel("cosine of the parts\n(> 0: they agree)")
@@ -220,20 +189,8 @@ def skip_share(
     handles = [style.strip_handle(style.BLUE, f"channels of {run}; median and quartiles")]
     if others:
         handles.append(_triangle(f"median of {twin_name}"))
-    return style.captioned(
-        figure, panels[0], f"{run} · skip connection and residual branch", subtitle, handles, 2
-    )
-
-
-def _share_axis(axes: Axes) -> None:
-    low, high = SHARES
-    for share in (0, 1):
-        axes.axhline(share, color=style.GREY, linewidth=0.8)
-    axes.axhline(0.5, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_ylim(low - 0.05, high + 0.05)
-    axes.set_yticks([0, 0.5, 1])
-    axes.yaxis.set_major_formatter(style.PERCENT)
-    axes.set_ylabel("energy through the\nskip connection")
+    title = f"{run} · skip connection and residual branch"
+    return style.captioned(figure, title, subtitle, handles, 2)
 
 
 def _median(axes: Axes, position: float, twin: pd.DataFrame | None, column: str) -> None:
@@ -261,6 +218,5 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
         tables = rows_by_layer(table)
         with store.open(given.virtual_filters, "virtual_filters") as filters:
             for name, layer, fields in sheets.files(given, params.layers, "receptive_fields"):
-                rows = tables[layer]
-                found = read(filters[layer], fields, len(rows), params.channels)
-                yield name, sheet(found, rows, params.run, layer)
+                read = filters[layer], fields, tables[layer]
+                yield name, sheet(*read, params.channels, params.run, layer)

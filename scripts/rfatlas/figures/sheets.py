@@ -8,7 +8,6 @@ corner, y downwards.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import h5py
 import numpy as np
@@ -34,6 +33,8 @@ LABEL_WIDTH, GAP, GROUP_GAP, BLOCK_GAP = 84, 4, 12, 26
 #: Between the lines of a label.
 LINE = 14
 OUTLINE = 190
+#: From one side of a tile to the other.
+ARROW = {"arrowstyle": "<->", "color": style.INK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
 
 #: One line of a label or of the header, and its colour.
 Line = tuple[str, str]
@@ -120,10 +121,9 @@ def chosen(total: int, limit: int) -> np.ndarray:
     return style.evenly(total, min(limit, MAX_CHANNELS))
 
 
-def count(found: Any) -> str:
-    """Say how many channels a sheet shows (`found.channel`) of how many (`found.total`)."""
-    shown = len(found.channel)
-    return f"all {shown} channels" if shown == found.total else f"{shown} of {found.total} channels"
+def count(shown: int, total: int) -> str:
+    """Say how many channels a sheet shows of how many."""
+    return f"all {shown} channels" if shown == total else f"{shown} of {total} channels"
 
 
 def aligned(stored: h5py.Dataset, have: h5py.Dataset, chosen: np.ndarray) -> np.ndarray:
@@ -216,17 +216,9 @@ class Sheet:
             x, y = self.layout.corner(row, column)
             y += side + 9
             if arrow:
-                ends = {
-                    "arrowstyle": "<->",
-                    "color": style.INK,
-                    "linewidth": 0.9,
-                    "shrinkA": 0,
-                    "shrinkB": 0,
-                }
-                self.axes.annotate("", (x, y), (x + side, y), arrowprops=ends)
-            self.axes.text(
-                x + side / 2, y + (4 if arrow else -3), text, ha="center", va="top", fontsize=8
-            )
+                self.axes.annotate("", (x, y), (x + side, y), arrowprops=ARROW)
+            words = {"ha": "center", "va": "top", "fontsize": 8}
+            self.axes.text(x + side / 2, y + (4 if arrow else -3), text, **words)
 
     def finish(self) -> Figure:
         """Return the figure."""

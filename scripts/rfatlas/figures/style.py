@@ -7,6 +7,7 @@ matplotlib's own and embedded as TrueType, so a PDF looks and edits the same eve
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -18,6 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLUE = "#0072B2"
 SKY = "#56B4E9"
@@ -144,24 +148,10 @@ def strip(axes: Axes, position: float, values: np.ndarray, color: str, width: fl
     size = float(np.clip(220 / values.size, 2.5, 9))
     axes.scatter(position + spread, values, s=size, color=color, alpha=0.35, linewidths=0)
     low, middle, high = np.percentile(values, [25, 50, 75])
-    half = width / 2 + 0.06
-    axes.fill_between(
-        [position - half, position + half],
-        low,
-        high,
-        facecolor="none",
-        edgecolor=color,
-        linewidth=1,
-        zorder=3,
-    )
-    axes.plot(
-        [position - half, position + half],
-        [middle, middle],
-        color=color,
-        linewidth=2.4,
-        solid_capstyle="butt",
-        zorder=4,
-    )
+    ends = position + (width / 2 + 0.06) * np.array([-1, 1])
+    axes.fill_between(ends, low, high, facecolor="none", edgecolor=color, linewidth=1, zorder=3)
+    median = {"color": color, "linewidth": 2.4, "solid_capstyle": "butt", "zorder": 4}
+    axes.plot(ends, [middle, middle], **median)
 
 
 def mark(label: str, color: str, marker: str = "", line="", **look) -> Line2D:
@@ -172,6 +162,12 @@ def mark(label: str, color: str, marker: str = "", line="", **look) -> Line2D:
 def strip_handle(color: str, label: str) -> Line2D:
     """Return the legend entry of a `strip`."""
     return mark(label, color, "o", "-", markersize=4, linewidth=2.4)
+
+
+def twin_of(table: "pd.DataFrame") -> str:
+    """Return the name of the random twin that a table compares with, or ""."""
+    names = table["twin"].dropna()
+    return next(iter(names[names != ""]), "")
 
 
 def depth_figure(
@@ -216,50 +212,68 @@ def accuracy_figure(names: Sequence[str], spare: float) -> tuple[Figure, Axes]:
 
 
 def captioned(
-    figure: Figure, axes: Axes, title: str, subtitle: str, handles: Sequence[Artist], columns: int
+    figure: Figure, title: str, subtitle: str, handles: Sequence[Artist], columns: int
 ) -> Figure:
     """Return a `depth_figure` with a bold title at the left over it, a plain line below that over
-    `axes`, its first panel, and its legend at the bottom."""
+    its first panel, and its legend at the bottom."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    axes.set_title(subtitle, loc="left", fontsize=9, fontweight="normal", color=GREY)
+    figure.axes[0].set_title(subtitle, loc="left", fontsize=9, fontweight="normal", color=GREY)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
 
 
-def header(figure: Figure, title: str, subtitle: str) -> None:
-    """Put a bold title and a plain line below it in the `HEADER` at the top left of a figure."""
+def headed(
+    figure: Figure, title: str, subtitle: str, handles: Sequence[Artist] = (), columns: int = 1
+) -> Figure:
+    """Return a figure with a bold title and a plain line below it in the `HEADER` at its top left,
+    and with a legend of `handles`, if any, at the bottom."""
     width, height = figure.get_size_inches()
     left = 0.1 / width
     figure.text(left, 1 - 0.1 / height, title, fontsize=12, fontweight="bold", va="top")
     figure.text(left, 1 - 0.36 / height, subtitle, fontsize=9, color=GREY, va="top")
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=columns)
+    return figure
+
+
+def spaced(
+    width: float, height: float, footer: float = 0, header: float = HEADER, **pads: float
+) -> Figure:
+    """Return an empty figure that is laid out between what is left, in inches, for a legend below
+    and for the title above."""
+    new = figure(width, height)
+    rect = (0, footer / height, 1, 1 - (footer + header) / height)
+    new.set_layout_engine("constrained", rect=rect, **pads)
+    return new
 
 
 def panel_grid(
-    panels: int, title: str, subtitle: str, side: tuple[float, float], footer: float = 0.5
+    panels: int,
+    side: tuple[float, float],
+    footer: float = 0.5,
+    xlabel: str = "",
+    ylabel: str = "",
+    alike: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of `panels` panels of `side` (width, height) inches each, and their axes.
 
-    Title and subtitle are above all panels; `footer` inches below them are left for a legend
-    (`figure.legend(loc="lower center")`). At most six panels in a row.
+    `footer` inches below them are left for the legend, `HEADER` above them for the title
+    (`headed`). At most six panels in a row; labels at the bottom and at the left only, and if the
+    panels are `alike` the numbers of the y axis at the left only.
     """
     rows = -(-panels // 6)
     columns = -(-panels // rows)
     width = max(7.2, columns * side[0] + 0.5)
-    height = rows * side[1] + HEADER + footer
-    new = figure(width, height)
-    rect = (0, footer / height, 1, 1 - (footer + HEADER) / height)
-    new.set_layout_engine("constrained", rect=rect, h_pad=0.06, w_pad=0.06)
+    new = spaced(width, rows * side[1] + HEADER + footer, footer, h_pad=0.06, w_pad=0.06)
     every = new.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in every[panels:]:
         spare.remove()
-    header(new, title, subtitle)
+    for number, axes in enumerate(every[:panels]):
+        left, bottom = number % columns == 0, number >= panels - columns
+        axes.set_xlabel(xlabel if bottom else "", fontsize=8.5)
+        axes.set_ylabel(ylabel if left else "", fontsize=8.5)
+        axes.tick_params(labelsize=8, labelleft=left or not alike)
     return new, every[:panels]
-
-
-def edges(panels: list[Axes]) -> tuple[list[Axes], list[Axes]]:
-    """Return the panels of a `panel_grid` at its left edge, and those with none below."""
-    columns = panels[0].get_subplotspec().get_gridspec().ncols
-    return panels[::columns], panels[-columns:]
 
 
 # ---- pictures of fields
