@@ -123,7 +123,6 @@ use rule figures_accuracy as figures_color with:
         "benchmarks/figures_color/{run}.tsv"
     params:
         **sheets("color"),
-        twin=lambda wildcards: twin(wildcards.run, ["color"]) or "",
         lowpass=settings["color"]["lowpass"],
         color_ratio=settings["color"]["color_ratio"],
 
