@@ -219,7 +219,7 @@ class _Conversion:
             self._values[node] = first
             return
         if node.target is torch.ops.aten.sym_size.int and first.op == "get_attr":
-            raise RfatlasError("the size of a weight hangs on the number of images")
+            raise RfatlasError("the size of a weight depends on the number of images")
         if kind == "getitem" and operations.name(first) == "batch_norm":
             self._values[node] = first
             return
@@ -274,7 +274,7 @@ def _drop_unused(graph: fx.Graph) -> None:
 
 
 def _fold_constants(found: Exported) -> None:
-    """Compute once what does not hang on the image, such as a weight of a parametrization."""
+    """Compute once what does not depend on the image, such as a weight of a parametrization."""
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in list(found.graph.nodes):

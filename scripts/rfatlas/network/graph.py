@@ -212,7 +212,7 @@ class Graph:
             values[node].meta = dict(node.meta)
 
         def copied(old: fx.Node) -> fx.Node:
-            # What hangs on the number of images takes it from the layer's value.
+            # What depends on the number of images takes it from the layer's value.
             if old not in values:
                 values[old] = (
                     values[start] if old.op == "placeholder" else graph.node_copy(old, copied)
@@ -485,7 +485,7 @@ class Graph:
         return needed
 
     def _main_parents(self, node: fx.Node) -> list[fx.Node]:
-        """Return the inputs that hang on the image, without gates and constants made of it."""
+        """Return the inputs that depend on the image, without gates and constants made of it."""
         above = parents(node)
         placed = [p for p in above if p.meta["field"].local is not None] or above
         if name(node) != "mul":
@@ -498,8 +498,8 @@ class Graph:
         return name(node) in _FILTERS and self._weight(node) is not None
 
     def _weight(self, node: fx.Node) -> torch.Tensor | None:
-        """Return the weights (C, ...) of a convolution or linear layer; None where they hang on the
-        image."""
+        """Return the weights (C, ...) of a convolution or linear layer; None where they depend on
+        the image."""
         a = arguments(node)
         kind = name(node)
         weight = a.get("weight", a.get("mat2", a.get("other")))

@@ -121,7 +121,7 @@ def trace(module: nn.Module, input: Mapping[str, Any]) -> graph.Graph:
     looking that it tells one image from another and from nothing else.
 
     Raises RfatlasError where torch cannot export the network, where it is not deterministic, and
-    where what it finds in one image hangs on others.
+    where what it finds in one image depends on others.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, input["crop"], input["crop"], generator=generator)
@@ -135,7 +135,7 @@ def trace(module: nn.Module, input: Mapping[str, Any]) -> graph.Graph:
             )
         if not _agree([one[:1] for one in first], alone):
             raise RfatlasError(
-                "factory: the network's output for an image hangs on the other images of its "
+                "factory: the network's output for an image depends on the other images of its "
                 "batch: a batch norm has no running statistics (track_running_stats=False), or "
                 "something else normalises by the batch"
             )

@@ -72,7 +72,7 @@ def shape(node: Any) -> tuple[int, ...] | None:
 
 
 def parents(node: fx.Node) -> list[fx.Node]:
-    """Return the inputs of a node that hang on the image."""
+    """Return the inputs of a node that depend on the image."""
     return [parent for parent in node.all_input_nodes if parent.meta.get("field") is not None]
 
 
@@ -82,7 +82,7 @@ def is_identity_pooling(node: fx.Node) -> bool:
 
 
 def is_pointwise(node: fx.Node) -> bool:
-    """Return whether every element of the result hangs on the same elements of the operands
+    """Return whether every element of the result depends on the same elements of the operands
     only."""
     tags = getattr(node.target, "tags", ())
     return torch.Tag.pointwise in tags or name(node) in _POINTWISE | COPIES | DROPPED
@@ -124,7 +124,7 @@ def window(node: fx.Node) -> tuple | None:
 
 
 def field(node: fx.Node, tensors: Mapping[str, torch.Tensor]) -> Field | None:
-    """Return what the units of a node see; None where the value does not hang on the image.
+    """Return what the units of a node see; None where the value does not depend on the image.
 
     The node's inputs must have theirs in `meta["field"]`. `tensors` are what get_attr nodes mean.
     """
@@ -310,7 +310,7 @@ def _support(
     }
 
     def spans(axis: int, places: list[int]) -> list[list[tuple[int, int]]]:
-        """First and last y, and x, that the result hangs on at some places of an axis."""
+        """First and last y, and x, that the result depends on at some places of an axis."""
         seen = torch.zeros(len(places), *inner, dtype=torch.bool)
         for _ in range(_TRIES):
             x = torch.randn(inner, generator=generator, dtype=torch.float64).requires_grad_()

@@ -16,8 +16,8 @@ from scipy.optimize import linear_sum_assignment
 #: Numbers that a batch of images holds at most, over all layers: 64 MB in float64.
 BATCH_NUMBERS = 8_000_000
 
-#: Channels whose products with as many others are held at once; more only where a single layer has
-#: more. The images are read again for every two such groups of channels.
+#: Products are held in squares of so many channels; of more only where a single layer has more.
+#: The images are read again for every two such groups of channels.
 TILE = 4096
 
 #: Activations are good to about this share of their size.

@@ -142,7 +142,7 @@ rfatlas.passport = (() => {
     const cells = [
       ["orientation_deg", "orientation", shown("orientation_deg", "°"),
         [shown("osi") && `OSI ${shown("osi")}`, shown("bandwidth_deg") && `± ${shown("bandwidth_deg")}°`,
-          get("grating_blank_dependent") ? "hangs on the blank" : null]],
+          get("grating_blank_dependent") ? "depends on the blank" : null]],
       ["sf_cpp", "spatial frequency", shown("sf_cpp", " c/px"),
         [shown("sf_bandwidth_oct") && `${shown("sf_bandwidth_oct")} octaves`,
           shown("f1_f0") && `F1/F0 ${shown("f1_f0")}`, get("sf_aliased") ? "aliased" : null]],
