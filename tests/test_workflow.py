@@ -93,7 +93,8 @@ def test_dry_run_of(config, place, request):
     assert jobs(output)["channels_join"] == len(runs), "its own runs and none of the demo's"
     assert "rfatlas: estimates" in output
     for stage in ("images", "activations", "receptive_fields"):
-        assert re.search(rf"^  {stage} .* [km]?[sinh]+ .* [kMGT]B", output, re.MULTILINE), stage
+        line = rf"^  {stage} +\d+ +(\d+ days?, )?\d+:\d\d:\d\d +\d\S* [kMGT]B"
+        assert re.search(line, output, re.MULTILINE), stage
 
 
 def test_layers_have_jobs_of_their_own_at_the_size_of_imagenet(place):

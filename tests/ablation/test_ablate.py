@@ -262,26 +262,6 @@ def test_ties_go_to_the_lower_class():
     assert ablate.judge(logits, torch.tensor([5])).prediction[0] == 0
 
 
-class Untraceable(Stem):
-    """The forward pass asks for a value."""
-
-    def forward(self, x):
-        if x.sum() < 0:
-            x = -x
-        return super().forward(x)
-
-
-def test_a_network_that_asks_for_values_is_ablated_too():
-    _, images = stem([40, 250, 230, 90])
-    network = loaded(Untraceable().eval(), 8)
-    ablator = ablate.Ablator(network, "relu")
-    seen = ablator.see(images)
-    for mode in ("zero", "shuffle"):
-        expected = plain_loop(network, "relu", images, [[0], [0, 1]], mode)
-        found = ablator.logits(seen, [[0], [0, 1]], mode).numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 class NoClasses(nn.Module):
     def __init__(self):
         super().__init__()

@@ -19,6 +19,7 @@ from rfatlas import statistics
 from rfatlas.ablation import ablate, ablation, paired
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
+from rfatlas.network import graph
 
 SETTINGS = {
     "modes": ["zero", "mean", "shuffle"],
@@ -312,7 +313,7 @@ def test_the_weights_of_the_first_layer_leave_the_bias(study, tmp_path):
 
 def test_layers_in_closed_form_need_no_images(study, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(ablate.Ablator, "_head", lambda _: None)
+        patch.setattr(graph.Graph, "pooled_head", lambda *_: None)
         with_images = study.sweep(tmp_path / "both.h5", layer="act")
     monkeypatch.setattr(study, "images", None)
     alone = study.sweep(tmp_path / "alone.h5", layer="act")

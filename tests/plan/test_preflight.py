@@ -233,8 +233,13 @@ def test_a_layer_that_the_model_does_not_have_is_refused(raw):
     assert "allowed are conv1, maxpool, layer1.0, layer1.1" in message
 
 
-def test_a_network_without_residual_blocks_needs_its_layers_named(raw, known):
+def test_default_layers_are_found_without_blocks_but_not_without_convolutions(raw, known):
     del raw["models"]["net"]["layers"]
+    assert prepare(raw, known).descriptions["net"]["default_layers"] == ["0", "2"]
+    Path("net.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(768, 2))\n"
+    )
     assert "models.net.layers: 'default'" in refused(raw, known)
 
 

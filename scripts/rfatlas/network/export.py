@@ -88,22 +88,31 @@ def _program(module: nn.Module, images: torch.Tensor) -> Any:
         try:
             return torch.export.export(module, (images,), strict=False, dynamic_shapes=sizes)
         except Exception as error:
-            # Its first line; what follows is advice for those who can change the network.
-            reason = printable(str(error).strip().split("\n")[0], 200)
             if type(error).__name__ not in ("GuardOnDataDependentSymNode", "UserError"):
-                raise RfatlasError(
-                    f"{type(module).__name__} cannot be exported: {reason}"
-                ) from error
+                raise _refused(module, images, error) from error
             log.warning(
                 "%s chooses by the values in an image (%s): what it does for one image is taken "
                 "to be what it does for all",
                 type(module).__name__,
-                reason,
+                _first_line(error),
             )
             return _by_values(module, images, sizes)
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _first_line(error: Exception) -> str:
+    """Return what is wrong; what follows is advice for those who can change the network."""
+    return printable(str(error).strip().split("\n")[0], 200)
+
+
+def _refused(module: nn.Module, images: torch.Tensor, error: Exception) -> RfatlasError:
+    size = " x ".join(map(str, images.shape[1:]))
+    return RfatlasError(
+        f"{type(module).__name__} cannot be exported for images of {size}: "
+        f"{type(error).__name__}: {_first_line(error)}"
+    )
 
 
 def _by_values(module: nn.Module, images: torch.Tensor, sizes: tuple) -> Any:
@@ -116,8 +125,7 @@ def _by_values(module: nn.Module, images: torch.Tensor, sizes: tuple) -> Any:
     try:
         return torch.export.draft_export(module, (noisy,), strict=False, dynamic_shapes=sizes)
     except Exception as error:
-        reason = printable(str(error).strip().split("\n")[0], 200)
-        raise RfatlasError(f"{type(module).__name__} cannot be exported: {reason}") from error
+        raise _refused(module, images, error) from error
     finally:
         logger.setLevel(before)
 

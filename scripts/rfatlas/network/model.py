@@ -123,8 +123,10 @@ def trace(module: nn.Module, input: Mapping[str, Any]) -> graph.Graph:
     Raises RfatlasError where torch cannot export the network, where it is not deterministic, and
     where what it finds in one image depends on others.
     """
+    # Noise, dark and bright, so that a network that chooses by values shows it.
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(3, 3, input["crop"], input["crop"], generator=generator)
+    images = torch.randn(3, 3, input["crop"], input["crop"], generator=generator)
+    images += torch.tensor([0.0, -2, 2]).view(3, 1, 1, 1)
     traced = graph.trace(module, images)
     with torch.inference_mode():
         first, again, alone = (_outputs(module(part)) for part in (images, images, images[:1]))

@@ -259,8 +259,8 @@ def _unfitting(
         analysed |= set(description["default_layers"] if asked == "default" else asked)
         if asked == "default" and not description["default_layers"]:
             problems.append(
-                f"models.{name}.layers: 'default' finds no stem and no residual block in this "
-                f"network; name layers, for example {', '.join(maps[:8])}"
+                f"models.{name}.layers: 'default' finds no convolution in this network; "
+                f"layers with channels are: {', '.join(maps[:8]) or 'none'}"
             )
         for i, layer in enumerate([] if asked == "default" else asked):
             reason = "the model has no such layer" + schema.closest(layer, maps)
