@@ -7,40 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_resnet
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from small_resnet import INPUT, config, same
 
 from rfatlas.errors import RfatlasError
 from rfatlas.network import model, weight_files
 from rfatlas.network.torchvision_ops import torchvision
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-INPUT = {"resize": 64, "crop": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
-FACTORY = "torchvision.models.resnet18"
-KWARGS = {"num_classes": 5}
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    return model.build(FACTORY, KWARGS, seed=7)
-
-
-def config(weights: str, **changes) -> dict:
-    return {
-        "factory": FACTORY,
-        "kwargs": KWARGS,
-        "weights": weights,
-        "sha256": None,
-        "input": INPUT,
-        **changes,
-    }
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
 
 # ---- preprocessing and description
 
@@ -170,7 +146,7 @@ def test_description_of_torchvision_networks(network):
 def test_reestimated_batch_norm_is_that_of_the_data():
     """First norm: exactly the moments of its input over all images; behind it, outputs are
     standard."""
-    network = model.build(FACTORY, KWARGS, seed=1)
+    network = small_resnet.make(seed=1)
     images = torch.rand(24, 3, 32, 32)
     model.reestimate_batch_norm(network, images.split(8))
     with torch.no_grad():

@@ -24,28 +24,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_resnet import config, same
 from torch import nn
 
 from rfatlas.errors import RfatlasError
 from rfatlas.network import model, weight_files
-
-FACTORY = "torchvision.models.resnet18"
-KWARGS = {"num_classes": 5}
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    return model.build(FACTORY, KWARGS, seed=7)
-
-
-def config(weights: str, **changes) -> dict:
-    return {"factory": FACTORY, "kwargs": KWARGS, "weights": weights, "sha256": None, **changes}
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
 
 # ---- every form
 

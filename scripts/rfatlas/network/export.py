@@ -10,7 +10,7 @@ import math
 import operator
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -350,15 +350,11 @@ def _mark_fixed(found: Exported) -> None:
             except Exception:
                 field = node.meta["field"]
                 if field is not None and field.local is not None:
-                    node.meta["field"] = _fix(field)
+                    node.meta["field"] = replace(field, fixed=True)
 
 
 def _on_meta(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": "meta"} if kwargs.get("device") is not None else {}
-
-
-def _fix(field: Field) -> Field:
-    return Field(**{key: getattr(field, key) for key in asdict(field)} | {"fixed": True})
 
 
 # ---- as JSON
