@@ -23,17 +23,15 @@ def changes(channels: list[tuple[str, int]], classes: int) -> dict[tuple[str, in
     return {channel: random.normal(0, 0.1, classes) for channel in channels}
 
 
-def figures(tables: tuple, classes: int = 12) -> dict:
+def figures(tables: tuple, classes: int = 12, mode: str = "zero") -> dict:
     table, groups, curves = tables
     names = [f"class {index}" for index in range(classes)]
     return {
-        "effects": drawn.effects(table, "demo", "zero"),
-        "properties": drawn.properties(table, "demo", "zero"),
-        "cumulative": drawn.cumulative(curves, "demo", "zero"),
+        "effects": drawn.effects(table, "demo", mode),
+        "properties": drawn.properties(table, "demo", mode),
+        "cumulative": drawn.cumulative(curves, "demo", mode),
         "groups": drawn.groups(groups, "demo"),
-        "classes": drawn.classes(
-            changes(drawn.chosen(table, "zero"), classes), names, "demo", "zero"
-        ),
+        "classes": drawn.classes(changes(drawn.chosen(table, mode), classes), names, "demo", mode),
     }
 
 
@@ -42,9 +40,11 @@ def figures(tables: tuple, classes: int = 12) -> dict:
     [(1, ("zero",), 2), (3, ("zero", "mean", "shuffle", "weight"), 12), (18, ("zero",), 1000)],
 )
 def test_every_text_can_be_read(layers, modes, classes):
-    for name, figure in figures(ablation(network(layers), modes), classes).items():
-        figure.set_dpi(style.DPI)
-        assert overlaps(figure) == [] and cut_off(figure) == [], name
+    tables = ablation(network(layers), modes)
+    for mode in modes:
+        for name, figure in figures(tables, classes, mode).items():
+            figure.set_dpi(style.DPI)
+            assert overlaps(figure) == [] and cut_off(figure) == [], (name, mode)
 
 
 def test_where_there_is_nothing_to_draw_the_figure_says_why():

@@ -86,7 +86,7 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
     if not layers:
         return _empty(title, f"no channel was {MODES[mode]}")
     figure, panels = style.panel_grid(
-        len(layers), (1.9, 1.7), 0.55, "channels, by effect", "points"
+        len(layers), (1.9, 1.7), 0.55, "channels, by effect", "percentage points"
     )
     for axes, (name, rows) in zip(panels, layers, strict=True):
         rows = rows.sort_values(f"{mode}_delta_top1", kind="stable")
@@ -117,10 +117,7 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
             markersize=4,
         ),
     ]
-    subtitle = (
-        f"each channel {MODES[mode]}; change of top-1 accuracy in percentage points, sorted; "
-        "95 % intervals"
-    )
+    subtitle = f"each channel {MODES[mode]}; change of top-1 accuracy, sorted; 95 % intervals"
     return style.headed(figure, title, subtitle, handles, 3)
 
 
