@@ -58,7 +58,7 @@ onstart:
 
 onerror:
     print(
-        "rfatlas: a job failed; its message stands above and in its file below logs/. Once the "
+        "rfatlas: a job failed; its message is above and in its log file below logs/. Once the "
         "cause is gone, the same command goes on where it stopped: finished files stay, and long "
         "jobs resume from their .partial folders.",
         file=sys.stderr,

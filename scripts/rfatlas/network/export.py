@@ -9,12 +9,14 @@ import logging
 import math
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
 from rfatlas.errors import RfatlasError, printable
 from rfatlas.network import operations
@@ -118,16 +120,48 @@ def _refused(module: nn.Module, images: torch.Tensor, error: Exception) -> Rfatl
 def _by_values(module: nn.Module, images: torch.Tensor, sizes: tuple) -> Any:
     """Export along the way that an image of noise takes."""
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
-    noisy = noise.to(images)
-    logger = logging.getLogger("torch.export._draft_export")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    answers = _Answers()
     try:
-        return torch.export.draft_export(module, (noisy,), strict=False, dynamic_shapes=sizes)
+        with answers:
+            module(noise.to(images))
+        with answers.again(module):
+            return torch.export.export(module, (images,), strict=False, dynamic_shapes=sizes)
     except Exception as error:
         raise _refused(module, images, error) from error
-    finally:
-        logger.setLevel(before)
+
+
+class _Answers(TorchFunctionMode):
+    """Keeps every number that is read off a tensor, to give the same ones while exporting."""
+
+    READ = tuple(
+        getattr(torch.Tensor, name)
+        for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
+    )
+
+    def __init__(self):
+        super().__init__()
+        self._given: list[Any] = []
+        self._left: Iterator[Any] | None = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in self.READ:
+            return func(*args, **(kwargs or {}))
+        if self._left is not None:
+            return next(self._left)
+        self._given.append(func(*args, **(kwargs or {})))
+        return self._given[-1]
+
+    @contextmanager
+    def again(self, module: nn.Module) -> Iterator[None]:
+        def begin(*_: Any) -> None:
+            self._left = iter(self._given)
+
+        handle = module.register_forward_pre_hook(begin)
+        try:
+            with self:
+                yield
+        finally:
+            handle.remove()
 
 
 # ---- no side effects

@@ -129,17 +129,18 @@ def trace(module: nn.Module, input: Mapping[str, Any]) -> graph.Graph:
     images += torch.tensor([0.0, -2, 2]).view(3, 1, 1, 1)
     traced = graph.trace(module, images)
     with torch.inference_mode():
-        first, again, alone = (_outputs(module(part)) for part in (images, images, images[:1]))
+        first, again = (_outputs(module(images)) for _ in range(2))
+        alone = [_outputs(module(image[None])) for image in images]
         if not _agree(first, again):
             raise RfatlasError(
                 "factory: the network gives another output at each pass in evaluation mode: one of "
                 "its modules draws random numbers (F.dropout needs training=self.training)"
             )
-        if not _agree([one[:1] for one in first], alone):
+        if not _agree(first, [torch.cat(parts) for parts in zip(*alone, strict=True)]):
             raise RfatlasError(
                 "factory: the network's output for an image depends on the other images of its "
                 "batch: a batch norm has no running statistics (track_running_stats=False), or "
-                "something else normalises by the batch"
+                "something else normalises, or is chosen, by the batch's values"
             )
         whole = traced.whole()
         if whole is not None and not _agree(first, [whole(images)]):
