@@ -238,8 +238,9 @@ def test_accuracy_is_that_of_loops():
 # ---- ranges
 
 
-SHAPES = {"conv1": (4, 6, 6), "layer1.0": (3, 3, 3), "pool": (5, 1, 1)}
-RECTIFIED = {"conv1": False, "layer1.0": True, "pool": True}
+# The last is called as the group of the network's outputs.
+SHAPES = {"conv1": (4, 6, 6), "layer1.0": (3, 3, 3), "output": (5, 1, 1)}
+RECTIFIED = {"conv1": False, "layer1.0": True, "output": True}
 
 
 def invented(first, last):
@@ -254,7 +255,7 @@ def invented(first, last):
         outputs["logits"].append(random.normal(size=7).astype(np.float32))
         outputs["features"].append(random.normal(size=5).astype(np.float32))
     layers = {name: torch.from_numpy(np.array(rows)) for name, rows in layers.items()}
-    layers["pool"] = layers["pool"][:, :, 0, 0]
+    layers["output"] = layers["output"][:, :, 0, 0]
     return layers, {name: torch.from_numpy(np.array(rows)) for name, rows in outputs.items()}
 
 

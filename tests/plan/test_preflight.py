@@ -225,6 +225,17 @@ def refused(raw, cache=preflight.CACHE):
     return str(error.value)
 
 
+def test_layers_whose_names_cannot_be_those_of_files_are_refused(raw):
+    Path("net.py").write_text(
+        "from collections import OrderedDict\nfrom torch import nn\ndef make():\n"
+        "    return nn.Sequential(OrderedDict([('a/b', nn.Conv2d(3, 4, 3)), ('c d', nn.ReLU())]))\n"
+    )
+    raw["models"]["net"]["layers"] = ["a/b", "c d"]
+    assert "models.net.layers: 'a/b' cannot be analysed" in refused(raw)
+    raw["models"]["net"]["layers"] = ["c d"]
+    assert [layer["name"] for layer in prepare(raw).descriptions["net"]["layers"]] == ["a/b", "c d"]
+
+
 def test_a_layer_that_the_model_does_not_have_is_refused(raw):
     raw["models"]["net"] |= {"factory": "torchvision.models.resnet18", "layers": ["layr1.0"]}
     message = refused(raw)

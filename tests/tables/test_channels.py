@@ -223,6 +223,23 @@ def test_a_stage_may_look_at_the_first_channels_only(written, tmp_path):
         build(run, folder, tables=tables)
 
 
+def test_a_layer_may_be_called_as_a_stage(tmp_path):
+    """As the stage of its own table, and as one with a table of all layers."""
+    layers = tuple(Layer(name, 4, 8, 19, 4, 0.5) for name in ("gabor", "virtual_filters", "output"))
+    run = Run(layers=layers)
+    folder = run.write(tmp_path)
+    paths = [folder / "gabor" / f"{layer.name}.csv" for layer in layers]
+    paths[0].parent.mkdir()
+    for place, (path, layer) in enumerate(zip(paths, layers, strict=True)):
+        rows = pd.DataFrame({"layer": layer.name, "channel": range(4), "gabor_r2": place / 4})
+        rows.to_csv(path, index=False)
+    rows = [{"layer": one.name, "channel": i, "virtual_r2": i} for one in layers for i in range(4)]
+    pd.DataFrame(rows).to_csv(folder / "virtual_filters.csv", index=False)
+    table = build(run, folder, tables=[*paths, folder / "virtual_filters.csv"])
+    assert table["gabor_r2"].tolist() == [0] * 4 + [0.25] * 4 + [0.5] * 4
+    assert table["virtual_r2"].tolist() == [0, 1, 2, 3] * 3
+
+
 def test_a_stage_may_look_at_some_layers_only(written, tmp_path):
     run, folder = written
     path = tmp_path / "ablation" / "conv1.csv"
@@ -367,9 +384,10 @@ def test_the_file_comes_back_as_it_was(written, table, tmp_path):
 
 def test_names_that_look_like_missing_values_survive(tmp_path):
     table = pd.DataFrame({"layer": ["NA", "1"], "channel": [0, 0], "preferred_class": ["null", ""]})
-    store.write_table(table, tmp_path / "t.csv")
+    store.write_table(table.assign(other_layer=["0", "3"]), tmp_path / "t.csv")
     back = channels.read_table(tmp_path / "t.csv")
     assert back["layer"].tolist() == ["NA", "1"]
+    assert back["other_layer"].tolist() == ["0", "3"]
     assert back["preferred_class"].tolist()[0] == "null" and pd.isna(back["preferred_class"][1])
 
 

@@ -333,7 +333,8 @@ def merge(ranges: Sequence[str | Path], output: str | Path) -> None:
             attrs = dict(part.attrs)
             start, stop, total = (int(attrs[key]) for key in ("start", "stop", "total"))
             devices.add(attrs["device"])
-            names = [name for name in part if name != "output"]
+            # A layer of the name `output` shares the group of the network's outputs.
+            names = [name for name in part if "image_mean" in part[name]]
             for layer in names:
                 summary = Summary.read(part[layer], start, stop)
                 if layer in summaries:

@@ -481,6 +481,7 @@ def read_table(path: str | Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"layer": str})
+        names = dict.fromkeys(("layer", "other_layer"), str)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names)
     except (OSError, ValueError) as error:
         raise RfatlasError(f"{path}: not a readable table ({error})") from error

@@ -256,7 +256,14 @@ def _unfitting(
     for name, description in descriptions.items():
         maps = [layer["name"] for layer in description["layers"]]
         asked = config["models"][name]["layers"]
-        analysed |= set(description["default_layers"] if asked == "default" else asked)
+        chosen = description["default_layers"] if asked == "default" else asked
+        analysed |= set(chosen)
+        problems += [
+            f"models.{name}.layers: {layer!r} cannot be analysed: files are named by their layer, "
+            "and their names must not hold any of / { }; rename the module"
+            for layer in chosen
+            if layer in maps and set(layer) & set("/{}")
+        ]
         if asked == "default" and not description["default_layers"]:
             problems.append(
                 f"models.{name}.layers: 'default' finds no convolution in this network; "

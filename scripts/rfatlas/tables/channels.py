@@ -281,7 +281,7 @@ def join(
     paths = [Path(path) for path in paths]
     if not paths:
         return table
-    whole = paths[0].stem == stage
+    whole = stage in WHOLE_RUN
     parts = [read_table(path, None if whole else path.stem) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if list(part.columns) != list(parts[0].columns):
@@ -388,7 +388,9 @@ def build(
         )
     by_stage: dict[str, list[Path]] = {}
     for path in map(Path, tables):
-        stage = path.stem if path.stem in WHOLE_RUN else path.parent.name
+        # A layer may have the name of a stage.
+        whole = path.parent == Path(activations).parent
+        stage = path.stem if whole else path.parent.name
         by_stage.setdefault(stage, []).append(path)
     for stage, paths in by_stage.items():
         table = join(table, stage, paths, (first or {}).get(stage))
