@@ -250,6 +250,98 @@ def test_hooks_of_the_network_are_part_of_it():
     assert close(traced.whole()(images), network(images))
 
 
+class Named(nn.Module):
+    """Its modules have the names of attributes of torch's and of groups in our files."""
+
+    NAMES = ("graph", "code", "output", "logits", "3x3 conv", "NA")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = {
+            name: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for name in self.NAMES
+        }
+        for name in self.NAMES:
+            self.add_module(name, blocks[name])
+        self.features = nn.Linear(3, 5)
+
+    def forward(self, x):
+        for name in self.NAMES:
+            x = x + getattr(self, name)(x)
+        return self.features(x.mean((2, 3)))
+
+
+def test_modules_may_have_any_name():
+    network = Named().eval()
+    images = torch.rand(2, 3, 12, 12)
+    traced = graph.trace(network, images)
+    expected = hooked(network, images, list(Named.NAMES))
+    found = traced.extractor(Named.NAMES)(images)
+    assert close(found[graph.LOGITS], network(images))
+    for name in Named.NAMES:
+        assert torch.equal(found[name], expected[name])
+        prefix, suffix = traced.split(name)
+        assert close(suffix(*prefix(images)), network(images))
+
+
+class Blur(nn.Module):
+    """A pooling as anti-aliased networks have it: the same fixed filter for every channel."""
+
+    def __init__(self, channels: int, most: int):
+        super().__init__()
+        kernel = torch.tensor([1.0, 2, 1])
+        self.register_buffer("filt", (kernel[:, None] * kernel / 16).expand(channels, 1, 3, 3))
+        self.most = nn.MaxPool2d(most, stride=1, padding=most // 2)
+
+    def forward(self, x):
+        x = F.pad(self.most(x), (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(x, self.filt.clone(), stride=2, groups=len(self.filt))
+
+
+def test_a_blur_is_a_pooling_and_no_filter():
+    """Its layer has the filter norms of the convolution before it, and stays rectified."""
+    network = Net().eval()
+    network.end = nn.Sequential(Blur(8, 1))
+    images = torch.rand(2, 3, 24, 24)
+    traced, plain = graph.trace(network, images), graph.trace(Net().eval(), images)
+    assert torch.allclose(traced.filter_norms("end"), plain.filter_norms("end"))
+    assert traced.rectified("end") and traced.is_pooling("end") and not traced.filters("end")
+    assert traced.field("end").local.size == (7, 7)
+    value, unrectified = traced.prefix_and_unrectified("end")(images)
+    assert close(value, hooked(network, images, ["end"])["end"]) and (unrectified < 0).any()
+    timms = make("resnetblur18")
+    traced = traced_network("resnetblur18")[1]
+    assert model.default_layers(timms, traced)[:3] == ["conv1", "maxpool", "layer1.0"]
+    weight = timms.conv1.weight.double().flatten(1).norm(dim=1)
+    scale = timms.bn1.weight.double() / (timms.bn1.running_var.double() + timms.bn1.eps).sqrt()
+    assert torch.allclose(traced.filter_norms("maxpool"), weight * scale.abs())
+
+
+class Windows(nn.Module):
+    """Channels last, and values of windows of positions, as transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 4, 4), nn.Identity()
+        self.windows, self.back = nn.Identity(), nn.Identity()
+        self.maps, self.fc = nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.last(self.stem(x).permute(0, 2, 3, 1))
+        tokens = x.flatten(1, 2)
+        tokens = torch.softmax(tokens @ tokens.transpose(1, 2), 2) @ tokens
+        x = self.windows(tokens.view(-1, 4, 4, 8))
+        return self.fc(self.maps(self.back(x.permute(0, 3, 1, 2))).mean((2, 3)))
+
+
+def test_maps_of_channels_are_told_from_others():
+    traced = graph.trace(Windows().eval(), torch.rand(1, 3, 16, 16))
+    assert [layer for layer in traced.layers() if traced.is_map(layer)] == ["stem", "maps", "fc"]
+    assert traced.field("stem").kind == "exact" and traced.field("maps").kind == "global"
+    with pytest.raises(model.RfatlasError, match="'windows' has shape .*must be"):
+        traced.shape("windows")
+
+
 class Odd(nn.Module):
     """Ends with an operation that only a probe can place."""
 

@@ -489,7 +489,7 @@ def _operation(name: str) -> Any:
 def _field(kept: Mapping[str, Any]) -> Field:
     local = kept["local"]
     return Field(
-        tuple(kept["axes"]),
+        None if kept["axes"] is None else tuple(kept["axes"]),
         None if local is None else Geometry(**{key: tuple(value) for key, value in local.items()}),
         kept["whole"],
         kept["fixed"],

@@ -59,7 +59,8 @@ class Field:
     Attributes
     ----------
     axes
-        The value's axes that run along y and x of the image.
+        The value's axes that run along y and x of the image; None where that is not known, which
+        may be without `local` only.
     local
         The receptive field through local and pointwise operations, global ones taken as constants;
         None where a unit has no place of its own in the image.
@@ -71,7 +72,7 @@ class Field:
         The operations on the way that were found out by trying, by name.
     """
 
-    axes: tuple[int, int] = (2, 3)
+    axes: tuple[int, int] | None = (2, 3)
     local: Geometry | None = None
     whole: bool = False
     fixed: bool = False

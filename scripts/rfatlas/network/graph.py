@@ -67,7 +67,7 @@ _KEEPS_RECTIFIED = (
     | operations.RESHAPES
     | operations.POOLINGS
     | operations.ADAPTIVE
-    | {"add", "cat", "getitem", "chunk", "split", "slice", "channel_shuffle", "permute"}
+    | {"cat", "getitem", "chunk", "split", "slice", "channel_shuffle", "permute"}
     | {"transpose"}
 )
 # What may lie between a classifier and the network's output, and keeps its classes apart.
@@ -100,6 +100,7 @@ class Graph:
         self._nodes = {
             layer: node for layer, node in exported.layers.items() if node.meta["field"] is not None
         }
+        self._filters = {node for node in self._graph.nodes if self._filters_channels(node)}
         self._depth: dict[fx.Node, int] = {}
         for node in self._graph.nodes:
             own = int(self._is_filter(node))
@@ -118,22 +119,17 @@ class Graph:
 
     def is_map(self, layer: str) -> bool:
         """Return whether a layer's value is (N, C, H, W) or (N, C)."""
-        found = self.node(layer)
-        extents = shape(found)
-        return len(extents) == 2 or (
-            len(extents) == 4 and (self.field(layer).local is None or self._is_chw(found))
-        )
-
-    def _is_chw(self, node: fx.Node) -> bool:
-        return node.meta["field"].axes == (2, 3)
+        extents = len(shape(self.node(layer)))
+        return extents == 2 or (extents == 4 and self.field(layer).axes == (2, 3))
 
     def is_convolution(self, layer: str) -> bool:
         """Return whether a convolution gives the layer's value."""
         return name(self.node(layer)) in operations.CONVOLUTIONS
 
     def is_pooling(self, layer: str) -> bool:
-        """Return whether a pooling gives the layer's value."""
-        return name(self.node(layer)) in operations.POOLINGS
+        """Return whether a pooling gives the layer's value, or a blur."""
+        node = self.node(layer)
+        return self._blurs(node) or name(node) in operations.POOLINGS
 
     def shape(self, layer: str) -> tuple[int, int, int]:
         """Return (channels, height, width) of a layer; height = width = 1 behind global pooling."""
@@ -372,6 +368,12 @@ class Graph:
     def _module(self, graph: fx.Graph) -> nn.Module:
         graph.eliminate_dead_code()
         tensors = _fold_batch_norm(graph, self._tensors)
+        # By number, since a module may be called as an attribute of fx's own, such as `graph`.
+        places = {target: f"tensor_{place}" for place, target in enumerate(tensors)}
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                node.target = places[node.target]
+        tensors = {places[target]: tensor for target, tensor in tensors.items()}
         return fx.GraphModule(tensors, graph).eval()
 
     def without_filters(self, layer: str) -> nn.Module | None:
@@ -495,7 +497,20 @@ class Graph:
         return [p for p in full if name(p) not in _GATES] or full
 
     def _is_filter(self, node: fx.Node) -> bool:
-        return name(node) in _FILTERS and self._weight(node) is not None
+        return node in self._filters
+
+    def _filters_channels(self, node: fx.Node) -> bool:
+        """Return whether a node is a convolution or linear layer; one that does the same to every
+        channel by itself, a blur, is none."""
+        weight = self._weight(node) if name(node) in _FILTERS else None
+        if weight is None:
+            return False
+        alone = 1 < len(weight) == arguments(node).get("groups")
+        return not (alone and bool((weight == weight[:1]).all()))
+
+    def _blurs(self, node: fx.Node) -> bool:
+        weights = name(node) in operations.CONVOLUTIONS and self._weight(node) is not None
+        return weights and not self._is_filter(node)
 
     def _weight(self, node: fx.Node) -> torch.Tensor | None:
         """Return the weights (C, ...) of a convolution or linear layer; None where they depend on
@@ -559,9 +574,9 @@ class Graph:
         return norms
 
     def _flops(self, node: fx.Node) -> float:
-        if not self._is_filter(node):
+        weight = self._weight(node) if name(node) in _FILTERS else None
+        if weight is None:
             return 0.0
-        weight = self._weight(node)
         positions = math.prod(shape(node)) / 2 / len(weight)
         return 2.0 * weight.numel() * positions
 
@@ -595,9 +610,16 @@ class Graph:
         if self._before_relu(node) is not None:
             return True
         above = parents(node)
-        # A sum with a number (x + 1) has a single tensor parent and is no longer zero where x is.
-        added_number = name(node) == "add" and len(above) < 2
-        keeps = name(node) in _KEEPS_RECTIFIED and not added_number
+        if name(node) == "add":
+            # A sum with a number (x + 1) has a single tensor parent and is no longer zero where x
+            # is.
+            keeps = len(above) == 2
+        elif name(node) in operations.PADDINGS:
+            keeps = not arguments(node).get("value")
+        elif self._blurs(node):
+            keeps = arguments(node)["bias"] is None and bool((self._weight(node) >= 0).all())
+        else:
+            keeps = name(node) in _KEEPS_RECTIFIED
         return keeps and bool(above) and all(map(self._rectified, above))
 
 

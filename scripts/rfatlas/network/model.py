@@ -200,7 +200,10 @@ def default_layers(module: nn.Module, traced: graph.Graph) -> list[str]:
     stem = [name for name in before if name.split(".")[-1] == "conv1"][:1]
     stem = stem or [name for name in before if traced.is_convolution(name)][:1]
     if blocks:
-        stem += [name for name in before if traced.is_pooling(name)]
+        # A pooling may be a module of several steps, such as one that blurs.
+        poolings = [name for name in before if traced.is_pooling(name) and not traced.filters(name)]
+        inside = tuple(f"{name}." for name in poolings)
+        stem += [name for name in poolings if not name.startswith(inside)]
     covered = {traced.field(name).local.stride for name in (stem if blocks else []) + blocks}
     # Of modules that give one value, the innermost.
     innermost: dict[Any, str] = {}

@@ -48,7 +48,15 @@ _ALONG_AN_AXIS = {
 _NORMALISATIONS = {"layer_norm", "softmax", "log_softmax", "_softmax", "_log_softmax"}
 #: Normalise over positions.
 _GROUP_NORMALISATIONS = {"group_norm", "instance_norm", "native_group_norm"}
-_GLOBAL = Field(whole=True)
+# Take the last two of four axes for y and x.
+_OF_MAPS = (
+    CONVOLUTIONS
+    | POOLINGS
+    | ADAPTIVE
+    | _GROUP_NORMALISATIONS
+    | {"batch_norm", "conv_transpose2d", "pixel_shuffle", "pixel_unshuffle"}
+)
+_GLOBAL = Field(axes=None, whole=True)
 
 
 def name(node: fx.Node) -> str:
@@ -140,10 +148,41 @@ def field(node: fx.Node, tensors: Mapping[str, torch.Tensor]) -> Field | None:
         found = _probed(node, above, tensors)
     return replace(
         found,
+        axes=_axes(node, kind, above, fields) if found.local is None else found.axes,
         whole=found.whole or any(one.whole for one in fields),
         fixed=found.fixed or any(one.fixed for one in fields),
         probed=tuple(dict.fromkeys(sum((one.probed for one in fields), ()) + found.probed)),
     )
+
+
+def _axes(
+    node: fx.Node, kind: str, above: list[fx.Node], fields: list[Field]
+) -> tuple[int, int] | None:
+    """Return the axes along y and x of a value whose units have no place of their own."""
+    own, inner, axes = shape(node), shape(above[0]), fields[0].axes
+    if own is None or inner is None:
+        return None if kind == "unbind" else axes
+    if len(own) == 4 and kind in _OF_MAPS:
+        return 2, 3
+    if axes is not None and kind in TURNS:
+        return _turned(node, axes)
+    if axes is not None and kind in RESHAPES:
+        return reshaped(inner, own, axes)
+    if kind in MULTIPLICATIONS - {"linear"}:
+        return None
+    alike = {
+        one.axes
+        for parent, one in zip(above, fields, strict=True)
+        if len(shape(parent)) == len(own)
+    }
+    return alike.pop() if len(alike) == 1 else None
+
+
+def _turned(node: fx.Node, axes: tuple[int, int]) -> tuple[int, int]:
+    """Return where two axes lie after a permutation."""
+    sizes = torch.empty([2 + axis for axis in range(len(shape(node.args[0])))], device="meta")
+    turned = list(node.target(sizes, *node.args[1:], **node.kwargs).shape)
+    return tuple(turned.index(2 + axis) for axis in axes)
 
 
 def _known(node: fx.Node, kind: str, above: list[fx.Node], fields: list[Field]) -> Field | None:
@@ -152,14 +191,15 @@ def _known(node: fx.Node, kind: str, above: list[fx.Node], fields: list[Field]) 
     several = own is None or inner is None
     if is_pointwise(node):
         return first if several else _joined(own, above, fields)
-    if all(one.local is None for one in fields):
+    placed = next((one for one in fields if one.local is not None), None)
+    if placed is None:
         return _GLOBAL
     if kind == "slice_scatter":
-        return _GLOBAL if arguments(node)["dim"] in first.axes else _joined(own, above, fields)
+        return _GLOBAL if arguments(node)["dim"] in placed.axes else _joined(own, above, fields)
     if kind in ("cat", "stack"):
         dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(own)
         if kind == "cat":
-            return _GLOBAL if dim in first.axes else _joined(own, above, fields)
+            return _GLOBAL if dim in placed.axes else _joined(own, above, fields)
         # Without the new axis the operands lie on each other.
         joined = _joined(inner, above, fields)
         return replace(joined, axes=tuple(axis + (axis >= dim) for axis in joined.axes))
@@ -187,9 +227,7 @@ def _known(node: fx.Node, kind: str, above: list[fx.Node], fields: list[Field]) 
         axes = reshaped(inner, own, first.axes)
         return _GLOBAL if axes is None else replace(first, axes=axes)
     if kind in TURNS:
-        sizes = torch.empty([2 + axis for axis in range(ndim)], device="meta")
-        turned = list(node.target(sizes, *node.args[1:], **node.kwargs).shape)
-        return replace(first, axes=tuple(turned.index(2 + axis) for axis in first.axes))
+        return replace(first, axes=_turned(node, first.axes))
     if kind in _GROUP_NORMALISATIONS:
         return replace(first, whole=True)
     if kind in _NORMALISATIONS:
@@ -210,11 +248,11 @@ def _joined(own: tuple, above: list[fx.Node], fields: list[Field]) -> Field:
     as a constant that the whole image makes."""
     found, whole = None, False
     for parent, one in zip(above, fields, strict=True):
+        if one.local is None:
+            whole = True
+            continue
         back = tuple(axis - len(shape(parent)) for axis in one.axes)
-        spread = one.local is not None and any(
-            shape(parent)[axis] == 1 < own[axis] for axis in back
-        )
-        if one.local is None or spread:
+        if any(shape(parent)[axis] == 1 < own[axis] for axis in back):
             whole = True
             continue
         placed = replace(one, axes=tuple(axis + len(own) for axis in back))
