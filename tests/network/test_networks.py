@@ -309,6 +309,8 @@ def test_a_blur_is_a_pooling_and_no_filter():
     assert traced.field("end").local.size == (7, 7)
     value, unrectified = traced.prefix_and_unrectified("end")(images)
     assert close(value, hooked(network, images, ["end"])["end"]) and (unrectified < 0).any()
+    path = traced.linear_path("end")
+    assert [step for step, _ in path.steps if step in ("conv2d", "blur")][-1] == "blur"
     timms = make("resnetblur18")
     traced = traced_network("resnetblur18")[1]
     assert model.default_layers(timms, traced)[:3] == ["conv1", "maxpool", "layer1.0"]

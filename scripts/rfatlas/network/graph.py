@@ -35,8 +35,9 @@ class NoPath(RfatlasError):
 class LinearPath:
     """The linear network from the input to a layer along its skip connections.
 
-    `steps` are its operations, (name, arguments), tensors among these in place; `sums` counts the
-    skip connections taken; `graph` runs it, in double precision, to the layer PATH.
+    `steps` are its operations, (name, arguments), tensors among these in place, a convolution that
+    averages every channel alike as `blur`; `sums` counts the skip connections taken; `graph` runs
+    it, in double precision, to the layer PATH.
     """
 
     graph: "Graph"
@@ -100,7 +101,10 @@ class Graph:
         self._nodes = {
             layer: node for layer, node in exported.layers.items() if node.meta["field"] is not None
         }
-        self._filters = {node for node in self._graph.nodes if self._filters_channels(node)}
+        weighted = [node for node in self._graph.nodes if name(node) in _FILTERS]
+        weighted = [node for node in weighted if self._weight(node) is not None]
+        self._blurs = {node for node in weighted if self._is_blur(node)}
+        self._filters = {*weighted} - self._blurs
         self._depth: dict[fx.Node, int] = {}
         for node in self._graph.nodes:
             own = int(self._is_filter(node))
@@ -129,7 +133,7 @@ class Graph:
     def is_pooling(self, layer: str) -> bool:
         """Return whether a pooling gives the layer's value, or a blur."""
         node = self.node(layer)
-        return self._blurs(node) or name(node) in operations.POOLINGS
+        return node in self._blurs or name(node) in operations.POOLINGS
 
     def shape(self, layer: str) -> tuple[int, int, int]:
         """Return (channels, height, width) of a layer; height = width = 1 behind global pooling."""
@@ -335,7 +339,8 @@ class Graph:
                     ),
                 )
             new.meta = dict(node.meta)
-            steps.append((name(new), self._resolved(arguments(new))))
+            step = "blur" if node in self._blurs else name(new)
+            steps.append((step, self._resolved(arguments(new))))
             value = new
         graph.output(value)
         for node in graph.nodes:
@@ -499,18 +504,12 @@ class Graph:
     def _is_filter(self, node: fx.Node) -> bool:
         return node in self._filters
 
-    def _filters_channels(self, node: fx.Node) -> bool:
-        """Return whether a node is a convolution or linear layer; one that does the same to every
-        channel by itself, a blur, is none."""
-        weight = self._weight(node) if name(node) in _FILTERS else None
-        if weight is None:
+    def _is_blur(self, node: fx.Node) -> bool:
+        """Return whether a convolution averages every channel by itself, all in the same way."""
+        a, weight = arguments(node), self._weight(node)
+        if not 1 < len(weight) == a.get("groups") or a["bias"] is not None:
             return False
-        alone = 1 < len(weight) == arguments(node).get("groups")
-        return not (alone and bool((weight == weight[:1]).all()))
-
-    def _blurs(self, node: fx.Node) -> bool:
-        weights = name(node) in operations.CONVOLUTIONS and self._weight(node) is not None
-        return weights and not self._is_filter(node)
+        return bool((weight == weight[:1]).all() and (weight >= 0).all() and weight.any())
 
     def _weight(self, node: fx.Node) -> torch.Tensor | None:
         """Return the weights (C, ...) of a convolution or linear layer; None where they depend on
@@ -574,9 +573,9 @@ class Graph:
         return norms
 
     def _flops(self, node: fx.Node) -> float:
-        weight = self._weight(node) if name(node) in _FILTERS else None
-        if weight is None:
+        if node not in self._filters | self._blurs:
             return 0.0
+        weight = self._weight(node)
         positions = math.prod(shape(node)) / 2 / len(weight)
         return 2.0 * weight.numel() * positions
 
@@ -616,10 +615,8 @@ class Graph:
             keeps = len(above) == 2
         elif name(node) in operations.PADDINGS:
             keeps = not arguments(node).get("value")
-        elif self._blurs(node):
-            keeps = arguments(node)["bias"] is None and bool((self._weight(node) >= 0).all())
         else:
-            keeps = name(node) in _KEEPS_RECTIFIED
+            keeps = node in self._blurs or name(node) in _KEEPS_RECTIFIED
         return keeps and bool(above) and all(map(self._rectified, above))
 
 
