@@ -793,6 +793,22 @@ def test_numbers_explain_themselves(page, site):
     page.until(lambda: "Morcos et al. 2018" in page.text("#tooltip"))
 
 
+def test_the_address_of_a_channel_holds_whatever_its_layer_is_called(page, tmp_path):
+    name = "heads.3?x#4%20 é&<i>"
+    run = Run(layers=[Layer("output", 4, 8, 19, 4, 0.5), Layer(name, 4, 8, 19, 4, 0.5)])
+    folder = run.write(tmp_path / run.name)
+    write_table(run, folder)
+    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    page.open(folder / "atlas" / "index.html")
+    page.run("rfatlas.address.visit(arguments[0])", f"{name}/2")
+    page.until(lambda: page.one("#passport").is_displayed())
+    address = page.run("return location.hash")
+    page.open(folder / "atlas" / "index.html", address)
+    page.until(lambda: page.one("#passport").is_displayed())
+    assert page.text("#passport h2") == f"{name}/2"
+    assert page.run("return rfatlas.address.channel") == f"{name}/2"
+
+
 def test_an_address_without_such_a_channel_opens_the_grid(page, site):
     _, path, table = site
     for part in ("#conv1/99", "#nowhere/1", "#conv1", "#%"):

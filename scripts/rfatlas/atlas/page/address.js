@@ -15,13 +15,16 @@ rfatlas.address = (() => {
     }
   };
 
+  // A channel's name in an address; names of layers may hold ? and #.
+  const encoded = (name) => encodeURIComponent(name).replaceAll("%2F", "/");
+
   function parse() {
     const [name, ...rest] = location.hash.slice(1).split("?");
     return [decoded(name), rest.join("?")];
   }
 
   function hash() {
-    const whole = encodeURI(channel) + (settings ? `?${settings}` : "");
+    const whole = encoded(channel) + (settings ? `?${settings}` : "");
     return whole ? `#${whole}` : "";
   }
 
@@ -58,5 +61,5 @@ rfatlas.address = (() => {
     return follow();
   }
 
-  return { keep, visit, setup, get channel() { return channel; } };
+  return { encoded, keep, visit, setup, get channel() { return channel; } };
 })();

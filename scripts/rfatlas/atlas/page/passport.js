@@ -321,7 +321,7 @@ rfatlas.passport = (() => {
       html("dl", {}, found.flatMap((match) => [
         html("dt", {}, match[0]),
         html("dd", {}, runs.includes(match[0])
-          ? html("a", { href: `../../${encodeURIComponent(match[0])}/atlas/index.html#${encodeURI(name(match))}` },
+          ? html("a", { href: `../../${encodeURIComponent(match[0])}/atlas/index.html#${rfatlas.address.encoded(name(match))}` },
             name(match))
           : name(match),
         html("span", { class: "quiet" }, ` correlation ${rfatlas.text(match[2])}`))])));
