@@ -1,8 +1,7 @@
 """Stage `train_demo`: train the demo's networks on scenes that the workflow draws.
 
 Deterministic from its seeds on one kind of processor and one number of threads: scenes, initial
-weights, order and augmentation of every epoch each have a generator of their own, so that training
-resumed from an epoch's checkpoint ends with the same bits as training in one go.
+weights, order and augmentation of every epoch each have a generator of their own.
 
 The weight decay acts on every parameter, the scales of batch normalisation too: first-layer filters
 that the task does not need fade away, as in the networks of Kobayashi & Shouno 2020.
@@ -24,13 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from rfatlas import demo_net
-from rfatlas.errors import RfatlasError
-from rfatlas.files import store, versions
+from rfatlas.files import disk, versions
 from rfatlas.images import scenes
+from rfatlas.network import graph
+from rfatlas.network.model import preprocess
 
 log = logging.getLogger("rfatlas")
 
@@ -59,17 +59,6 @@ class Settings:
     weight_decay: float = 1e-3
     shift: int = 4
 
-    def __post_init__(self):
-        for name in ("count", "held_out", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise RfatlasError(
-                    f"train_demo: {name} is {getattr(self, name)}, but must be 1 or more"
-                )
-        if self.seed == self.held_out_seed:
-            raise RfatlasError(
-                f"train_demo: seed and held_out_seed are both {self.seed}, but must differ"
-            )
-
 
 @dataclass
 class Result:
@@ -89,17 +78,17 @@ class Result:
 def train(
     network: str,
     settings: Settings,
-    partial: store.Partial,
     processes: int = 1,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Result:
-    """Train one of `NETWORKS`; continues after the last epoch found in `partial`.
-
-    `processes` draw the scenes. `progress` wraps the iterator over the epochs that are left.
-    """
-    images, labels = _scenes("scenes", settings.count, settings.seed, settings, partial, processes)
-    held_out = _scenes(
-        "held_out", settings.held_out, settings.held_out_seed, settings, partial, processes
+    """Train one of `NETWORKS`. `processes` draw the scenes; `progress` wraps the iterator over the
+    epochs."""
+    (images, labels), held_out = (
+        scenes.draw(count, settings.size, seed, processes=processes)
+        for count, seed in (
+            (settings.count, settings.seed),
+            (settings.held_out, settings.held_out_seed),
+        )
     )
     mean, std = colour_statistics(images)
     log.info("%d scenes, mean %s, std %s", len(images), mean, std)
@@ -111,10 +100,9 @@ def train(
     optimiser = torch.optim.SGD(
         module.parameters(), settings.rate, settings.momentum, weight_decay=settings.weight_decay
     )
-    done, losses = _resume(partial, module, optimiser)
-    for epoch in progress(range(done, settings.epochs)):
+    losses: list[float] = []
+    for epoch in progress(range(settings.epochs)):
         losses.append(_epoch(epoch, settings, module, optimiser, images, labels, mean, std))
-        _checkpoint(partial, epoch, module, optimiser, losses)
         log.info("epoch %d of %d: loss %.4f", epoch + 1, settings.epochs, losses[-1])
 
     module.eval()
@@ -140,16 +128,6 @@ def colour_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     squares = [float((codes**2 * count).sum() / count.sum()) for count in counts]
     stds = [math.sqrt(square - mean**2) for square, mean in zip(squares, means, strict=True)]
     return [round(mean, 4) for mean in means], [round(std, 4) for std in stds]
-
-
-def normalise(images: np.ndarray, mean: list[float], std: list[float]) -> torch.Tensor:
-    """uint8 images (N, H, W, 3) -> f32 (N, 3, H, W), less `mean` and over `std` (three numbers in
-    0..1 each).
-
-    The result lies channels-last in memory.
-    """
-    tensor = torch.from_numpy(images).to(torch.float32).div_(255)
-    return tensor.sub_(torch.tensor(mean)).div_(torch.tensor(std)).permute(0, 3, 1, 2)
 
 
 def augment(images: np.ndarray, rng: np.random.Generator, shift: int) -> np.ndarray:
@@ -185,22 +163,14 @@ def accuracy(
     """Share of uint8 images (N, H, W, 3) that the module, in eval mode, labels correctly."""
     right = 0
     for begin in range(0, len(images), 256):
-        logits = module(normalise(images[begin : begin + 256], mean, std))
+        logits = module(preprocess(images[begin : begin + 256], mean, std))
         right += int((logits.argmax(1).numpy() == labels[begin : begin + 256]).sum())
     return right / len(images)
 
 
-def filter_norms(module: nn.Module) -> np.ndarray:
-    """L2 norm of each first-layer filter with batch normalisation folded in, f64 (64,)."""
-    kernels = module.conv1.weight.detach().double().flatten(1).norm(dim=1)
-    gain = module.bn1.weight.detach().double()
-    gain = gain.abs() / (module.bn1.running_var.double() + module.bn1.eps).sqrt()
-    return (kernels * gain).numpy()
-
-
 def write(result: Result, settings: Settings, weights: Path | str, provenance: Path | str) -> None:
     """Write the weights (safetensors) and the provenance (JSON), each whole or not at all."""
-    weights, provenance = Path(weights), Path(provenance)
+    weights = Path(weights)
     tensors = {
         name: tensor.contiguous().clone() for name, tensor in result.module.state_dict().items()
     }
@@ -210,7 +180,8 @@ def write(result: Result, settings: Settings, weights: Path | str, provenance: P
     save_file(tensors, temporary, metadata={"factory": factory})
     os.replace(temporary, weights)
 
-    norms = filter_norms(result.module)
+    image = torch.zeros(1, 3, settings.size, settings.size)
+    norms = graph.trace(result.module, image).filter_norms("conv1")
     record = {
         "factory": factory,
         "command": "snakemake --cores 2 --forcerun train_demo_network "
@@ -240,36 +211,8 @@ def write(result: Result, settings: Settings, weights: Path | str, provenance: P
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    temporary = provenance.with_name(provenance.name + ".tmp")
-    provenance.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, provenance)
-
-
-def load(network: str, weights: Path | str) -> nn.Module:
-    """One of `NETWORKS` with weights written by `write`, in eval mode."""
-    module = NETWORKS[network](len(scenes.CLASS_NAMES))
-    module.load_state_dict(load_file(weights))
-    return module.eval()
-
-
-def fingerprint(network: str, settings: Settings) -> dict:
-    """What makes two trainings the same: a checkpoint of another fingerprint is not resumed."""
-    return {
-        "network": network,
-        "settings": dataclasses.asdict(settings),
-        "scenes": versions.stage("scenes"),
-        "train_demo": versions.stage("train_demo"),
-    }
-
-
-def _scenes(name, count, seed, settings, partial, processes):
-    """Draw a set of scenes once; a resumed training reads it back."""
-    if name not in partial.names():
-        images, labels = scenes.draw(count, settings.size, seed, processes=processes)
-        partial.save(name, {"images": images, "labels": labels})
-    drawn = partial.load(name)
-    return drawn["images"], drawn["labels"]
+    with disk.text(provenance) as file:
+        file.write(json.dumps(record, indent=2) + "\n")
 
 
 def _epoch(epoch, settings, module, optimiser, images, labels, mean, std):
@@ -281,7 +224,7 @@ def _epoch(epoch, settings, module, optimiser, images, labels, mean, std):
     total = 0.0
     for step in range(per_epoch):
         chosen = order[step * settings.batch : (step + 1) * settings.batch]
-        batch = normalise(augment(images[chosen], rng, settings.shift), mean, std)
+        batch = preprocess(augment(images[chosen], rng, settings.shift), mean, std)
         rate = learning_rate(epoch * per_epoch + step, per_epoch, settings)
         for group in optimiser.param_groups:
             group["lr"] = rate
@@ -294,29 +237,3 @@ def _epoch(epoch, settings, module, optimiser, images, labels, mean, std):
         optimiser.step()
         total += loss.item() * len(chosen)
     return total / len(order)
-
-
-def _checkpoint(partial, epoch, module, optimiser, losses):
-    arrays = {f"module.{name}": tensor.numpy() for name, tensor in module.state_dict().items()}
-    for name, parameter in module.named_parameters():
-        arrays[f"momentum.{name}"] = optimiser.state[parameter]["momentum_buffer"].numpy()
-    arrays["losses"] = np.array(losses)
-    partial.save(f"epoch_{epoch + 1:04d}", arrays)
-
-
-def _resume(partial, module, optimiser):
-    """Restore the last checkpoint; return the number of finished epochs and their losses."""
-    saved = [name for name in partial.names() if name.startswith("epoch_")]
-    if not saved:
-        return 0, []
-    arrays = partial.load(saved[-1])
-    state = {name: torch.from_numpy(arrays[f"module.{name}"]) for name in module.state_dict()}
-    module.load_state_dict(state)
-    for name, parameter in module.named_parameters():
-        momentum = torch.from_numpy(arrays[f"momentum.{name}"])
-        # In the memory layout of its parameter, so that the resumed arithmetic is the same.
-        buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum)
-        optimiser.state[parameter]["momentum_buffer"] = buffer
-    losses = arrays["losses"].tolist()
-    log.info("resuming after epoch %d", len(losses))
-    return len(losses), losses
