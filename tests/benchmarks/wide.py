@@ -48,7 +48,7 @@ from pathlib import Path
 from rfatlas.files import store
 from rfatlas.tables import channels
 folder = Path(sys.argv[1])
-table = channels.read_table(folder / "own.csv")
+table = store.read_table(folder / "own.csv")
 for stage in sorted(path for path in folder.iterdir() if path.is_dir()):
     table = channels.join(table, stage.name, sorted(stage.glob("*.csv")))
 store.write_table(table, folder / "channels.csv")

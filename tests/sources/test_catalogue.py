@@ -439,8 +439,6 @@ def test_limit_takes_the_first(tmp_path):
     assert catalogue.list_images(dataset | {"limit": 100}).names == everything.names
     both = catalogue.list_images(dataset | {"limit": 4, "subset": {"size": 3, "seed": 1}})
     assert set(both.names) < set(everything.names[:4]) and len(both) == 3
-    for bad in (0, -1, 2.5, True, "3"):
-        refused("limit: .*positive integer", dataset | {"limit": bad})
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 11, 13, 15])
@@ -479,7 +477,6 @@ def test_subset_draws_each_image_alike():
 def test_subset_refused(tmp_path):
     dataset = folder_of(tmp_path, {"a": 3})
     refused("subset.size: 4, but there are 3", dataset | {"subset": {"size": 4, "seed": 0}})
-    refused("subset.size: 0", dataset | {"subset": {"size": 0, "seed": 0}})
     refused(
         "subset.size: 3, but there are 2", dataset | {"limit": 2, "subset": {"size": 3, "seed": 0}}
     )

@@ -114,8 +114,6 @@ class RangePass:
 
     def finish(self, labels: np.ndarray, classes: int) -> None:
         """Write the summaries; `labels` i64 (images,) are those of [start, stop), -1 = unknown."""
-        if self.position != self.stop:
-            raise ValueError(f"images {self.position}-{self.stop} have not been seen")
         self._pool.shutdown()
         for summary in self.summaries.values():
             summary.write(self._file)
@@ -215,12 +213,6 @@ def compute(
     """
     from rfatlas.network import devices, model
 
-    unknown = sorted(set(keep_maps) - set(layers))
-    if unknown:
-        raise RfatlasError(
-            f"activations.keep_maps: {', '.join(unknown)}: not among the analysed layers, "
-            f"which are {', '.join(layers)}"
-        )
     with devices.acquire(device, tf32) as where, store.open(images, "images") as packed:
         loaded = model.load(weights, where)
         total = len(packed["images"])

@@ -91,15 +91,10 @@ class Summary:
     def update(self, values: "torch.Tensor", first: int) -> tuple[np.ndarray, np.ndarray]:
         """Take in a batch of maps (B, C, H, W) or (B, C) of the images `first`, `first` + 1, ...
 
-        Returns the largest value and the mean of each map, f32 (B, C) both. Raises NonFiniteError
-        before anything has changed, ValueError if the batch does not follow the images seen.
+        They must follow the images seen. Returns the largest value and the mean of each map, f32
+        (B, C) both. Raises NonFiniteError before anything has changed.
         """
         maps = as_maps(values)
-        if tuple(maps.shape[1:]) != (self.channels, self.height, self.width):
-            expected = (self.channels, self.height, self.width)
-            raise ValueError(f"layer {self.layer}: {tuple(maps.shape[1:])} is not {expected}")
-        if self.images and first != self.stop:
-            raise ValueError(f"layer {self.layer}: image {first} does not follow {self.stop - 1}")
         size = self.height * self.width
         # A view where the maps are channels-last; everything below runs along their memory.
         maps = maps.permute(0, 2, 3, 1).contiguous()
@@ -241,21 +236,11 @@ class Summary:
         self.mean += shift * (units / both)
 
     def merge(self, later: "Summary") -> None:
-        """Take in the summary of the images that follow.
-
-        Raises ValueError if they do not follow or the two are not of the same layer.
-        """
+        """Take in the summary of the same layer over the images that follow."""
         if not later.images:
             return
         if not self.images:
             self.start = self.stop = later.start
-        elif later.start != self.stop:
-            raise ValueError(
-                f"layer {self.layer}: image {later.start} does not follow {self.stop - 1}"
-            )
-        shape = ("layer", "channels", "height", "width", "rectified", "top_k")
-        if any(getattr(self, name) != getattr(later, name) for name in shape):
-            raise ValueError(f"layer {self.layer}: summaries of different layers or top_k")
         self._add_moments(later.units, later.mean, later.m2)
         self.maximum = np.maximum(self.maximum, later.maximum)
         self.positive += later.positive
@@ -326,8 +311,6 @@ def as_maps(values: "torch.Tensor") -> "torch.Tensor":
     """Return a layer's output as f32 (N, C, H, W); a global layer (N, C) gets H = W = 1."""
     if values.ndim == 2:
         values = values[:, :, None, None]
-    if values.ndim != 4:
-        raise ValueError(f"expected (N, C, H, W) or (N, C), got {tuple(values.shape)}")
     return values.float()
 
 

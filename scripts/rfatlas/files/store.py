@@ -418,7 +418,8 @@ class Rows:
     def __init__(
         self, path: str | Path, name: str, shape: tuple[int, ...], dtype: Any, libver: str | None
     ):
-        self._path, self._dtype, self._shape = Path(path), np.dtype(dtype), shape[1:]
+        self._path, self._dtype = Path(path), np.dtype(dtype)
+        self._row_bytes = self._dtype.itemsize * int(np.prod(shape[1:]))
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -431,14 +432,10 @@ class Rows:
         self._file = self._path.open("r+b", buffering=0)
 
     def write(self, row: int, values: np.ndarray) -> None:
-        """Write `values` (n, ...) to the rows `row` to `row + n - 1`.
-
-        Raises RfatlasError when the disk is full, ValueError if the shape of a row is another.
-        """
+        """Write `values` (n, ...) to the rows `row` to `row + n - 1`; RfatlasError when the disk is
+        full."""
         values = np.ascontiguousarray(values, self._dtype)
-        if values.shape[1:] != self._shape:
-            raise ValueError(f"{self._path}: rows {values.shape[1:]}, expected {self._shape}")
-        at = self._offset + row * self._dtype.itemsize * int(np.prod(self._shape))
+        at = self._offset + row * self._row_bytes
         remaining = memoryview(values).cast("B")
         try:
             while remaining:

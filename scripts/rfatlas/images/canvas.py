@@ -10,8 +10,6 @@ import math
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from rfatlas.errors import RfatlasError
-
 SHAPES = ("disc", "square", "triangle", "star", "cross", "ring")
 
 # Unit vectors of log RGB: red-green and yellow-blue; grey is (1, 1, 1).
@@ -198,7 +196,7 @@ class Canvas:
 
 
 def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance in pixels to the outline of a foreground shape, negative inside.
+    """Signed distance in pixels to the outline of one of `SHAPES`, negative inside.
 
     `u`, `v` are coordinates around its centre, `radius` its circumscribed circle's. Exact at the
     outline, a lower bound of the distance beyond a corner.
@@ -215,9 +213,7 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         bar = 0.3 * radius
         across = np.maximum(np.abs(u) - 0.95 * radius, np.abs(v) - bar)
         return np.minimum(across, np.maximum(np.abs(v) - 0.95 * radius, np.abs(u) - bar))
-    if shape == "ring":
-        return np.abs(np.hypot(u, v) - 0.72 * radius) - 0.2 * radius
-    raise RfatlasError(f"scenes: shape is {shape!r}, but must be one of {', '.join(SHAPES)}")
+    return np.abs(np.hypot(u, v) - 0.72 * radius) - 0.2 * radius
 
 
 def _star(u, v, radius, points, waist):

@@ -63,8 +63,6 @@ def pack(
     Raises RfatlasError if images are bad (`stop`), no image is left, a file cannot be read, the
     disk is too small, or a worker dies.
     """
-    if on_bad_image not in ("stop", "skip"):
-        raise RfatlasError(f"on_bad_image: {on_bad_image!r}; give stop or skip")
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".tmp")

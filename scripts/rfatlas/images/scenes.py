@@ -29,9 +29,6 @@ from rfatlas.images.canvas import HUE_DEGREES, SHAPES, Canvas, radii
 
 HUES = tuple(HUE_DEGREES)
 CLASS_NAMES = tuple(f"{shape} {hue}" for shape in SHAPES for hue in HUES)
-
-#: Smallest and largest side of a scene in pixels.
-SIZES = (16, 512)
 _LEAVES = 64
 # Scenes that a worker process draws at a time.
 _CHUNK = 64
@@ -85,20 +82,16 @@ def scene(index: int, size: int = 64, seed: int = 0) -> Scene:
 
 
 def draw(
-    count: int, size: int = 64, seed: int = 0, start: int = 0, processes: int = 1
+    count: int, size: int = 64, seed: int = 0, processes: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw scenes `start` to `start + count - 1` of `seed`.
+    """Draw the first `count` scenes of `seed`.
 
     Returns images uint8 (count, size, size, 3), sRGB, and labels int64 (count,), indices into
-    `CLASS_NAMES`. The result does not depend on `processes`. Raises RfatlasError where an argument
-    is out of its range.
+    `CLASS_NAMES`. The result does not depend on `processes`.
     """
-    check(count, size, seed)
-    if start < 0:
-        raise RfatlasError(f"scenes: start is {start}, but must be 0 or more")
     images = np.empty((count, size, size, 3), np.uint8)
     labels = np.empty(count, np.int64)
-    drawn = _scenes(range(start, start + count), size, seed, processes)
+    drawn = _scenes(range(count), size, seed, processes)
     for position, (image, label) in enumerate(drawn):
         images[position], labels[position] = image, label
     return images, labels
@@ -116,10 +109,8 @@ def write(
     """Write `count` scenes as `<folder>/<label>_<name>/NNNNN.png` and list them in `table`.
 
     The columns of the CSV file `table` are file (relative to the table), label and class_name.
-    `progress` wraps the iterator over scenes. Raises RfatlasError where an argument is out of its
-    range, or the disk is full.
+    `progress` wraps the iterator over scenes. Raises RfatlasError where the disk is full.
     """
-    check(count, size, seed)
     folder, table = Path(folder), Path(table)
     unfinished = folder.with_name(folder.name + ".tmp")
     for old in (folder, unfinished):
@@ -143,16 +134,6 @@ def write(
         written = csv.writer(handle, lineterminator="\n")
         written.writerow(("file", "label", "class_name"))
         written.writerows(rows)
-
-
-def check(count: int, size: int, seed: int) -> None:
-    """Raise RfatlasError where count, size (pixels) or seed is out of its range."""
-    if count < 1:
-        raise RfatlasError(f"scenes: count is {count}, but must be 1 or more")
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise RfatlasError(f"scenes: size is {size}, but must lie in {SIZES[0]}..{SIZES[1]} pixels")
-    if seed < 0:
-        raise RfatlasError(f"scenes: seed is {seed}, but must be 0 or more")
 
 
 def _scenes(indices: range, size: int, seed: int, processes: int) -> Iterator:

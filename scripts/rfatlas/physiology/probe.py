@@ -108,17 +108,10 @@ class Probe:
         last ReLU left out (see `graph.Graph.prefix_and_unrectified`).
 
         `stimuli` float (n, 3, crop, crop), code values in 0..1. What is asked of the centre unit
-        equals what it does in the whole image with the stimulus in its place. Raises ValueError for
-        another shape.
+        equals what it does in the whole image with the stimulus in its place.
         """
-        stimuli = torch.as_tensor(stimuli)
-        if stimuli.shape[1:] != (3, self.crop, self.crop):
-            raise ValueError(
-                f"stimuli of shape {tuple(stimuli.shape)}, expected (n, 3, {self.crop}, "
-                f"{self.crop})"
-            )
         answers: list[list[np.ndarray]] = [[], []]
-        for part in stimuli.split(self.batch):
+        for part in torch.as_tensor(stimuli).split(self.batch):
             outputs = self.answer(part.to(self.device, torch.float32))
             for answer, output in zip(answers, outputs, strict=True):
                 answer.append(output.cpu().numpy())

@@ -84,9 +84,6 @@ def list_images(
     nothing is found, a label is not an integer, labels and images do not match, a file is listed
     twice, or the limit or subset does not fit.
     """
-    if dataset["source"] not in SOURCES:
-        allowed = ", ".join(sorted(SOURCES))
-        raise RfatlasError(f"{key}.source: {dataset['source']!r}; allowed: {allowed}")
     given = {name: dataset.get(name) for name in ("labels", "class_map", "class_names")}
     for problems in (unread(dataset, given), unfit(dataset, base)):
         for name, problem in problems:
@@ -128,7 +125,7 @@ def count_images(dataset: Mapping[str, Any], base: str | Path = ".", key: str = 
     """
     if dataset["source"] != "scenes":
         return len(list_images(dataset, base, key))
-    return subset_size(dataset, limited(dataset, dataset["count"], key), key)
+    return subset_size(dataset, limited(dataset, dataset["count"]), key)
 
 
 def input_files(dataset: Mapping[str, Any], name: str) -> dict[str, str]:

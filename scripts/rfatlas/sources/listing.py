@@ -141,7 +141,7 @@ def chosen(listing: Listing, dataset: Mapping[str, Any], key: str) -> Listing:
 
     Raises RfatlasError if they do not fit the number of images.
     """
-    listing = listing.select(range(limited(dataset, len(listing), key)))
+    listing = listing.select(range(limited(dataset, len(listing))))
     if dataset.get("subset") is not None:
         size = subset_size(dataset, len(listing), key)
         seed = dataset["subset"].get("seed", 0)
@@ -149,28 +149,21 @@ def chosen(listing: Listing, dataset: Mapping[str, Any], key: str) -> Listing:
     return listing
 
 
-def limited(dataset: Mapping[str, Any], available: int, key: str) -> int:
-    """Return how many of the images `limit` leaves; RfatlasError if it is no positive integer."""
-    limit = dataset.get("limit")
-    return available if limit is None else min(available, _positive(limit, f"{key}.limit"))
+def limited(dataset: Mapping[str, Any], available: int) -> int:
+    """Return how many of the images `limit` leaves."""
+    return min(available, dataset.get("limit") or available)
 
 
 def subset_size(dataset: Mapping[str, Any], available: int, key: str) -> int:
     """Return how many of the images `subset` leaves; RfatlasError if there are not as many."""
     if dataset.get("subset") is None:
         return available
-    size = _positive(dataset["subset"]["size"], f"{key}.subset.size")
+    size = dataset["subset"]["size"]
     if size > available:
         raise RfatlasError(
             f"{key}.subset.size: {size}, but there are {available} images; give at most {available}"
         )
     return size
-
-
-def _positive(value: Any, key: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise RfatlasError(f"{key}: {value!r}; give a positive integer, or null for all images")
-    return value
 
 
 def stratified(names: Sequence[str], labels: np.ndarray, size: int, seed: int) -> np.ndarray:

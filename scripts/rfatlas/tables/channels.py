@@ -155,53 +155,23 @@ def activation_table(
 ) -> pd.DataFrame:
     """Return this stage's own columns (`COLUMNS`) for every channel of every layer of a run.
 
-    Parameters
-    ----------
-    activations
-        The open activations.h5.
-    layers
-        `layers` of model.json: their geometry and filter norms, in network order.
-    class_names
-        Name of each class, "" or nothing where unknown.
-    inactive_norm, inactive_variance
-        See `inactive`.
-
-    Raises
-    ------
-    RfatlasError
-        If a layer of the model is not among the activations or has another number of channels.
+    `layers` are those of model.json in network order; `class_names` the name of each class, "" or
+    nothing where unknown; for the rest see `inactive`.
     """
     labels = activations["output/labels"][:]
     counts = np.bincount(labels[labels >= 0])
     tables = []
     for depth, layer in enumerate(layers):
         name, channels = layer["name"], layer["channels"]
-        if name not in activations:
-            found = ", ".join(sorted(activations)) or "nothing"
-            raise RfatlasError(f"{activations.filename}: no layer {name!r}; it holds {found}")
         group = activations[name]
-        if len(group["mean"]) != channels:
-            raise RfatlasError(
-                f"{activations.filename}: layer {name!r} has {len(group['mean'])} channels, "
-                f"model.json says {channels}"
-            )
         norm = layer.get("filter_norm")
         norm = np.full(channels, np.nan) if norm is None else np.array(norm, float)
-        if len(norm) != channels:
-            raise RfatlasError(
-                f"model.json: layer {name!r} has {len(norm)} filter norms for {channels} channels"
-            )
         variance = group["var"][:]
         reasons = inactive(norm, variance, inactive_norm, inactive_variance)
         n_top, n_classes = top_classes(group["top_per_image_image"][:], labels)
         selectivity, preferred = np.full(channels, np.nan), np.full(channels, -1)
         if counts.size:
             class_mean = group["class_mean"][:]
-            if len(counts) > len(class_mean):
-                raise RfatlasError(
-                    f"{activations.filename}: layer {name!r} has means of {len(class_mean)} "
-                    f"classes, the images have labels up to {len(counts) - 1}"
-                )
             every = np.pad(counts, (0, len(class_mean) - len(counts)))
             selectivity, preferred = class_selectivity(class_mean, every)
         size, kind = layer["size"], layer["rf_kind"]
@@ -236,33 +206,6 @@ def activation_table(
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
 
 
-def read_table(path: str | Path, layer: str | None = None) -> pd.DataFrame:
-    """Read a table with one row per channel; only an empty field is missing.
-
-    With `layer`, every row must be of that layer. Raises RfatlasError, naming the file, for a file
-    that is missing or not a table, lacks `layer` or `channel`, repeats a column or a row, or holds
-    another layer.
-    """
-    table = store.read_table(path)
-    # pandas renames a column that is repeated.
-    header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
-    repeated = sorted({str(column) for column in header if header.count(column) > 1})
-    if repeated:
-        raise RfatlasError(f"{path}: duplicate column {repeated[0]!r}")
-    for column in KEY:
-        if column not in table:
-            raise RfatlasError(
-                f"{path}: no column {column!r}; it has {', '.join(map(str, header))}"
-            )
-    if layer is not None and (table["layer"] != layer).any():
-        wrong = table.loc[table["layer"] != layer, "layer"].iloc[0]
-        raise RfatlasError(f"{path}: holds layer {wrong!r}, its name says {layer!r}")
-    repeated = table[table.duplicated(KEY)]
-    if len(repeated):
-        raise RfatlasError(f"{path}: duplicate row, {_key(repeated.iloc[0])}")
-    return table
-
-
 def join(
     table: pd.DataFrame, stage: str, paths: Iterable[str | Path], first: int | None = None
 ) -> pd.DataFrame:
@@ -272,31 +215,15 @@ def join(
     With `first` the stage looked at channels below that number only, and its columns may stay empty
     in the other rows, as in those of layers without a file.
 
-    Raises
-    ------
-    RfatlasError
-        If the rows of the stage are not exactly those expected, if a column is already there, if
-        a file holds another layer than its name says or other columns than the first file.
+    Raises RfatlasError if the rows of the stage are not those expected; ValueError, as pandas
+    words it, for a repeated row and for a column that is already there.
     """
     paths = [Path(path) for path in paths]
     if not paths:
         return table
     whole = stage in WHOLE_RUN
-    parts = [read_table(path, None if whole else path.stem) for path in paths]
-    for path, part in zip(paths, parts, strict=True):
-        if list(part.columns) != list(parts[0].columns):
-            differing = sorted(set(part.columns) ^ set(parts[0].columns)) or ["their order"]
-            raise RfatlasError(
-                f"{path}: other columns than {paths[0]}: {', '.join(map(str, differing))}"
-            )
     # A column that is empty throughout one layer reads as float there; concat keeps the rest.
-    added = pd.concat(parts, ignore_index=True)
-    for column in added.columns.difference(KEY):
-        if column in table:
-            raise RfatlasError(
-                f"{paths[0]}: column {column!r} is already in the table; stage {stage!r} "
-                "needs a name of its own"
-            )
+    added = pd.concat(map(store.read_table, paths), ignore_index=True)
     layers = table["layer"] if whole else [path.stem for path in paths]
     known = table[table["layer"].isin(layers)]
     expected = known if first is None else known[known["channel"] < first]
@@ -310,7 +237,7 @@ def join(
             f"stage {stage!r}: a row for layer {extra[0]!r} channel {extra[1]}, which is not "
             "analysed"
         )
-    return table.merge(added, on=KEY, how="left", validate="one_to_one", sort=False)
+    return table.merge(added, on=KEY, how="left", validate="one_to_one", suffixes=(None, None))
 
 
 def derived(table: pd.DataFrame, orientation_osi: float) -> pd.DataFrame:
@@ -346,42 +273,21 @@ def build(
 ) -> pd.DataFrame:
     """Return the whole table of a run from its files.
 
-    Parameters
-    ----------
-    activations, description, images
-        Paths of activations.h5, model.json and the packed images (for the names of the classes).
-    layers
-        Names of the layers that the run analyses.
-    tables
-        Paths `.../<stage>/<layer>.csv`, or `.../<stage>.csv` of a stage whose jobs do whole runs;
-        the columns of the stages follow in the order of the paths.
-    inactive_norm, inactive_variance
-        See `inactive`.
-    orientation_osi
-        See `derived`.
-    first
-        Stages that looked at the first so many channels of each layer only: their columns are
-        empty for the others.
-
-    Raises
-    ------
-    RfatlasError
-        As `activation_table` and `join` do, and for a layer that model.json does not have.
+    `activations`, `description` and `images` are the paths of activations.h5, model.json and the
+    packed images (for the names of the classes), `layers` the names of those that are analysed.
+    `tables` are paths `.../<stage>/<layer>.csv`, or `.../<stage>.csv` of a stage whose jobs do
+    whole runs; the columns follow in their order. `first` maps stages to how many channels of each
+    layer they looked at: their columns are empty for the others. For the rest see `inactive` and
+    `derived`. Raises RfatlasError as `join` does.
     """
-    wanted = list(layers)
-    known = {
-        layer["name"]: layer
-        for layer in json.loads(Path(description).read_text(encoding="utf-8"))["layers"]
-    }
-    for name in wanted:
-        if name not in known:
-            raise RfatlasError(f"{description}: no layer {name!r}; it has {', '.join(known)}")
+    wanted = set(layers)
+    described = json.loads(Path(description).read_text(encoding="utf-8"))["layers"]
     with store.open(images, "images") as file:
         class_names = [str(name) for name in file.attrs["class_names"]]
     with store.open(activations, "activations") as file:
         table = activation_table(
             file,
-            [layer for name, layer in known.items() if name in wanted],
+            [layer for layer in described if layer["name"] in wanted],
             class_names,
             inactive_norm,
             inactive_variance,
@@ -395,7 +301,3 @@ def build(
     for stage, paths in by_stage.items():
         table = join(table, stage, paths, (first or {}).get(stage))
     return pd.concat([table, derived(table, orientation_osi)], axis=1)
-
-
-def _key(row: pd.Series) -> str:
-    return f"layer {row['layer']!r} channel {row['channel']}"
