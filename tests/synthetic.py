@@ -207,7 +207,7 @@ class Run:
             file["mean_abs_gradient"], file["effective"] = means["abs_gradient"], means["effective"]
             file["channel"] = np.arange(layer.channels, dtype=np.int32)
             file.attrs.update(stride=layer.stride, start=layer.start, image_size=IMAGE)
-            file.attrs["size"] = layer.size or IMAGE
+            file.attrs.update(size=layer.size or IMAGE, whole_image=layer.size is None)
         lines = ["layer,channel,n_units,split_half,erf_sigma,erf_r2"]
         for channel in range(layer.channels):
             units = (image[channel] >= 0).sum()

@@ -434,7 +434,7 @@ def test_curves_of_color_and_its_maps(tmp_path):
         file.attrs["axis_change"], file["hue_rgb"] = axes, looks
     with store.open(tmp_path / "conv1.h5", "color") as file:
         found = atlas.curves({"color": file}, 3)
-        tiles = pictures.tiles({"color": file}, None, None, {}, 32)
+        tiles = pictures.tiles({"color": file}, None, None)
         drawn = [tile.draw(1)[0] for tile in tiles]
     peaks = [found["hue"]["axis"][int(np.argmax(v))] for v in found["hue"]["values"][:2]]
     assert peaks == [0, 90]

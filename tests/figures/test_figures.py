@@ -1,6 +1,5 @@
 """Stage figures: what is drawn where, against planted pictures and independent formulas."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,13 @@ CHANNELS = 24
 RED = np.array([255, 0, 0], np.uint8)
 
 
-def open_fields(folder: Path, name: str, channels: int = 32, patches: int = 9) -> figures.Fields:
-    layers = json.loads((folder / "model.json").read_text())["layers"]
-    layer = next(layer for layer in layers if layer["name"] == name)
+def montage(folder: Path, table: pd.DataFrame, name: str, channels: int = 32, patches: int = 9):
     with (
-        store.open(folder / "receptive_fields" / f"{name}.h5") as receptive_field,
+        store.open(folder / "receptive_fields" / f"{name}.h5") as fields,
         store.open(folder / "activations.h5") as activations,
     ):
-        return figures.read_fields(
-            receptive_field, activations[name], layer, IMAGE, channels, patches
-        )
+        rows, top = table[table["layer"] == name], activations[name]
+        return figures.montage(fields, rows, top, "top_per_image", channels, patches, "demo", name)
 
 
 def table_of(run: Run, folder: Path, with_fields: bool = True) -> pd.DataFrame:
@@ -57,11 +53,12 @@ def pixels(figure, stem: Path) -> np.ndarray:
 
 
 def montage_pixels(run: Run, folder: Path, name: str, **limits) -> tuple[np.ndarray, sheets.Layout]:
-    fields = open_fields(folder, name, **limits)
-    table = table_of(run, folder)
-    figure = figures.montage(fields, table[table["layer"] == name], run.name, name)
-    shown = pixels(figure, folder / name)
-    layout = figures.arranged(len(fields.channel), fields.patch.shape[1], fields.patch.shape[2])
+    shown = pixels(montage(folder, table_of(run, folder), name, **limits), folder / name)
+    with store.open(folder / "receptive_fields" / f"{name}.h5") as fields:
+        have, patches, window = fields["patch"].shape[:3]
+    layout = figures.arranged(
+        min(have, limits.get("channels", 32)), min(patches, limits.get("patches", 9)), window
+    )
     assert shown.shape[:2] == (layout.height, layout.width)
     return shown, layout
 
@@ -198,14 +195,15 @@ def test_a_planted_red_patch_appears_in_the_row_of_its_channel_only(written):
 def test_the_mean_gradient_panel_is_mid_grey_where_nothing_happens(written):
     run, folder = written
     picture, layout = montage_pixels(run, folder, "conv1")
-    fields = open_fields(folder, "conv1")
+    with store.open(folder / "receptive_fields" / "conv1.h5") as fields:
+        gradients = fields["mean_gradient"][:]
     for row in range(12):
         panel = tile_of(picture, layout, row, layout.apart + 1)
         size = layout.side // 7
         for place in np.ndindex(7, 7):
             pixel = panel[place[0] * size + size // 2, place[1] * size + size // 2].astype(int)
-            gradient = fields.mean_gradient[row][:, place[0], place[1]]
-            value = 127.5 + 127.5 * gradient / np.abs(fields.mean_gradient[row]).max()
+            gradient = gradients[row][:, place[0], place[1]]
+            value = 127.5 + 127.5 * gradient / np.abs(gradients[row]).max()
             assert np.abs(pixel - value).max() <= 1
         # The first third of the channels has grey Gabors, which must not come out coloured.
         if row % 3 == 0:
@@ -215,13 +213,11 @@ def test_the_mean_gradient_panel_is_mid_grey_where_nothing_happens(written):
 def test_pixels_outside_the_image_are_hatched_not_black(written):
     run, folder = written
     picture, layout = montage_pixels(run, folder, "layer1.0")
-    fields = open_fields(folder, "layer1.0")
     row = 7
     scale = layout.side // 19
     for column in range(layout.apart):
         shown = tile_of(picture, layout, row, column).astype(int)
         for y, x in ((0, 0), (0, 18), (18, 0), (8, 8)):
-            assert fields.blank[row, column, y, x]
             pixel = shown[y * scale + 1, x * scale + 1]
             assert np.ptp(pixel) == 0 and pixel.min() >= 200
         inside = shown[9 * scale + 1 :, 9 * scale + 1 :]
@@ -240,8 +236,7 @@ def test_missing_units_and_silent_channels_stay_white_and_are_named(written):
         assert (tile_of(picture, layout, 5, column) == 255).all()
     for column in (0, 1, 2, layout.apart):
         assert (tile_of(picture, layout, 5, column) != 255).any()
-    fields, table = open_fields(folder, "layer1.0"), table_of(run, folder)
-    figure = figures.montage(fields, table[table["layer"] == "layer1.0"], "demo", "layer1.0")
+    figure = montage(folder, table_of(run, folder), "layer1.0")
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts.count("silent") == 1 and texts.count("inactive") == 1
     assert not overlaps(figure)
@@ -255,23 +250,24 @@ def test_the_title_says_which_of_how_many_and_the_size_of_the_field(written):
         "layer2.0": ("5 of 6 channels", "43 × 43 px, more than the image: shown are 32", "32 px"),
     }
     for name, wanted in cases.items():
-        fields = open_fields(folder, name, channels=5, patches=4)
-        figure = figures.montage(fields, table[table["layer"] == name], "demo", name)
+        figure = montage(folder, table, name, channels=5, patches=4)
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert f"demo · {name}" in texts
         for part in wanted:
             assert any(part in text for text in texts), part
-        assert [str(index) for index in fields.channel] == [t for t in texts if t.isdigit()]
+        shown = style.evenly((table["layer"] == name).sum(), 5)
+        assert [str(index) for index in shown] == [t for t in texts if t.isdigit()]
         assert not overlaps(figure) and not cut_off(figure)
 
 
 def test_an_unbounded_field_shows_the_whole_image(tmp_path):
     run = Run(layers=[Layer("conv1", 4, 4, 7, 2, 0.5), Layer("avgpool", 4, 1, None, 1, IMAGE / 2)])
     folder = run.write(tmp_path)
-    fields = open_fields(folder, "avgpool")
-    assert not fields.blank.any() and fields.patch.shape[2] == IMAGE
+    with store.open(folder / "receptive_fields" / "avgpool.h5") as fields:
+        picture, blank = sheets.patch(fields, 0, 0, np.zeros(2, int))
+    assert len(picture) == IMAGE and not blank.any()
     table = table_of(run, folder)
-    figure = figures.montage(fields, table[table["layer"] == "avgpool"], "demo", "avgpool")
+    figure = montage(folder, table, "avgpool")
     assert any("whole image" in text.get_text() for text in figure.axes[0].texts)
     assert not overlaps(figure) and not cut_off(figure)
     figure = figures.rf_size(table, IMAGE, "demo")
@@ -288,20 +284,19 @@ def test_a_large_montage_is_small_enough_for_a_report(tmp_path):
     patch = np.stack([np.array(Image.fromarray(one).resize((224, 224))) for one in coarse])
     patch = patch.reshape(32, 12, 224, 224, 3)
     means = np.moveaxis(patch[:, 9:] / 255.0, -1, 2)
-    fields = figures.Fields(
-        np.arange(0, 512, 16),
-        patch[:, :9],
-        np.zeros((32, 9, 224, 224), bool),
-        np.ones((32, 9), bool),
-        *(means[:, index] for index in range(3)),
-        size=899,
-        stride=32,
-        image_size=224,
-        total=512,
-    )
+    path = tmp_path / "layer4.2.h5"
+    with store.create(path, store.provenance("receptive_fields", {})) as file:
+        file["channel"], file["patch"] = np.arange(32), patch[:, :9]
+        file["count"] = np.full((32, 224, 224), 9)
+        for index, name in enumerate(("mean_image", "mean_gradient", "effective")):
+            file[name] = means[:, index]
+        file.attrs.update(size=899, stride=32, start=112, image_size=224, whole_image=False)
+    top = {"top_image": np.ones((32, 9), int), "top_yx": np.zeros((32, 9, 2), int)}
     table = pd.DataFrame({"channel": np.arange(512), "inactive": False})
     stem = tmp_path / "montage"
-    picture = pixels(figures.montage(fields, table, "big", "layer4.2"), stem)
+    with store.open(path) as fields:
+        figure = figures.montage(fields, table, top, "top", 32, 9, "big", "layer4.2")
+    picture = pixels(figure, stem)
     assert picture.shape[1] <= figures.MAX_WIDTH
     assert stem.with_suffix(".png").stat().st_size < 2e6
 

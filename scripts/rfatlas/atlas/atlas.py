@@ -29,7 +29,6 @@ import pandas as pd
 
 from rfatlas import stages, statistics
 from rfatlas.atlas import pictures
-from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.physiology import tuning
 
@@ -457,13 +456,8 @@ class Sources:
 def build(sources: Sources, folder: Path, log: Callable[[str], None] = lambda text: None) -> None:
     """Write the atlas of a run into `folder`; index.html comes last.
 
-    `log` is called with a line of progress per layer.
-
-    Raises
-    ------
-    RfatlasError
-        If a file is missing or unfinished or lacks a dataset, or the table has a layer that
-        model.json lacks.
+    `log` is called with a line of progress per layer. Raises RfatlasError if a file is missing or
+    unfinished or lacks a dataset.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
@@ -475,7 +469,7 @@ def build(sources: Sources, folder: Path, log: Callable[[str], None] = lambda te
         store.open(sources.images, "images") as images,
         store.open(sources.activations, "activations") as activations,
     ):
-        layers = _write_layers(sources, description, table, images, activations, folder, log)
+        layers = _write_layers(sources, table, images, activations, folder, log)
         facts = {
             "images": len(images["names"]),
             "channels": len(table),
@@ -494,7 +488,6 @@ def build(sources: Sources, folder: Path, log: Callable[[str], None] = lambda te
 
 def _write_layers(
     sources: Sources,
-    description: Mapping[str, Any],
     table: pd.DataFrame,
     images: h5py.File,
     activations: h5py.File,
@@ -502,13 +495,10 @@ def _write_layers(
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Write pictures and passports of all layers, and return what the overview says of each."""
-    about = {layer["name"]: layer for layer in description["layers"]}
     names, labels = images["names"].asstr()[:], images["labels"][:]
     matched = [(reference, store.read_table(path)) for reference, path in sources.matched]
     layers = []
     for number, (name, rows) in enumerate(statistics.rows_by_layer(table).items()):
-        if name not in about:
-            raise RfatlasError(f"{sources.channels}: layer {name!r} is not in model.json")
         first, channels = int(rows.index[0]), len(rows)
         image, value, yx = (
             activations[f"{name}/{sources.source}_{what}"][:, : pictures.PATCHES]
@@ -517,8 +507,7 @@ def _write_layers(
         means = activations.get(f"{name}/class_mean")
         with ExitStack() as stack:
             files = _open(sources.files, name, stack)
-            size = description["input"]["crop"]
-            tiles = pictures.tiles(files, image, yx, about[name], size)
+            tiles = pictures.tiles(files, image, yx)
             layout, missing = pictures.write(tiles, channels, folder, number)
             passports = {
                 "values": list(zip(*(plain_values(rows[each]) for each in rows), strict=True)),

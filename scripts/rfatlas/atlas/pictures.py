@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from rfatlas.figures import style
+from rfatlas.figures import sheets, style
 from rfatlas.files import store
 
 #: Side in pixels of the thumbnails in the grid and of the pictures in a passport.
@@ -60,26 +60,15 @@ def tiles(
     files: Mapping[str, h5py.File | h5py.Group],
     image: np.ndarray,
     yx: np.ndarray,
-    layer: Mapping,
-    image_size: int,
 ) -> list[Tile]:
-    """Return the tiles of a layer that its files have the data for.
+    """Return the tiles of a layer that its files, by stage, have the data for.
 
-    Parameters
-    ----------
-    files
-        Open file of the layer by stage.
-    image, yx
-        Image (C, K), -1 where there is none, and position (C, K, 2) of the units that the receptive
-        fields were made from.
-    layer
-        The layer's entry in model.json.
-    image_size
-        Side of the network's input, pixels.
+    `image` (C, K), -1 where there is none, and `yx` (C, K, 2) are image and position of the units
+    that the receptive fields were made from.
     """
     found = []
     if "receptive_fields" in files:
-        found += _patches(files["receptive_fields"], image, yx, layer, image_size)
+        found += _patches(files["receptive_fields"], image, yx)
     for stage, make in TILES:
         if stage in files:
             found += make(files[stage])
@@ -91,24 +80,17 @@ def _rows(file: h5py.File, name: str = "channel") -> dict[int, int]:
     return {int(channel): row for row, channel in enumerate(file[name][:])}
 
 
-def _patches(
-    file: h5py.File, image: np.ndarray, yx: np.ndarray, layer: Mapping, image_size: int
-) -> list[Tile]:
+def _patches(file: h5py.File, image: np.ndarray, yx: np.ndarray) -> list[Tile]:
     """What the top units looked at."""
-    rows, patches = _rows(file), store.array(file["patch"])
-    size = patches.shape[2]
+    rows = _rows(file)
 
     def draw(rank: int, channel: int) -> tuple[np.ndarray, np.ndarray] | None:
         if channel not in rows or image[channel, rank] < 0:
             return None
-        blank = np.zeros((size, size), bool)
-        if layer["size"] is not None:
-            unit = yx[channel, rank]
-            blank = style.outside(unit, layer["start"], layer["stride"], size, image_size)
-        return patches[rows[channel], rank], blank
+        return sheets.patch(file, rows[channel], rank, yx[channel, rank])
 
-    ranks = range(min(PATCHES, patches.shape[1]))
-    return [Tile(f"patch_{rank}", size, partial(draw, rank)) for rank in ranks]
+    count, size = file["patch"].shape[1:3]
+    return [Tile(f"patch_{rank}", size, partial(draw, rank)) for rank in range(min(PATCHES, count))]
 
 
 def _field(
@@ -140,7 +122,7 @@ def _field(
 
 
 def _image(fields: np.ndarray) -> np.ndarray:
-    return np.moveaxis(np.nan_to_num(fields[0]), 0, -1)
+    return sheets.plain(fields[0])
 
 
 def _signed(fields: np.ndarray, place: int = 0) -> np.ndarray:

@@ -53,134 +53,65 @@ def arranged(channels: int, patches: int, window: int) -> sheets.Layout:
     return replace(place, side=side - -(-excess // columns))
 
 
-@dataclass(frozen=True)
-class Fields:
-    """What a montage shows of one layer, for the chosen channels only (n of them, P patches).
-
-    `channel` (n,) indices; `patch` (n, P, S, S, 3) uint8; `blank` (n, P, S, S) pixels outside the
-    image; `exists` (n, P); `mean_image`, `mean_gradient`, `effective` (n, 3, S, S), NaN where no
-    image has the pixel. `size` is the theoretical receptive field (None: unbounded), `stride` the
-    layer's, `image_size` the image's side, all in pixels; `total` channels in the layer.
-    """
-
-    channel: np.ndarray
-    patch: np.ndarray
-    blank: np.ndarray
-    exists: np.ndarray
-    mean_image: np.ndarray
-    mean_gradient: np.ndarray
-    effective: np.ndarray
-    size: int | None
-    stride: int | None
-    image_size: int
-    total: int
-
-
-def read_fields(
-    receptive_field: h5py.File,
+@style.styled
+def montage(
+    fields: h5py.File,
+    table: pd.DataFrame,
     top: h5py.Group,
-    layer: Mapping,
-    image_size: int,
+    source: str,
     channels: int,
     patches: int,
-    source: str = "top_per_image",
-) -> Fields:
-    """Read what a montage shows of one layer: at most so many channels (evenly spread) and patches.
-
-    Parameters
-    ----------
-    receptive_field
-        The layer's open file of stage `receptive_fields`.
-    top
-        The layer's group in activations.h5, for the positions of the units.
-    layer
-        The layer's entry in model.json.
-    image_size
-        Side of the network's input, pixels.
-    source
-        Which list of units the receptive fields were made from, as configured.
-    """
-    patch = receptive_field["patch"]
-    rows = sheets.chosen(len(patch), channels)
-    chosen = receptive_field["channel"][rows]
-    shown = min(patches, patch.shape[1])
-    window = patch.shape[2]
-    exists = top[f"{source}_image"][chosen, :shown] >= 0
-    yx = top[f"{source}_yx"][chosen, :shown]
-    blank = np.zeros((len(chosen), shown, window, window), bool)
-    if layer["size"] is not None:
-        for place in np.argwhere(exists):
-            unit = tuple(place)
-            blank[unit] = style.outside(
-                yx[unit], layer["start"], layer["stride"], window, image_size
-            )
-    nowhere = receptive_field["count"][rows][:, None] == 0
-    means = (
-        np.where(nowhere, np.nan, receptive_field[name][rows])
-        for name in ("mean_image", "mean_gradient", "effective")
-    )
-    return Fields(
-        chosen,
-        patch[rows, :shown],
-        blank,
-        exists,
-        *means,
-        size=layer["size"],
-        stride=layer["stride"],
-        image_size=image_size,
-        total=layer["channels"],
-    )
-
-
-@style.styled
-def montage(fields: Fields, table: pd.DataFrame, run: str, layer: str) -> Figure:
+    run: str,
+    layer: str,
+) -> Figure:
     """Draw channels x {top patches, mean image, mean gradient, effective RF} of one layer.
 
-    `table` holds the layer's rows of channels.csv. Rows of inactive channels are marked, and those
-    of channels that nothing drives. Pixels outside the image are hatched. A mean gradient is shown
-    about mid grey on its own symmetric scale, an effective RF from black on its own scale.
+    `fields` is the layer's file of the stage `receptive_fields`, `table` its rows of channels.csv,
+    `top` its group in activations.h5 with the positions of the units, which are in the list
+    `source`; at most so many channels, evenly spread, and patches. Rows of inactive channels are
+    marked, and those of channels that nothing drives. Pixels outside the image are hatched. A mean
+    gradient is shown about mid grey on its own symmetric scale, an effective RF from black on its
+    own scale.
     """
     table = table.set_index("channel")
-    shown, patches, window = fields.patch.shape[:3]
+    rows = sheets.chosen(len(fields["channel"]), channels)
+    chosen, count = fields["channel"][rows], fields["count"][rows]
+    patches, window = min(patches, fields["patch"].shape[1]), fields["patch"].shape[2]
+    exists = top[f"{source}_image"][chosen, :patches] >= 0
+    yx = top[f"{source}_yx"][chosen, :patches]
+    means = [
+        np.where(count[:, None] == 0, np.nan, fields[name][rows])
+        for name in ("mean_image", "mean_gradient", "effective")
+    ]
+    shows = (sheets.plain, style.signed_rgb, style.positive_rgb)
     first = f"top {patches} images, best first" if patches > 1 else "top\nimage"
     page = sheets.Sheet(
-        arranged(shown, patches, window),
+        arranged(len(rows), patches, window),
         f"{run} · {layer}",
-        _montage_facts(fields, window),
+        f"{sheets.count(len(rows), len(table))}   |   {_field(fields.attrs, window)}\n"
+        "r: split-half correlation of the mean gradient   |   hatched: outside the image",
         [first, *[""] * (patches - 1), *PANELS],
     )
-    for row, channel in enumerate(fields.channel):
-        responds = fields.exists[row].any()
+    for row, channel in enumerate(chosen):
+        responds = exists[row].any()
         page.label(row, channel, *_montage_label(table.loc[channel], responds))
-        for rank in np.flatnonzero(fields.exists[row]):
-            page.put(row, rank, fields.patch[row, rank], fields.blank[row, rank])
-        if responds:
-            nowhere = np.isnan(fields.mean_image[row]).all(axis=0)
-            means = (
-                np.moveaxis(np.nan_to_num(fields.mean_image[row]), 0, -1),
-                style.signed_rgb(fields.mean_gradient[row]),
-                style.positive_rgb(fields.effective[row]),
-            )
-            for column, picture in enumerate(means, patches):
-                page.put(row, column, picture, nowhere)
+        for rank in np.flatnonzero(exists[row]):
+            page.put(row, rank, *sheets.patch(fields, rows[row], rank, yx[row, rank]))
+        for column, (show, mean) in enumerate(zip(shows, means, strict=True), patches):
+            if responds:
+                page.put(row, column, show(mean[row]), count[row] == 0)
     page.below(0, f"{window} px", arrow=True)
     return page.finish()
 
 
-def _montage_facts(fields: Fields, window: int) -> str:
-    if fields.size is None:
-        field = f"units see the whole image ({fields.image_size} px)"
-    elif fields.size > window:
-        field = (
-            f"receptive field {fields.size} × {fields.size} px, more than the image: shown are "
-            f"{window} px about its centre"
-        )
-    else:
-        field = f"receptive field {fields.size} × {fields.size} px, stride {fields.stride} px"
-    return (
-        f"{sheets.count(len(fields.channel), fields.total)}   |   {field}\n"
-        "r: split-half correlation of the mean gradient   |   hatched: outside the image"
-    )
+def _field(place: Mapping, window: int) -> str:
+    """Say how large a receptive field is, by the attributes of its file."""
+    size = f"receptive field {place['size']} × {place['size']} px"
+    if place["whole_image"]:
+        return f"units see the whole image ({place['image_size']} px)"
+    if place["size"] > window:
+        return f"{size}, more than the image: shown are {window} px about its centre"
+    return f"{size}, stride {place['stride']} px"
 
 
 def _montage_label(facts: pd.Series, responds: bool) -> tuple[list[sheets.Line], str]:
@@ -355,13 +286,10 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     table = store.read_table(given.channels)
     tables = rows_by_layer(table)
     description = json.loads(Path(given.description).read_text(encoding="utf-8"))
-    described = {layer["name"]: layer for layer in description["layers"]}
-    image_size = description["input"]["crop"]
-    yield "receptive_field_size", rf_size(table, image_size, params.run)
+    yield "receptive_field_size", rf_size(table, description["input"]["crop"], params.run)
     yield "sparsity", sparsity(table, params.run)
     if given.receptive_fields:
         with store.open(given.activations[0], "activations") as activations:
-            for name, layer, file in sheets.files(given, params.layers, "receptive_fields"):
-                shown = params.channels, params.patches, params.source
-                fields = read_fields(file, activations[layer], described[layer], image_size, *shown)
-                yield name, montage(fields, tables[layer], params.run, layer)
+            shown = params.source, params.channels, params.patches, params.run
+            for name, layer, fields in sheets.files(given, params.layers, "receptive_fields"):
+                yield name, montage(fields, tables[layer], activations[layer], *shown, layer)

@@ -34,23 +34,10 @@ def sheet(
 ) -> Figure:
     """Draw channels x {top patch, mean gradient, best stimulus, off stimulus} of one layer.
 
-    Stimuli are shown as they are; a mean gradient about mid grey on its own scale. Places of
+    `file` is the layer's of the stage `preferred_stimulus`; the rest as for `figures.montage`, but
+    `fields` is None where its stage was off, and at most so many of the measured channels are
+    shown. Stimuli are shown as they are; a mean gradient about mid grey on its own scale. Places of
     stimuli that there are not stay empty.
-
-    Parameters
-    ----------
-    file
-        The layer's open file of the stage `preferred_stimulus`.
-    table
-        The layer's rows of channels.csv.
-    fields
-        That of the stage `receptive_fields`; None where that was off.
-    top
-        The layer's group in activations.h5, for the positions of the units.
-    source
-        Which list of units the receptive fields were made from, as configured.
-    channels
-        At most so many of the measured channels are shown, evenly spread.
     """
     table = table.set_index("channel")
     measured = len(file["channel"])
@@ -71,17 +58,14 @@ def sheet(
     at = len(headings) - 2
     for row, channel in enumerate(file["channel"][rows].tolist()):
         if channel in where and top[f"{source}_image"][channel, 0] >= 0:
-            patch, blank = fields["patch"][where[channel], 0], None
-            if stride := fields.attrs["stride"]:
-                yx, image = top[f"{source}_yx"][channel, 0], fields.attrs["image_size"]
-                blank = style.outside(yx, fields.attrs["start"], stride, len(patch), image)
-            page.put(row, 0, patch, blank)
+            yx = top[f"{source}_yx"][channel, 0]
+            page.put(row, 0, *sheets.patch(fields, where[channel], 0, yx))
             gradient = fields["mean_gradient"][where[channel]].astype(np.float32)
             page.put(row, 1, style.signed_rgb(gradient))
         stimuli = (("stimulus_activation", best), ("off_activation", off))
         for column, (activation, pictures) in enumerate(stimuli, at):
             if pd.notna(table.loc[channel, activation]):
-                page.put(row, column, np.moveaxis(pictures[row], 0, -1))
+                page.put(row, column, sheets.plain(pictures[row]))
         page.label(row, channel, *_label(table.loc[channel]))
     page.below(at, f"{window} px", arrow=True)
     return page.finish()

@@ -139,6 +139,19 @@ def aligned(stored: h5py.Dataset, have: h5py.Dataset, chosen: np.ndarray) -> np.
     return pictures
 
 
+def patch(fields: h5py.File, row: int, rank: int, yx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a top unit at `yx` looks at, uint8 (S, S, 3), from the file of its layer of the
+    stage `receptive_fields`; and which of the pixels (S, S) lie outside the image."""
+    picture, place = fields["patch"][row, rank], fields.attrs
+    at = place["start"], place["stride"], len(picture), place["image_size"]
+    return picture, style.outside(yx, *at)
+
+
+def plain(picture: np.ndarray) -> np.ndarray:
+    """Return a picture (3, S, S) as it is, as (S, S, 3); NaN is black."""
+    return np.moveaxis(np.nan_to_num(picture), 0, -1)
+
+
 def fitting(window: int, side: int) -> int:
     """Return the side, about `side`, of pictures of `window` pixels: a multiple of few pixels."""
     return window * round(side / window) if window <= style.PIXELATED else side
