@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+import config_readme
 import numpy as np
 import pytest
 import rehearsals
@@ -274,7 +275,7 @@ def rehearsed(folder: Path, changes: dict[str, dict], *words) -> dict[str, tuple
     return dict(zip(changes, rehearsals.rehearse(folder, commands), strict=True))
 
 
-KEYS = {key: node for key, node in schema.keys() if "x-reruns" in node}
+KEYS = {key: node for key, node in config_readme.keys() if "x-reruns" in node}
 # Its row refers to those of the switches.
 WITHOUT = "runs.<name>.without"
 SWITCHES = [f"stages.{stage}" for stage in EVERY]

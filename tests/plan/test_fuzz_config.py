@@ -12,6 +12,7 @@ import random
 import re
 from pathlib import Path
 
+import config_readme
 import fuzzing
 import jsonschema
 import pytest
@@ -217,7 +218,7 @@ def concrete(key: str) -> list[tuple[str, ...]]:
     return places
 
 
-NODES = {place: node for key, node in schema.keys() for place in concrete(key)}
+NODES = {place: node for key, node in config_readme.keys() for place in concrete(key)}
 
 
 @st.composite

@@ -48,12 +48,6 @@ _BLOCK = 2**20
 # ---- fields
 
 
-def luminance(fields: np.ndarray) -> np.ndarray:
-    """Return the luminance images (n, S, S) of gradient fields (n, 3, S, S): what a pixel does
-    whose three colours change together."""
-    return fields.sum(1)
-
-
 def principal(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the fields (n, 3, S, S) along their principal colour (n, S, S), that colour (n, 3) of
     length 1, and the share of the field's energy in it (n,).
@@ -103,7 +97,8 @@ def fit_fields(
         block = np.asarray(fields[first : first + rows], float)
         block = np.where(np.isfinite(block).all((1, 2, 3), keepdims=True), block, 0)
         image, colour, share = principal(block)
-        light = fit(luminance(block)) if with_luminance else None
+        # Luminance: what a pixel does whose three colours change together.
+        light = fit(block.sum(1)) if with_luminance else None
         strength = np.sqrt(np.square(block).mean((1, 2, 3)))
         found.append((fit(image), light, colour, share, strength))
     along, light, colours, shares, strength = zip(*found, strict=True)

@@ -315,7 +315,7 @@ def read(file: h5py.File, layer: str, chosen: np.ndarray) -> Answers:
         hue.append(np.maximum(file["hue_response"][channel] - file["blank"][channel], 0))
     field = None
     if "field_dkl" in file:
-        field = sheets.aligned(file["field_dkl"], file["field_channel"], chosen).astype(float)
+        field = store.aligned(file["field_dkl"], file["field_channel"], chosen).astype(float)
     return Answers(
         layer,
         chosen,

@@ -85,7 +85,7 @@ def sheet(
     gradient = np.full((len(rows), 1), np.nan)
     if fields is not None:
         headings.insert(0, "mean\ngradient")
-        gradient = sheets.aligned(fields["mean_gradient"], fields["channel"], chosen)
+        gradient = store.aligned(fields["mean_gradient"], fields["channel"], chosen)
     at = len(headings) - 2
     facts = (
         f"{sheets.count(len(rows), total)}   |   {orientations} orientations from the right (0°) "

@@ -67,7 +67,7 @@ def sheet(
     columns = {"virtual\nfilter": kernel}
     facts = f"{sheets.count(len(chosen), len(table))}   |   {PATHS[group.attrs['path']]}"
     if fields is not None:
-        gradient = sheets.aligned(fields["mean_gradient"], fields["channel"], chosen)
+        gradient = store.aligned(fields["mean_gradient"], fields["channel"], chosen)
         starts, window = (group.attrs["start"], fields.attrs["start"]), gradient.shape[-1]
         same = (shared(*starts, extent, window) for extent in kernel.shape[2:])
         columns["mean gradient,\nsame pixels"] = gradient[:, :, *same]

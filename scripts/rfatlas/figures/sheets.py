@@ -126,19 +126,6 @@ def count(shown: int, total: int) -> str:
     return f"all {shown} channels" if shown == total else f"{shown} of {total} channels"
 
 
-def aligned(stored: h5py.Dataset, have: h5py.Dataset, chosen: np.ndarray) -> np.ndarray:
-    """Read the pictures (n, 3, S, S) of chosen channels; NaN for those that `have` lacks.
-
-    `stored` has a row for every channel of `have`.
-    """
-    pictures = np.full((len(chosen), *stored.shape[1:]), np.nan, np.float32)
-    rows = {channel: row for row, channel in enumerate(have[:].tolist())}
-    for picture, channel in zip(pictures, chosen.tolist(), strict=True):
-        if channel in rows:
-            picture[:] = stored[rows[channel]]
-    return pictures
-
-
 def patch(fields: h5py.File, row: int, rank: int, yx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what a top unit at `yx` looks at, uint8 (S, S, 3), from the file of its layer of the
     stage `receptive_fields`; and which of the pixels (S, S) lie outside the image."""

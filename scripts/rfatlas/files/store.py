@@ -454,6 +454,19 @@ def array(dataset: h5py.Dataset) -> Any:
     return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
 
 
+def aligned(stored: Any, have: Any, chosen: np.ndarray) -> np.ndarray:
+    """Return the fields float32 (n, ...) of chosen channels (n,); NaN for those that `have` lacks.
+
+    `stored` has a row for every channel of `have`.
+    """
+    fields = np.full((len(chosen), *stored.shape[1:]), np.nan, np.float32)
+    rows = {channel: row for row, channel in enumerate(have[:].tolist())}
+    for field, channel in zip(fields, chosen.tolist(), strict=True):
+        if channel in rows:
+            field[:] = stored[rows[channel]]
+    return fields
+
+
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a table as CSV, whole or not at all; numbers with 9 significant digits, NaN as an empty
     field. Raises RfatlasError, naming the file, if the disk is full."""

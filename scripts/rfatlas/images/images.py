@@ -49,16 +49,15 @@ def pack(
     on_bad_image: str = "stop",
     bad_table: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
-    created_from: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
     """Decode the images of a listing and write them to `output` (docs/files.md).
 
     `resize`, `crop` and `interpolation` as for `rfatlas.images.decoding.decode`. `workers`
     processes decode. `on_bad_image` is `stop` (files that cannot be decoded raise RfatlasError in
     the end) or `skip` (they are left out and listed in `bad_table`, a CSV with columns file,
-    reason, written in either case when given). `config` and `created_from` go into the provenance.
-    Returns the counts `packed` and `skipped`. Grey images of more than 8 bits are counted and named
-    in the log, so that they can be rescaled beforehand if clipping is not wanted.
+    reason, written in either case when given). `config` goes into the provenance. Returns the
+    counts `packed` and `skipped`. Grey images of more than 8 bits are counted and named in the log,
+    so that they can be rescaled beforehand if clipping is not wanted.
 
     Raises RfatlasError if images are bad (`stop`), no image is left, a file cannot be read, the
     disk is too small, or a worker dies.
@@ -77,7 +76,7 @@ def pack(
             rows = _close_up(temporary, good)
         # A storage gives the place where scenes are drawn another name in each job.
         place = "" if listing.source == "scenes" else f": {listing.root}"
-        attrs = store.provenance("images", config or {}, created_from=created_from) | {
+        attrs = store.provenance("images", config or {}) | {
             "class_names": np.array(listing.class_names, dtype=h5py.string_dtype()),
             "resize": 0 if resize is None else resize,
             "crop": crop,

@@ -303,13 +303,10 @@ class LoadedModel:
     weights_sha256: str
     device: torch.device
 
-    def preprocess(self, images: np.ndarray | torch.Tensor, device: Any = None) -> torch.Tensor:
-        """Return images uint8 (N, H, W, 3) as the network's input on `device` (default: the
-        network's own)."""
+    def preprocess(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Return images uint8 (N, H, W, 3) as the network's input."""
         input = self.description["input"]
-        return preprocess(
-            images, input["mean"], input["std"], self.device if device is None else device
-        )
+        return preprocess(images, input["mean"], input["std"], self.device)
 
 
 def make(config: Mapping[str, Any]) -> nn.Module:

@@ -36,8 +36,6 @@ XYZ_FROM_LMS = np.array(
     [[1.94735469, -1.41445123, 0.36476327], [0.68990272, 0.34832189, 0], [0, 0, 1.93485343]]
 )
 
-CONES = ("L", "M", "S")
-
 #: The opponent axes, in the order of all arrays.
 AXES = ("L+M", "L-M", "S-(L+M)")
 
@@ -64,12 +62,6 @@ def lms(code: np.ndarray) -> np.ndarray:
     return light(code) @ XYZ_FROM_RGB.T @ np.linalg.inv(XYZ_FROM_LMS).T
 
 
-def cone_contrast(code: np.ndarray) -> np.ndarray:
-    """Return the contrast of each cone (..., 3) of code values (..., 3) against mid grey."""
-    grey = lms(np.full(3, GREY))
-    return lms(code) / grey - 1
-
-
 def encode(light: torch.Tensor) -> torch.Tensor:
     """Return `code` of a tensor, on its device."""
     curve = 1.055 * light.clamp(min=0) ** (1 / 2.4) - 0.055
@@ -91,7 +83,7 @@ def grey_version(pixels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Space:
-    """The colour space around mid grey; rows and columns in the order of `AXES`, `CONES`, R G B.
+    """The colour space around mid grey; rows and columns in the order of `AXES`, L M S, R G B.
 
     Attributes
     ----------

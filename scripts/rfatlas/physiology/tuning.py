@@ -69,14 +69,6 @@ def rectify(response: np.ndarray, blank: np.ndarray) -> np.ndarray:
     return np.maximum(response - blank, 0)
 
 
-def harmonics(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return F0, the mean over the last axis (evenly spaced phases of one cycle), and F1, the
-    amplitude of the first harmonic, 2 abs(FFT_1) / N."""
-    spectrum = np.fft.rfft(response, axis=-1)
-    count = response.shape[-1]
-    return spectrum[..., 0].real / count, 2 * np.abs(spectrum[..., 1]) / count
-
-
 def mean_above(response: np.ndarray, blank: np.ndarray, rectified: bool = False) -> np.ndarray:
     """Return F0 of max(a - a_blank, 0), the mean over all phases, from few of them.
 
@@ -85,14 +77,8 @@ def mean_above(response: np.ndarray, blank: np.ndarray, rectified: bool = False)
     over phase by its Fourier series first, and rectified then: exact for a linear unit and, if
     `response` is what enters a ReLU (`rectified`: its output is a), for that ReLU's output.
 
-    Parameters
-    ----------
-    response
-        (C, ..., n) responses at n evenly spaced phases of one cycle.
-    blank
-        (C,) a_blank.
-    rectified
-        Whether a = max(response, 0); else a = response.
+    `response` (C, ..., n) at n evenly spaced phases of one cycle; `blank` (C,) is a_blank;
+    `rectified` whether a = max(response, 0), else a = response.
     """
     return _above(response, blank, rectified, lambda fine: fine.mean(-1))
 
@@ -121,12 +107,15 @@ def _above(
 
 
 def f1_f0(response: np.ndarray) -> np.ndarray:
-    """Return F1/F0 over the last axis; NaN where F0 is not positive.
+    """Return F1/F0 over the last axis (evenly spaced phases of one cycle); NaN where F0 is not
+    positive.
 
-    Above 1 a unit is simple-like, below complex-like (Skottun et al. 1991). `response` is already
-    rectified (see `rectify`).
+    F0 is the mean, F1 the amplitude of the first harmonic, 2 abs(FFT_1) / N. Above 1 a unit is
+    simple-like, below complex-like (Skottun et al. 1991). `response` is already rectified (see
+    `rectify`).
     """
-    f0, f1 = harmonics(response)
+    spectrum = np.fft.rfft(response, axis=-1)
+    f0, f1 = spectrum[..., 0].real, 2 * np.abs(spectrum[..., 1])
     return np.divide(f1, f0, out=np.full_like(f0, np.nan), where=f0 > 0)
 
 
@@ -159,26 +148,15 @@ def circular_variance(curve: np.ndarray) -> np.ndarray:
     return 1 - np.divide(vector, total, out=np.full(len(curve), np.nan), where=total > 0)
 
 
-def orientation_tuning(curve: np.ndarray, first_deg: float = 0.0) -> dict[str, np.ndarray]:
-    """Return the indices of orientation tuning curves.
+def orientation_tuning(curve: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the indices (C,) of orientation tuning curves (C, n), which are never negative and
+    evenly spaced over 180 degrees from 0.
 
     The curve is interpolated by its own Fourier series, the periodic interpolation that adds no
-    width: it passes through the samples.
-
-    Parameters
-    ----------
-    curve
-        (C, n) responses, never negative, evenly spaced over 180 degrees.
-    first_deg
-        Orientation of the first sample.
-
-    Returns
-    -------
-    dict
-        (C,) each: `orientation_deg`, the peak, in [0, 180); `bandwidth_deg`, the half-width where
-        the curve has fallen to 1/sqrt(2) of its peak, NaN if it never does; `osi`, (R_pref -
-        R_orth) / (R_pref + R_orth) with R_orth 90 degrees from the peak, in 0..1;
-        `circular_variance` of the samples. All NaN for a channel without response.
+    width: it passes through the samples. `orientation_deg`, the peak, in [0, 180); `bandwidth_deg`,
+    the half-width where the curve has fallen to 1/sqrt(2) of its peak, NaN if it never does; `osi`,
+    (R_pref - R_orth) / (R_pref + R_orth) with R_orth 90 degrees from the peak, in 0..1;
+    `circular_variance` of the samples. All NaN for a channel without response.
     """
     channels = len(curve)
     fine = periodic(curve, _FINE_ORIENTATIONS)
@@ -196,7 +174,7 @@ def orientation_tuning(curve: np.ndarray, first_deg: float = 0.0) -> dict[str, n
     half = (_first_below(right, level) + _first_below(right[:, ::-1], level)) / 2
     driven = curve.max(1) > 0
     return {
-        "orientation_deg": np.where(driven, (first_deg + step * place) % 180, np.nan),
+        "orientation_deg": np.where(driven, step * place % 180, np.nan),
         "bandwidth_deg": np.where(driven, step * half, np.nan),
         "osi": np.divide(
             top - orthogonal, top + orthogonal, out=np.full(channels, np.nan), where=driven
@@ -209,24 +187,13 @@ def orientation_tuning(curve: np.ndarray, first_deg: float = 0.0) -> dict[str, n
 
 
 def frequency_tuning(curve: np.ndarray, frequency: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the indices of spatial-frequency tuning curves.
+    """Return the indices (C,) of spatial-frequency tuning curves (C, n >= 4), never negative, at
+    frequencies (n,) in cycles per pixel that rise evenly on a logarithmic axis.
 
-    Interpolated by a cubic spline on the logarithmic axis.
-
-    Parameters
-    ----------
-    curve
-        (C, n) responses, never negative, n >= 4.
-    frequency
-        (n,) cycles per pixel, evenly spaced on a logarithmic axis, rising.
-
-    Returns
-    -------
-    dict
-        (C,) each: `sf_cpp`, the peak; `sf_lowpass` and `sf_highpass`, bool, where the response at
-        the lowest (highest) frequency side never falls to half of the peak; `sf_bandwidth_oct`,
-        log2(f_high / f_low) between the half heights, NaN where either flag is set. NaN, and no
-        flag, for a channel without response.
+    Interpolated by a cubic spline on that axis. `sf_cpp`, the peak; `sf_lowpass` and `sf_highpass`,
+    bool, where the response at the lowest (highest) frequency side never falls to half of the peak;
+    `sf_bandwidth_oct`, log2(f_high / f_low) between the half heights, NaN where either flag is set.
+    NaN, and no flag, for a channel without response.
     """
     octave = np.log2(frequency)
     grid = np.linspace(octave[0], octave[-1], _FINE_FREQUENCIES)
@@ -264,20 +231,11 @@ def best(response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def driven(tuned: np.ndarray, blank: np.ndarray) -> np.ndarray:
-    """Say of each channel why its tuning is unknown.
+    """Say of each channel (C,) why its tuning is unknown, by its mean responses above the blank
+    `tuned` (C, orientation, frequency) and its activation to the `blank` (C,).
 
-    Parameters
-    ----------
-    tuned
-        (C, orientation, frequency) mean response above the blank.
-    blank
-        (C,) activation to the blank.
-
-    Returns
-    -------
-    (C,) of str: "" for a channel that gratings drive; "no_response" if none drives it above the
-    blank; "weak" if the best does by less than `WEAK` of the layer's largest, or by no more than
-    rounding.
+    "" for a channel that gratings drive; "no_response" if none drives it above the blank; "weak" if
+    the best does by less than `WEAK` of the layer's largest, or by no more than rounding.
     """
     peak = tuned.reshape(len(tuned), -1).max(1)
     weak = (peak <= WEAK * peak.max()) | (peak <= ROUNDING * np.abs(blank))

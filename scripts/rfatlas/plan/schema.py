@@ -2,8 +2,8 @@
 what breaks them.
 
 `workflow/schemas/config.schema.yaml` is the one place for all of these but the switches of stages,
-which come from the register of stages. `python -m rfatlas.plan.schema` prints the end of
-config/README.md.
+which come from the register of stages. `tests/config_readme.py` makes the end of config/README.md
+of both.
 """
 
 import copy
@@ -73,48 +73,6 @@ def _switch(name: str) -> dict[str, Any]:
         "x-when": stage.off_when,
         "x-reruns": ", ".join(reruns) or "none",
     }
-
-
-def keys(node: Mapping[str, Any] | None = None, path: tuple[str, ...] = ()) -> Iterator[tuple]:
-    """(dotted key, its schema) of every key; names that the user chooses are written `<name>`."""
-    node = schema() if node is None else node
-    for name, child in node.get("properties", {}).items():
-        yield ".".join((*path, name)), child
-        yield from keys(child, (*path, name))
-    children = node.get("additionalProperties")
-    if isinstance(children, dict):
-        yield from keys(children, (*path, "<name>"))
-
-
-def document() -> str:
-    """The end of `config/README.md`: who reads whom, and a table of the keys of each section."""
-    readers: dict[str, list[str]] = {}
-    for stage in stages.BY_NAME:
-        if found := ", ".join(stages.readers(stage)):
-            readers.setdefault(found, []).append(stage)
-    lines = ["| stage | is read by |", "|---|---|"]
-    lines += [f"| {', '.join(names)} | {found} |" for found, names in readers.items()]
-    sections: dict[str, list[str]] = {}
-    for key, node in keys():
-        section = key.split(".")[0] if "properties" in node or "." in key else "general"
-        if "." not in key and node.get("additionalProperties") not in (None, False):
-            section = key
-        unit = f" Unit: {node['x-unit']}." if "x-unit" in node else ""
-        if "x-when" not in node:
-            continue
-        cells = (
-            f"`{key}`",
-            f"{node['description'].strip()}{unit}",
-            f"`{json.dumps(node['default'])}`",
-            node["x-when"],
-            node["x-reruns"],
-        )
-        row = " | ".join(cell.replace("|", "\\|") for cell in cells)
-        sections.setdefault(section, []).append(f"| {row} |")
-    head = "| key | meaning | default | change it when | reruns |\n|---|---|---|---|---|"
-    order = ["general", *(key for key in schema()["properties"] if key in sections)]
-    tables = ["\n".join([f"## {name}", "", head, *sections[name]]) for name in order]
-    return "\n\n".join(["\n".join(lines), *tables])
 
 
 def listing(what: str, problems: list[str]) -> str:
@@ -306,7 +264,3 @@ def filled(value: Any, node: Mapping[str, Any]) -> Any:
         known = node["properties"].items()
         value = {key: copy.deepcopy(child["default"]) for key, child in known} | value
     return {key: filled(child, _child(node, key)) for key, child in sorted(value.items())}
-
-
-if __name__ == "__main__":
-    print(document())

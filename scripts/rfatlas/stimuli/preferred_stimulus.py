@@ -368,17 +368,6 @@ class Photographs:
         return result
 
 
-def _gradients(fields: Mapping[str, Any], channels: np.ndarray) -> np.ndarray:
-    """Return the mean gradients (m, 3, S, S) of channels (m,), NaN for those without."""
-    there = fields["channel"][:]
-    stored = fields["mean_gradient"]
-    result = np.full((len(channels), *stored.shape[1:]), np.nan, np.float32)
-    for row, channel in zip(result, channels, strict=True):
-        for at in np.flatnonzero(there == channel):
-            row[:] = stored[at]
-    return result
-
-
 def measure(
     network: LoadedModel,
     layer: str,
@@ -431,19 +420,15 @@ def measure(
             members = channels[first : first + block]
 
             def seek(members: np.ndarray = members) -> dict[str, np.ndarray]:
-                return _block(
-                    probe,
-                    square,
-                    layer,
-                    members,
-                    np.where(largest[members] > 0, largest[members], usual),
-                    photographs.seen(members, square, probe, network)
-                    if settings["patch_start"]
-                    else None,
-                    None if fields is None else square.from_window(_gradients(fields, members)),
-                    colours,
-                    settings,
-                )
+                scale = np.where(largest[members] > 0, largest[members], usual)
+                patch = gradient = None
+                if settings["patch_start"]:
+                    patch = photographs.seen(members, square, probe, network)
+                if fields is not None:
+                    stored = fields["mean_gradient"], fields["channel"]
+                    gradient = square.from_window(store.aligned(*stored, members))
+                seen = members, scale, patch, gradient
+                return _block(probe, square, layer, *seen, colours, settings)
 
             steps.take(str(first), seek)
             progress.update(len(members))
@@ -536,14 +521,8 @@ def _block(
     )  # fmt: skip
     begin = parametrisation.encode(torch.from_numpy(every).to(device).flatten(0, 1))
     if settings["optimizer"] == "adam":
-        end = ascent.adam(
-            objective,
-            begin,
-            settings["steps"],
-            settings["learning_rate"],
-            parametrisation.box,
-            len(shift),
-        )
+        rate, box = settings["learning_rate"], parametrisation.box
+        end = ascent.adam(objective, begin, settings["steps"], rate, box, len(shift))
     else:
         end = ascent.lbfgs(objective, begin, settings["steps"], parametrisation.box)
     with torch.no_grad():
