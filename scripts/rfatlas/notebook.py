@@ -81,17 +81,8 @@ class Fields(Mapping):
 
 class Run(Mapping):
     """The results of one run: `run["<stage>/<layer>"]` gives the fields of that file,
-    `run["activations"]` those of activations.h5, and so on; iterating lists what there is.
-
-    Parameters
-    ----------
-    path
-        `results/<run>`.
-
-    Raises
-    ------
-    RfatlasError
-        If the folder holds no run.
+    `run["activations"]` those of activations.h5, and so on; iterating lists what there is. `path`
+    is `results/<run>`; RfatlasError if it holds no run.
     """
 
     def __init__(self, path: str | Path):

@@ -118,14 +118,8 @@ def paired_newcombe(
     The change is (gained - lost) / trials. NaN without trials. Newcombe 1998, Statistics in
     Medicine 17:2635, method 10: the Wilson intervals of both proportions, joined with the
     correlation phi of the pairs, which is taken with the continuity correction given there where it
-    is positive.
-
-    Parameters
-    ----------
-    both, gained, lost
-        Trials that succeeded before and after, only after, only before; arrays of one shape.
-    trials
-        All trials.
+    is positive. Of all `trials`, `both` succeeded before and after, `gained` only after, `lost`
+    only before.
     """
     both, gained, lost, trials = (
         np.asarray(count, float) for count in (both, gained, lost, trials)

@@ -599,13 +599,9 @@ def write_script(folder: Path, name: str, value: Any) -> None:
 def start_page(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]]) -> str:
     """Return the page that leads to the atlases of all runs.
 
-    Parameters
-    ----------
-    runs
-        Of each run `name`, `network`, `weights`, `dataset`, the path of its `activations`, how many
-        `layers` and `channels` are analysed, and whether it has an `atlas` and `findings`.
-    groups
-        The runs that are compared, by the name of their group.
+    `runs` holds of each run `name`, `network`, `weights`, `dataset`, the path of its `activations`,
+    how many `layers` and `channels` are analysed, and whether it has an `atlas` and `findings`;
+    `groups` the runs that are compared, by the name of their group.
     """
     shown = []
     for run in runs:

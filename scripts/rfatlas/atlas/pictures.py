@@ -240,14 +240,11 @@ def write(
     """Write the sprite sheets and strips of a layer, and return how the pages find their way.
 
     `sprites/<tile>-<layer>-<sheet>.webp` has one thumbnail of each of SHEET channels, fewer in a
-    layer's last; `passports/<layer>/<channel>.webp` all tiles of a channel.
-
-    Returns
-    -------
-    `strip`: `side`, `columns`, `rows` and the names of its `tiles` in their order; `window`: the
-    side of the mean gradient in pixels; `sprites`: by kind `side`, `columns` and `tiles` of a
-    sheet, and `gaps`, the ranges [first, last] of channels without a picture; and by channel the
-    names of the tiles that it has none for (hatched all over).
+    layer's last; `passports/<layer>/<channel>.webp` all tiles of a channel. Returns `strip`:
+    `side`, `columns`, `rows` and the names of its `tiles` in their order; `window`: the side of the
+    mean gradient in pixels; `sprites`: by kind `side`, `columns` and `tiles` of a sheet, and
+    `gaps`, the ranges [first, last] of channels without a picture; and by channel the names of the
+    tiles that it has none for (hatched all over).
     """
     if not tiles:
         return {"strip": None, "window": None, "sprites": {}}, [[] for _ in range(channels)]

@@ -418,21 +418,10 @@ def refine(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fit Gabors from the given starts, each until it has converged.
 
-    Parameters
-    ----------
-    fields
-        (m, S, S) with mean 0.
-    owner
-        (n,) the field of each start.
-    shape
-        (n, 6) x, y, log sigma_x, log sigma_y, theta in radians, frequency.
-    rest
-        When to stop.
-
-    Returns
-    -------
-    Shapes (n, 6), z = A e^{i phase} (n,), residual sums of squares (n,), and whether the iteration
-    has converged (n,).
+    `fields` (m, S, S) with mean 0; `owner` (n,) the field of each start; `shape` (n, 6) its x, y,
+    log sigma_x, log sigma_y, theta in radians, frequency; `rest` when to stop. Returns shapes (n,
+    6), z = A e^{i phase} (n,), residual sums of squares (n,), and whether the iteration has
+    converged (n,).
     """
     size = fields.shape[1]
     grid = _Grid(size)

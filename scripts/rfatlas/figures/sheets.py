@@ -145,15 +145,8 @@ def fitting(window: int, side: int) -> int:
 
 
 class Sheet:
-    """A sheet in the making.
-
-    Attributes
-    ----------
-    layout
-        Where the pictures are.
-    axes
-        What curves and texts are drawn on, in pixels, y downwards.
-    """
+    """A sheet in the making: its `layout`, and the `axes` that curves and texts are drawn on, in
+    pixels, y downwards."""
 
     def __init__(self, place: Layout, title: str, facts: str, headings: Sequence[str]):
         """Begin a sheet.

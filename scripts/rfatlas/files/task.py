@@ -13,16 +13,9 @@ from rfatlas.files import jobs, store
 class Task:
     """The work of one job.
 
-    Attributes
-    ----------
-    output
-        The HDF5 file to write; its table is beside it, with the ending .csv.
-    attrs
-        Attributes of the file: its provenance (`store.provenance`).
-    memory_mb
-        Megabytes of the process, libraries included, that batches are chosen to fit.
-    bar
-        Makes progress bars, as `jobs.progress`.
+    `output` is the HDF5 file to write, its table beside it with the ending .csv; `attrs` its
+    provenance (`store.provenance`). Batches are chosen to fit a process of `memory_mb` megabytes,
+    libraries included. `bar` makes progress bars, as `jobs.progress`.
     """
 
     output: Path

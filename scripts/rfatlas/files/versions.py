@@ -34,28 +34,15 @@ _OUTSIDE = ("rfatlas.errors", "rfatlas.stages", "rfatlas.files.", "rfatlas.plan.
 
 
 def stage(name: str) -> int:
-    """Version of the expensive stage `name`, for `params: version=...`.
-
-    Raises
-    ------
-    KeyError
-        If the stage has no version (cheap stages carry `digest` instead).
-    """
-    version = stages.BY_NAME[name].version
-    if version is None:
-        raise KeyError(f"stage {name} has no version")
-    return version
+    """Version of the expensive stage `name`, for `params: version=...`; cheap ones carry `digest`
+    instead."""
+    return stages.BY_NAME[name].version
 
 
 @cache
 def modules(name: str) -> tuple[str, ...]:
     """Dotted names, sorted, of the library modules behind the script of stage (or rule) `name`; a
-    dotted name is a module itself.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no script of that name.
+    dotted name is a module itself. Raises FileNotFoundError if there is no script of that name.
     """
     found: set[str] = set()
     waiting = [name] if "." in name else _imports(LIBRARY.parent / f"{name}.py")

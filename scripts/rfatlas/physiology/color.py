@@ -189,23 +189,12 @@ def cone_rule(
     The ratios are those of the peak responses to L-M and to S-(L+M) over that to L+M; `lowpass` is
     the largest response to frequency zero of the more effective of the two axes over the largest to
     any of its gratings. Peaks are over all orientations and frequencies: a channel is read at its
-    own orientation. `color_rules.cone_class` has the thresholds.
+    own orientation. `color_rules.cone_class` has the thresholds, in `rules`.
 
-    Parameters
-    ----------
-    answers
-        What `read` returns.
-    blank
-        (C,) response to mid grey.
-    rules
-        `color_ratio` and `lowpass`.
-
-    Returns
-    -------
-    dict
-        (C,) each: `reason` as `tuning.driven` has it; `axis`, 1 for L-M and 2 for S-(L+M);
-        `chromatic`, the peak along it; `color_ratio`, `color_ratio_s`, `color_ratio_rgb`,
-        `color_lowpass` (NaN without any response along the axis) and `color_class`.
+    `answers` are what `read` returns, `blank` (C,) the response to mid grey. Returns (C,) each:
+    `reason` as `tuning.driven` has it; `axis`, 1 for L-M and 2 for S-(L+M); `chromatic`, the peak
+    along it; `color_ratio`, `color_ratio_s`, `color_ratio_rgb`, `color_lowpass` (NaN without any
+    response along the axis) and `color_class`.
     """
     tuned, flicker = answers["tuned"], answers["flicker"]
     row = np.arange(len(tuned))
@@ -406,17 +395,10 @@ def measured(
 ) -> dict[str, np.ndarray]:
     """Return the measured columns (C,) of a layer but `color_selectivity`.
 
-    Parameters
-    ----------
-    answers
-        What `Experiment` returns, by name: `blank`, `hue`, `code_hue`, `flash`, `flicker`, `grid`.
-    after, before
-        What `read` returns, behind and before the layer's last ReLU; in `after` also `direction`
-        (C, direction), mean responses.
-    axes
-        `frequency`, `direction`, `hue`.
-    rules
-        `color_ratio`, `lowpass`, `harris_tolerance`.
+    `answers` are what `Experiment` returns, by name: `blank`, `hue`, `code_hue`, `flash`,
+    `flicker`, `grid`; `after` and `before` what `read` returns, behind and before the layer's last
+    ReLU, and in `after` also `direction` (C, direction), mean responses; `axes` are `frequency`,
+    `direction`, `hue`, `rules` `color_ratio`, `lowpass`, `harris_tolerance`.
     """
     blank, raw_blank = answers["blank"]
     found = cone_rule(after, blank, rules)
@@ -523,17 +505,11 @@ def measure(
 ) -> None:
     """Write `<layer>.h5` (docs/files.md) and its table.
 
-    Parameters
-    ----------
-    images, top
-        See `color_selectivity`.
-    fields
-        `channel` (n,) and `mean_gradient` (n, 3, S, S) of the stage receptive_fields, None without.
-    virtual
-        (C, 3, h, w) virtual filters, None without.
-    settings
-        The counts `orientations`, `frequencies`, `phases`, `directions`, `hues`, and the thresholds
-        `color_ratio`, `lowpass`, `energy_share`, `harris_tolerance`.
+    For `images` and `top` see `color_selectivity`. `fields` holds `channel` (n,) and
+    `mean_gradient` (n, 3, S, S) of the stage receptive_fields, `virtual` the virtual filters (C, 3,
+    h, w); None without. `settings` are the counts `orientations`, `frequencies`, `phases`,
+    `directions`, `hues`, and the thresholds `color_ratio`, `lowpass`, `energy_share`,
+    `harris_tolerance`.
     """
     probe = Probe(network, layer, task.memory_mb)
     experiment = Experiment(probe, settings, task.bar)

@@ -28,16 +28,8 @@ def cone_class(
 
     Opponent where `color_ratio` or `color_ratio_s` is at least the rules' `color_ratio`, unless the
     channel sees grey only (`GREY_ONLY`); then single where `color_lowpass` is at least `lowpass`.
-
-    Parameters
-    ----------
-    columns
-        `color_ratio`, `color_ratio_s`, `color_ratio_rgb` and `color_lowpass`, (C,) each; what is
-        NaN is below every threshold.
-    rules
-        `color_ratio` and `lowpass`.
-    unresponsive
-        (C,) bool: channels without a class.
+    What is NaN in the `columns` (C,) is below every threshold; channels that are `unresponsive`
+    (C,), bool, have no class.
     """
     largest = np.fmax(columns["color_ratio"], columns["color_ratio_s"])
     opponent = (largest >= rules["color_ratio"]) & (columns["color_ratio_rgb"] >= GREY_ONLY)

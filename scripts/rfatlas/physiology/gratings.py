@@ -55,23 +55,11 @@ def table(
 ) -> pd.DataFrame:
     """Return the columns `COLUMNS` of a layer, one row per channel (see docs/columns.md).
 
-    Parameters
-    ----------
-    layer
-        Its name.
-    response
-        (C, orientation, frequency, phase) activations, or what enters the ReLU that makes them.
-    rectified
-        Whether the activations are max(response, 0).
-    best_response
-        (C, n) activations to each channel's best grating at n phases.
-    blanks
-        `blank`, `blank_black` and `blank_mean_image` (C,): activations to mid grey, black and the
-        data set's mean image.
-    frequency
-        Cycles per pixel.
-    stride
-        Distance of the layer's units in pixels, 0 where there is no such thing.
+    `response` (C, orientation, frequency, phase) are activations, or what enters the ReLU that
+    makes them (`rectified`: they are max(response, 0)); `best_response` (C, n) activations to each
+    channel's best grating at n phases; `blanks` (C,) those to mid grey (`blank`), black
+    (`blank_black`) and the data set's mean image (`blank_mean_image`). `frequency` in cycles per
+    pixel; `stride` of the layer's units in pixels, 0 where there is no such thing.
     """
     blank = blanks["blank"]
     tuned = tuning.mean_above(response, blank, rectified)

@@ -30,15 +30,8 @@ Bar = Callable[..., Any]
 class Probe:
     """The centre unit (H//2, W//2) of every channel of a layer, ready for stimuli.
 
-    Parameters
-    ----------
-    network
-        The loaded model.
-    layer
-        Name of the layer.
-    memory_mb
-        Megabytes of the process, libraries included, that batches are chosen to fit (on a GPU half
-        of its free memory counts instead).
+    Batches are chosen to fit a process of `memory_mb` megabytes, libraries included (on a GPU half
+    of its free memory counts instead).
 
     Attributes
     ----------
@@ -164,14 +157,7 @@ class Probe:
         cos(2 pi f (x cos theta + y sin theta) + phase), x to the right and y upwards from the
         receptive field's centre: theta is the direction of modulation, degrees counter-clockwise
         from +x, and the bars lie at theta + 90. The aperture is `size` wide; outside it the
-        carrier is 0.
-
-        Parameters
-        ----------
-        orientation_deg, phase_deg
-            (n,) in degrees.
-        frequency
-            (n,) in cycles per pixel.
+        carrier is 0. Arguments (n,) in degrees and cycles per pixel.
         """
         theta, phase, frequency = (
             torch.as_tensor(np.asarray(values, float), device=self.device)[:, None]

@@ -38,16 +38,7 @@ def load(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     Relative paths count from the working directory; one that is not there but in the
     repository (as the demo's weights are when Snakemake runs with --directory) becomes absolute.
-
-    Parameters
-    ----------
-    raw
-        The config as read from YAML, e.g. Snakemake's `config`.
-
-    Raises
-    ------
-    RfatlasError
-        Listing every problem: the key, the value and what is allowed.
+    Raises RfatlasError that lists every problem: the key, the value and what is allowed.
     """
     problems, config = check(raw)
     if problems:
@@ -79,13 +70,8 @@ def check(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
 
 
 def check_file(path: Path | str) -> None:
-    """Refuse a config file with duplicate keys (YAML would silently keep the last one).
-
-    Raises
-    ------
-    RfatlasError
-        Naming the file, the key and both lines.
-    """
+    """Refuse a config file with duplicate keys (YAML would silently keep the last one) by a
+    RfatlasError that names the file, the key and both lines."""
     try:
         node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         problems = [f"{path}: {printable(problem)}" for problem in _duplicates(node, set())]

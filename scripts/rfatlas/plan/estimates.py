@@ -359,13 +359,8 @@ class Budget:
 
 
 def check_disk(rows: Mapping[str, Cost], folder: Path) -> None:
-    """Refuse jobs whose outputs do not fit on the disk of `folder`.
-
-    Raises
-    ------
-    RfatlasError
-        With what is needed by stage, what is free, and the keys that make it less.
-    """
+    """Refuse jobs whose outputs do not fit on the disk of `folder`, by a RfatlasError with what is
+    needed by stage, what is free, and the keys that make it less."""
     need, free = sum(row.disk for row in rows.values()), shutil.disk_usage(folder).free
     if need > free:
         largest = sorted(rows, key=lambda name: rows[name].disk, reverse=True)[:3]

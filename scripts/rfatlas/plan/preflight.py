@@ -66,21 +66,11 @@ class Plan:
 def prepare(config: dict[str, Any], given: Mapping[str, Any], cache: Path = CACHE) -> Plan:
     """Describe the models and count the images that the runs of `config` use.
 
-    Parameters
-    ----------
-    config
-        From `rfatlas.plan.config.load`.
-    given
-        The config as the user wrote it: what is not in it is fitted to the number of images, with a
-        note, instead of refused.
-    cache
-        Folder that remembers models and image lists until their files change.
-
-    Raises
-    ------
-    RfatlasError
-        Listing every problem: weights that do not fit, layers that a model does not have, data
-        sets without images, K above the number of images.
+    `config` is from `rfatlas.plan.config.load`, `given` as the user wrote it: what is not in it is
+    fitted to the number of images, with a note, instead of refused. The folder `cache` remembers
+    models and image lists until their files change. Raises RfatlasError that lists every problem:
+    weights that do not fit, layers that a model does not have, data sets without images, K above
+    the number of images.
     """
     problems: list[str] = []
     names = entries.used(config, "model")
@@ -172,12 +162,8 @@ def count_images(
     classes: tuple[int, ...] = (),
 ) -> Images:
     """Number and mean size of the images of a data set; `key` is its place in the config, `classes`
-    as `catalogue.list_images` takes them.
-
-    Raises
-    ------
-    RfatlasError
-        If the data set cannot be listed or has no image.
+    as `catalogue.list_images` takes them. Raises RfatlasError if the data set cannot be listed or
+    has no image.
     """
     if dataset["source"] == "scenes":
         return Images(catalogue.count_images(dataset, key=key), 0.0, -1, _digest(dataset))

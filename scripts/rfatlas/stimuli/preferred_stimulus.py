@@ -131,14 +131,8 @@ class Fourier:
     Olah, Mordvintsev & Schubert 2017, Feature Visualization, Distill, doi:10.23915/distill.00007:
     the spectrum is divided by the frequency, as that of photographs falls, so that an ascent moves
     all frequencies alike; the colours are those along which photographs vary independently. The
-    image is the logistic function of the result, so that it stays within 0..1.
-
-    Parameters
-    ----------
-    size
-        S, side of the images in pixels.
-    colours
-        (3, 3), the decorrelated colours in its columns; see `decorrelated`.
+    image is the logistic function of the result, so that it stays within 0..1. Images have `size`
+    pixels a side; the columns of `colours` (3, 3) are the decorrelated ones (see `decorrelated`).
     """
 
     box = None
@@ -381,23 +375,12 @@ def measure(
 ) -> None:
     """Write `<layer>.h5` (docs/files.md) and its table.
 
-    Parameters
-    ----------
-    channels
-        (n,) the channels to measure; the table has a row for every channel of the layer.
-    largest
-        (C,) largest activation of each channel on any photograph.
-    photographs
-        The units that photographs drive most, to start from what they see.
-    fields
-        `channel` (m,) and `mean_gradient` (m, 3, S, S) of the stage receptive_fields, to start from
-        and to compare with; None for neither.
-    colours
-        (3, 3), see `decorrelated`.
-    settings
-        The keys of `preferred_stimulus` in the config, but `channels`.
-
-    Killed, the work resumes from `<output>.partial`.
+    `channels` (n,) are measured; the table has a row for every channel of the layer. `largest` (C,)
+    is the largest activation of each on any photograph, `photographs` what to start from. `fields`
+    holds `channel` (m,) and `mean_gradient` (m, 3, S, S) of the stage receptive_fields, to start
+    from and to compare with; None for neither. `colours` see `decorrelated`; `settings` are the
+    keys of `preferred_stimulus` in the config, but `channels`. Killed, the work resumes from
+    `<output>.partial`.
     """
     probe = Probe(network, layer, task.memory_mb)
     square = region(probe)

@@ -55,22 +55,13 @@ DERIVED = (
 def inactive(
     filter_norm: np.ndarray, variance: np.ndarray, norm_share: float, variance_share: float
 ) -> np.ndarray:
-    """Name why each channel of one layer is inactive.
+    """Name why each channel of one layer is inactive: (C,) of str, "" for an active channel, else
+    "filter_norm", "variance" or both, joined by "+".
 
-    Parameters
-    ----------
-    filter_norm, variance
-        (C,) filter norms (NaN where the layer has no filter) and activation variances.
-    norm_share
-        A channel is inactive below this share of the layer's largest filter norm.
-    variance_share
-        ... or below this share of the layer's median activation variance.
-
-    Returns
-    -------
-    (C,) of str: "" for an active channel, else "filter_norm", "variance" or both, joined by "+".
-    A channel that never changes (variance 0) is inactive even if more than half of the layer is,
-    and the median with it, 0; likewise a filter of norm 0.
+    By filter norms (NaN where the layer has no filter) and activation variances (C,): a channel is
+    inactive below `norm_share` of the layer's largest norm, or below `variance_share` of its median
+    variance. One that never changes (variance 0) is inactive even if more than half of the layer
+    is, and the median with it, 0; likewise a filter of norm 0.
     """
     norm, variance = np.asarray(filter_norm, float), np.asarray(variance, float)
     known = norm[np.isfinite(norm)]
@@ -92,18 +83,10 @@ def class_selectivity(
     activation and mu_rest the mean of the other class means (Morcos et al. 2018, arXiv 1803.06959,
     eq. 1): 0 when no class drives the channel more than another, 1 when one class alone does.
 
-    Parameters
-    ----------
-    class_mean
-        (n_classes, C) mean activation per class.
-    images_per_class
-        (n_classes,) images behind each mean; classes without images are ignored.
-
-    Returns
-    -------
-    (C,) selectivity, NaN with fewer than two classes, for a channel that no class drives, and
-    where a class mean is negative (the index is defined for rectified activations); (C,) index of
-    the preferred class, the first of equals, -1 where no class stands out.
+    `class_mean` (n_classes, C); classes without `images_per_class` (n_classes,) are ignored. The
+    selectivity (C,) is NaN with fewer than two classes, for a channel that no class drives, and
+    where a class mean is negative (the index is defined for rectified activations); the preferred
+    class (C,) is the first of equals, -1 where no class stands out.
     """
     seen = np.flatnonzero(images_per_class)
     channels = class_mean.shape[1]
@@ -124,18 +107,11 @@ def class_selectivity(
 
 
 def top_classes(top_image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count the top units of each channel and the distinct classes among them.
+    """Count the top units (C,) of each channel and the distinct known classes (C,) among the first
+    min(K, 100) of them.
 
-    Parameters
-    ----------
-    top_image
-        (C, K) image of each top unit, at most one unit per image, -1 where fewer than K exist.
-    labels
-        (N,) class of each image, -1 = unknown.
-
-    Returns
-    -------
-    (C,) units that exist, of K; (C,) distinct known classes among the first min(K, 100).
+    `top_image` (C, K) image of each top unit, at most one unit per image, -1 where fewer than K
+    exist; `labels` (N,) class of each image, -1 = unknown.
     """
     exists = top_image >= 0
     first = top_image[:, :TOP_CLASSES]

@@ -235,11 +235,8 @@ def matched(
 
     Channels are matched by the correlation of their maxima over each image, so that the sum of
     correlations over a layer is largest; whatever the order of channels, two networks that learned
-    the same would match perfectly. `layers` are the layers of each run, in network order.
-
-    Returns
-    -------
-    One row (`MATCHED`) per matched channel of the reference, with its match (`run_channel`) and the
+    the same would match perfectly. `layers` are the layers of each run, in network order. Returns
+    one row (`MATCHED`) per matched channel of the reference, with its match (`run_channel`) and the
     channel that it correlates with most, which several may share; and one row (`MATCHING`) per run
     and layer, with quartiles, the share of the reference's channels that correlate at least `SAME`
     with their match, and what both are by chance, images permuted.
@@ -318,17 +315,9 @@ def tables(
 ) -> dict[str, pd.DataFrame]:
     """Return all tables of a group by the stem of their file.
 
-    Parameters
-    ----------
-    channels, descriptions, files
-        channels.csv, model.json and the open activations.h5 of each run, the reference first.
-    feature, variance, seed
-        See `similarity`.
-
-    Raises
-    ------
-    RfatlasError
-        As `check_images`.
+    `channels`, `descriptions` and `files` are channels.csv, model.json and the open activations.h5
+    of each run, the reference first; for the rest see `similarity`. Raises RfatlasError as
+    `check_images` does.
     """
     check_images(files)
     layers = {run: list(rows_by_layer(channels[run])) for run in files}

@@ -109,16 +109,9 @@ def collect(
 ) -> dict[str, Any]:
     """Return all findings of a run, JSON-ready: NaN becomes None.
 
-    Parameters
-    ----------
-    run
-        Its name.
-    description
-        What says of which network and data the findings are; taken over as `of`.
-    tables
-        The tables by the names of `TABLES`, None for one that there is not.
-    warnings
-        What is doubtful about the run's labels, a line each.
+    `description` says of which network and data the findings are, and is taken over as `of`;
+    `tables` go by the names of `TABLES`, None for one that there is not; `warnings` say what is
+    doubtful about the run's labels, a line each.
     """
     return {
         "run": run,

@@ -31,17 +31,10 @@ ROUNDING = 1e-12
 class Moments:
     """Cross products of the centred features of several layers over n images.
 
-    Parameters
-    ----------
-    layers
-        Arrays (or open HDF5 datasets) of (n, C) over the same n images.
-    seed
-        For `shuffled`, the images of each batch are permuted; where images are sorted by class,
-        batches should thus hold many classes.
-    batch
-        Images that are read at once; by default what fits `BATCH_NUMBERS`.
-    tile
-        Channels of a group, see `TILE`.
+    `layers` are arrays (or open HDF5 datasets) of (n, C) over the same n images, of which `batch`
+    are read at once (by default what fits `BATCH_NUMBERS`); for `shuffled`, the images of each
+    batch are permuted by `seed`: where images are sorted by class, batches should thus hold many
+    classes. Groups have `tile` channels, see `TILE`.
 
     A channel that varies by rounding alone counts as constant. `squares` holds the sum of the
     squares of each channel (C,) by layer, `norms` (L,) that of all channels of a layer, and
