@@ -184,8 +184,7 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
     for position, (name, rectified) in enumerate(zip(names, layers["rectified"], strict=True)):
         share = table.loc[table["layer"] == name, "fraction_active"].to_numpy(float)
         style.strip(upper, position, share, style.BLUE if rectified else style.GREY)
-    upper.set_ylim(-0.02, 1.02)
-    upper.set_ylabel("active positions (> 0)")
+    style.shares(upper, "active positions (> 0)", -0.02, 1.02)
     handles = [style.strip_handle(style.BLUE, "channels; median and quartiles")]
     if not layers["rectified"].all():
         handles.append(style.strip_handle(style.GREY, "the same, layer without ReLU"))
@@ -202,10 +201,7 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
         text = f"{round(share * total[position])}/{total[position]}"
         above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
         lower.annotate(text, (position, share), fontsize=8, **above)
-    lower.set_ylim(0, max(0.1, base.max() * 1.25))
-    lower.set_ylabel("inactive channels")
-    for axes in (upper, lower):
-        axes.yaxis.set_major_formatter(style.PERCENT)
+    style.shares(lower, "inactive channels", 0, max(0.1, base.max() * 1.25))
     subtitle = f"{len(table)} channels in {len(names)} layers"
     return style.captioned(figure, f"{run} · sparsity", subtitle, handles, 3)
 

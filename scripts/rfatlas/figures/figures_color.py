@@ -110,7 +110,7 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
             upper.vlines(x, *ends, color=color, linewidth=2 if not prefix else 1)
             upper.plot(x[:-1], share[:-1], line, color=color, linewidth=0.9, alpha=0.6)
             upper.plot(x, share, marker, color=color, markerfacecolor=face, markersize=5, zorder=4)
-    upper.set_ylim(-0.03, 1.03)
+    style.shares(upper, "of the channels that respond")
     handles = [style.mark(CLASSES[name][0], CLASSES[name][1], "o", line="-") for name in shift]
     if twin:
         look = {"markerfacecolor": "white", "linewidth": 0.9}
@@ -133,10 +133,8 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
         text = f"{100 * share:.0f} %"
         lower.text(len(rows), base + share / 2, text, ha="center", va="center", fontsize=8)
         base += share
-    lower.set_ylim(0, 1.0)
+    style.shares(lower, "of the channels that respond", 0, 1)
     for axes in (upper, lower):
-        axes.set_ylabel("of the channels that respond")
-        axes.yaxis.set_major_formatter(style.PERCENT)
         axes.axvline(len(names) - 0.5, color=style.GREY, linewidth=0.8)
         axes.axvline(len(names) + 0.5, color=style.GREY, linewidth=0.8)
     bars = [Patch(color=color, label=label) for label, color in KINDS.values()]
@@ -183,8 +181,7 @@ def stability(table: pd.DataFrame, run: str) -> Figure:
             axes.axvline(np.searchsorted(places, stated), color=style.GREY, linestyle=(0, (1, 2)))
             # Thresholds are listed, not measured: evenly spaced, whatever their distance.
             axes.set_xticks(x, [f"{place:g}" for place in places])
-            axes.set_ylim(-0.03, 1.03)
-            axes.yaxis.set_major_formatter(style.PERCENT)
+            style.shares(axes)
             axes.grid(axis="y")
             axes.set_title(LABELS[name].replace("\n", " ").replace("- ", "-"), fontsize=9)
             axes.set_xlabel(label, fontsize=8.5)
@@ -212,18 +209,14 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
     """
     names = layers_of(table)
     rules = [rule for rule in RULES if rule in set(table["rule"])]
-    figure = style.figure(float(np.clip(0.62 * len(names) + 1.2, 9.6, 14)), 6.9)
-    figure.set_layout_engine("constrained", rect=(0, 0.04, 1, 0.87))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    matrices = upper.subplots(1, len(rules), squeeze=False)[0]
-    for axes, rule in zip(matrices, rules, strict=True):
+    rect = (0, 0.04, 1, 0.87)
+    figure, matrices, axes = style.halves(names, 9.6, 6.9, len(rules), 1.15, rect)
+    for matrix, rule in zip(matrices, rules, strict=True):
         cells = table[(table["rule"] == rule) & (table["layer"] == ALL)]
-        _matrix(axes, cells, RULES[rule][0])
+        _matrix(matrix, cells, RULES[rule][0])
     matrices[0].set_ylabel("cone rule")
-    for axes in matrices[1:]:
-        axes.set_yticklabels([])
-    axes = lower.subplots()
-    axes.grid(axis="y")
+    for matrix in matrices[1:]:
+        matrix.set_yticklabels([])
     handles = []
     x = np.arange(len(names))
     for rule in rules:
@@ -232,11 +225,9 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
         axes.plot(x, part["agreement"], "--", linewidth=1, mfc="white", ms=5, **look)
         axes.plot(x, part["kappa"], "-", linewidth=1.6, ms=5, **look)
         handles.append(style.mark(label, line="-", **look))
-    style.layer_axis(axes, names)
     axes.axhline(0, color=style.GREY, linewidth=0.8)
     low = np.nanmin([-0.05, table["kappa"].min()])
     axes.set_ylim(low - 0.03, 1.04)
-    axes.set_xlabel("layer, in network order")
     axes.set_ylabel("agreement with the cone rule")
     handles += [
         style.mark("beyond chance (κ)", style.INK, line="-"),
@@ -268,9 +259,7 @@ def orientation(table: pd.DataFrame, run: str) -> Figure:
         axes.plot(x, part["fraction"], "o", color=color, markersize=6)
         handles.append(style.mark(label, color, "o"))
     axes.axvline(len(rows) - 1.5, color=style.GREY, linewidth=0.8)
-    axes.set_ylim(-0.03, 1.03)
-    axes.yaxis.set_major_formatter(style.PERCENT)
-    axes.set_ylabel("oriented for colour")
+    style.shares(axes, "oriented for colour")
     return style.captioned(
         figure,
         f"{run} · are opponent channels oriented?",
@@ -372,8 +361,7 @@ def tuning(
             axes.set_axis_off()
         row[0].set_ylabel(CLASSES[name][0])
     if not kinds:
-        panels[0, 0].set_axis_off()
-        panels[0, 0].text(0.5, 0.5, "no channel responds", ha="center", color=style.GREY)
+        style.nothing(panels[0, 0], "no channel responds")
     for column in range(columns):
         used = [row[column] for row in panels if row[column].axison]
         if used:

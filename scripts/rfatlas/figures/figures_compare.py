@@ -122,9 +122,8 @@ def fractions(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
     for axes, name in zip(figure.axes, names, strict=True):
         rows = table[table["property"] == name]
         _series(axes, rows, layers, runs, ("lo", "fraction", "hi"))
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.yaxis.set_major_formatter(style.PERCENT)
-        axes.set_ylabel(PROPERTIES[name])
+        low, high = axes.get_ylim()
+        style.shares(axes, PROPERTIES[name], min(0, low), high)
     subtitle = "fraction of the channels of a layer, with 95 % Wilson intervals"
     title = f"{group} · kinds of channels"
     return style.captioned(figure, title, subtitle, _handles(runs), 4)
@@ -190,9 +189,7 @@ def matched(
         for axes, chance in ((upper, "chance_median"), (lower, "chance_share_same")):
             axes.hlines(rows[chance], x - width / 2, x + width / 2, color=style.INK, linewidth=1.4)
     upper.set_ylabel("correlation with the match")
-    lower.set_ylabel("channels found again")
-    lower.set_ylim(-0.03, 1.03)
-    lower.yaxis.set_major_formatter(style.PERCENT)
+    style.shares(lower, "channels found again")
     subtitle = f"with {reference}, one to one by maxima over each image; below: correlation ≥ 0.5"
     handles = [style.mark(run, *look[run], line="-", linewidth=2.4) for run in others]
     handles.append(style.mark("by chance (permuted)", style.INK, line="-", linewidth=1.4))

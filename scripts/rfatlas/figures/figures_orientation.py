@@ -239,10 +239,8 @@ def selective(counts: pd.DataFrame, run: str) -> Figure:
     for position, row in rows.iterrows():
         text, size = f"{row['selective']}/{row['responsive']}", 7 if len(rows) > 12 else 8
         axes.annotate(text, (position, 1.06), ha="center", fontsize=size, color=style.BLUE)
-    axes.set_ylim(-0.02, 1.14)
+    style.shares(axes, "orientation-selective channels", -0.02, 1.14)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.yaxis.set_major_formatter(style.PERCENT)
-    axes.set_ylabel("orientation-selective channels")
     threshold = rows["osi_threshold"].iloc[0]
     subtitle = (
         f"OSI ≥ {threshold:g} and a defined bandwidth, of the channels that respond to gratings; "
@@ -270,9 +268,8 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
             axes.plot(x, share, line, color=color, marker="o", markersize=3)
         stated = x[is_true(rows, "rule")][0]
         axes.axvline(stated, color=style.GREY, linewidth=1, linestyle=(0, (1, 2)))
-        axes.set_ylim(-0.03, 1.03)
+        style.shares(axes)
         axes.set_yticks([0, 0.5, 1])
-        axes.yaxis.set_major_formatter(style.PERCENT)
         axes.grid(axis="y")
         axes.set_title(name, fontsize=9)
     handles = [style.mark(run, style.BLUE, "o", line="-", markersize=3)]
@@ -481,19 +478,13 @@ def agreement(table: pd.DataFrame, run: str) -> Figure:
         for found in [next((entry for entry in layers if len(_both(entry[1], pair)[0])), None)]
         if found
     ]
-    width = float(np.clip(0.62 * len(layers) + 1.2, 8.4, 14))
-    figure = style.figure(width, 6.6)
-    figure.set_layout_engine("constrained", rect=(0, 0.06, 1, 0.85))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.25, 1))
-    panels = upper.subplots(1, max(len(pairs), 1), squeeze=False)[0]
+    names, rect = [name for name, _ in layers], (0, 0.06, 1, 0.85)
+    figure, panels, axes = style.halves(names, 8.4, 6.6, max(len(pairs), 1), 1.25, rect)
     if not pairs:
-        panels[0].set_axis_off()
-        panels[0].text(0.5, 0.5, "no channel has two estimates", ha="center", color=style.GREY)
-    for axes, (pair, (name, rows)) in zip(panels, pairs, strict=False):
-        _scatter(axes, pair, name, rows)
-    axes = lower.subplots()
+        style.nothing(panels[0], "no channel has two estimates")
+    for panel, (pair, (name, rows)) in zip(panels, pairs, strict=False):
+        _scatter(panel, pair, name, rows)
     pair = ("gradient", "gratings") if "orientation_deg" in table else ("kernel", "gradient")
-    axes.grid(axis="y")
     axes.axhspan(0, CLOSE, color=style.PALE, alpha=0.6, linewidth=0)
     axes.axhline(45, color=style.GREY, linewidth=1, linestyle=(0, (4, 3)))
     for position, (_, rows) in enumerate(layers):
@@ -502,8 +493,6 @@ def agreement(table: pd.DataFrame, run: str) -> Figure:
             chosen = np.ones(len(rows), bool)
         first, second, _ = _both(rows[chosen], pair)
         style.strip(axes, position, circular_difference(first, second), style.BLUE)
-    style.layer_axis(axes, [name for name, _ in layers])
-    axes.set_xlabel("layer, in network order")
     axes.set_ylim(-2, 92)
     axes.set_yticks([0, 10, 45, 90])
     labels = [ESTIMATES[name][1] for name in pair]

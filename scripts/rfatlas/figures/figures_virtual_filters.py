@@ -176,10 +176,10 @@ def skip_share(
             _median(axes, position, others.get(name), column)
     for share, line in ((0, "-"), (0.5, (0, (4, 3))), (1, "-")):
         panels[0].axhline(share, color=style.GREY, linewidth=0.8, linestyle=line)
-    panels[0].set_ylim(SHARES[0] - 0.05, SHARES[1] + 0.05)
+    style.shares(
+        panels[0], "energy through the\nskip connection", SHARES[0] - 0.05, SHARES[1] + 0.05
+    )
     panels[0].set_yticks([0, 0.5, 1])
-    panels[0].yaxis.set_major_formatter(style.PERCENT)
-    panels[0].set_ylabel("energy through the\nskip connection")
     panels[1].axhline(0, color=style.GREY, linewidth=0.8)
     panels[1].set_ylim(-1.05, 1.05)
     panels[1].set_ylabel("cosine of the parts\n(> 0: they agree)")

@@ -187,6 +187,34 @@ def depth_figure(
     return new, every[0, 0] if panels == 1 else every[:, 0]
 
 
+def shares(axes: Axes, label: str = "", low: float = -0.03, high: float = 1.03) -> None:
+    """Make y an axis of percentages, from one share to another."""
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_ylabel(label)
+
+
+def nothing(axes: Axes, text: str) -> None:
+    """Say in the place of a panel why there is nothing to draw."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", color=GREY)
+
+
+def halves(
+    layers: Sequence[str], narrowest: float, height: float, columns: int, upper: float, rect: tuple
+) -> tuple[Figure, np.ndarray, Axes]:
+    """Return a figure of `height` inches with so many panels above, `upper` times as high as the
+    one below, which has the layers along x; and these axes. `rect` is what the layout may fill."""
+    new = figure(float(np.clip(0.62 * len(layers) + 1.2, narrowest, 14)), height)
+    new.set_layout_engine("constrained", rect=rect)
+    above, below = new.subfigures(2, 1, height_ratios=(upper, 1))
+    panels, axes = above.subplots(1, columns, squeeze=False)[0], below.subplots()
+    axes.grid(axis="y")
+    layer_axis(axes, layers)
+    axes.set_xlabel("layer, in network order")
+    return new, panels, axes
+
+
 def octaves(axis: Axis, text: Callable[[float], str]) -> None:
     """Give a y axis a logarithmic scale to base 2, with `text` saying each tick."""
     axis.axes.set_yscale("log", base=2)
