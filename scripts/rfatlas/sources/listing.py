@@ -16,13 +16,9 @@ from rfatlas.errors import RfatlasError, printable
 
 def read_piece(path: Path, offset: int, size: int) -> bytes:
     """Return `size` bytes of a file from `offset` on; fewer where it ends before."""
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         file.seek(offset)
-        parts: list[bytes] = []
-        while size and (part := file.read(size)):
-            parts.append(part)
-            size -= len(part)
-    return b"".join(parts)
+        return file.read(size)
 
 
 @dataclass

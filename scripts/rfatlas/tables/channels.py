@@ -116,10 +116,8 @@ def top_classes(top_image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
     exists = top_image >= 0
     first = top_image[:, :TOP_CLASSES]
     label = np.where(first >= 0, labels[np.maximum(first, 0)], -1)
-    label = np.sort(label, axis=1)
-    new = np.ones(label.shape, bool)
-    new[:, 1:] = label[:, 1:] != label[:, :-1]
-    return exists.sum(axis=1), (new & (label >= 0)).sum(axis=1)
+    distinct = [len(np.unique(row[row >= 0])) for row in label]
+    return exists.sum(axis=1), np.array(distinct, int)
 
 
 def activation_table(

@@ -8,7 +8,8 @@ from channels.csv; published values for macaques, with source and certainty, are
 `resources/v1_color.csv`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -150,16 +151,10 @@ def counts(
     the layer; `ALL` compares with the twin's layers that the run has too, if it has all of them.
     """
     rows = []
-    others = _layers(twin, table)
     for rule, (names, column) in RULES.items():
-        if column and column not in table:
-            continue
-        for layer, depth, members in layers_and_all(table):
-            found = classes(members, rule)
-            other = classes(others[layer], rule) if layer in others else None
-            for name in names:
-                head = (layer, depth, rule, name, len(members))
-                rows.append((*head, *_shares(found, name, other, twin_name)))
+        if not column or column in table:
+            for place, name, own in _shares(table, twin, twin_name, names, classes, rule):
+                rows.append((*place, rule, name, *own))
     return _framed(rows, COUNTS)
 
 
@@ -177,17 +172,12 @@ def stability(
     (`STABILITY`) per layer (and `ALL`), threshold and class, with the columns of `counts`.
     """
     rows = []
-    others = _layers(twin, table)
     for varied, rule in VARIED.items():
         for threshold in sorted({*thresholds[varied], rules[varied]}):
-            line = {**rules, varied: threshold}
-            for layer, depth, members in layers_and_all(table):
-                found = classified(members, rule, line)
-                other = classified(others[layer], rule, line) if layer in others else None
-                for name in RULES[rule][0]:
-                    stated = threshold == rules[varied]
-                    head = (layer, depth, varied, threshold, stated, name, len(members))
-                    rows.append((*head, *_shares(found, name, other, twin_name)))
+            line, stated = {**rules, varied: threshold}, threshold == rules[varied]
+            walk = _shares(table, twin, twin_name, RULES[rule][0], classified, rule, line)
+            for place, name, own in walk:
+                rows.append((*place, varied, threshold, stated, name, *own))
     return _framed(rows, STABILITY)
 
 
@@ -206,21 +196,11 @@ def macaque(
     """
     published = reference[reference["quantity"] == "color_ratio"].set_index("category")
     rows = []
-    others = _layers(twin, table)
-    for layer, depth, members in layers_and_all(table):
-        found = kinds(members)
-        other = kinds(others[layer]) if layer in others else None
-        for kind, (low, high) in KINDS.items():
-            known = published.loc[kind]
-            count, n = int(known["value"]), int(known["n"])
-            rows.append(
-                (
-                    *(layer, depth, kind, low, high, len(members)),
-                    *_shares(found, kind, other, twin_name),
-                    *(count, n, *counted.proportion(count, n)),
-                    *(known["certainty"], known["source"]),
-                )
-            )
+    for place, kind, own in _shares(table, twin, twin_name, KINDS, kinds):
+        known = published.loc[kind]
+        count, n = int(known["value"]), int(known["n"])
+        theirs = (count, n, *counted.proportion(count, n), known["certainty"], known["source"])
+        rows.append((*place, kind, *KINDS[kind], *own, *theirs))
     return _framed(rows, MACAQUE)
 
 
@@ -307,13 +287,25 @@ def _layers(twin: pd.DataFrame | None, table: pd.DataFrame) -> dict[str, pd.Data
 
 
 def _shares(
-    found: np.ndarray, name: str, other: np.ndarray | None, twin_name: str
-) -> tuple[object, ...]:
-    """The columns `_SHARE` of one class: of a run, of its twin, and their difference."""
-    count, responsive = _count(found, name)
-    twins = None if other is None else _count(other, name)
-    own = (responsive, count, *counted.proportion(count, responsive))
-    return *own, *counted.against(count, responsive, twin_name, twins)
+    table: pd.DataFrame,
+    twin: pd.DataFrame | None,
+    twin_name: str,
+    names: Iterable[str],
+    classify: Callable[..., np.ndarray],
+    *how: Any,
+) -> Iterator[tuple[tuple, str, tuple]]:
+    """Yield (layer and depth, class, number of channels and columns `_SHARE`) of every layer (and
+    `ALL`) and class, which `classify(rows, *how)` tells of channels."""
+    others = _layers(twin, table)
+    for layer, depth, members in layers_and_all(table):
+        found = classify(members, *how)
+        other = classify(others[layer], *how) if layer in others else None
+        for name in names:
+            count, responsive = _count(found, name)
+            twins = None if other is None else _count(other, name)
+            own = (len(members), responsive, count, *counted.proportion(count, responsive))
+            versus = counted.against(count, responsive, twin_name, twins)
+            yield (layer, depth), name, (*own, *versus)
 
 
 def _count(found: np.ndarray, name: str) -> tuple[int, int]:

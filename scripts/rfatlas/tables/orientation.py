@@ -180,9 +180,7 @@ def histograms(
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
                 part = share(count, found.size)
                 rows.append((layer, depth, quantity, low, high, count, found.size, part))
-        published = reference[
-            (reference["quantity"] == quantity) & (reference["statistic"] == "count")
-        ]
+        published = _published(reference, quantity, "count")
         total = published["value"].sum()
         for low, high, count in published[["low", "high", "value"]].itertuples(index=False):
             part = share(count, total)
@@ -206,9 +204,7 @@ def medians(
     for quantity in EDGES:
         if not _measured(table, quantity):
             continue
-        published = reference[
-            (reference["quantity"] == quantity) & (reference["statistic"] == "median")
-        ]
+        published = _published(reference, quantity, "median")
         known = (np.nan, pd.NA, "", "")
         if len(published):
             known = tuple(published.iloc[0][["value", "n", "certainty", "source"]])
@@ -238,9 +234,7 @@ def frequencies(
     One row (`FREQUENCIES`) per layer, estimate (`gratings`, `gabor`) and scale; `n_aliased`
     gratings had a frequency above the Nyquist frequency of the layer's stride.
     """
-    macaque = reference[(reference["quantity"] == "sf_cpd") & (reference["statistic"] == "median")][
-        "value"
-    ].iloc[0]
+    macaque = _published(reference, "sf_cpd", "median")["value"].iloc[0]
     rows = []
     for layer, depth, members in by_layer(table):
         for estimate, found in frequency(members, gabor_r2).items():
@@ -278,6 +272,10 @@ def tables(
         "v1_medians": medians(table, reference, r2, scale, twin),
         "frequency": frequencies(table, reference, r2, scale, sweep),
     }
+
+
+def _published(reference: pd.DataFrame, quantity: str, statistic: str) -> pd.DataFrame:
+    return reference[(reference["quantity"] == quantity) & (reference["statistic"] == statistic)]
 
 
 def _measured(table: pd.DataFrame, quantity: str) -> bool:
