@@ -24,8 +24,13 @@ CODES = np.concatenate([RANDOM.random((200, 3)), np.eye(3), np.full((1, 3), 0.02
 SPACE = colorspace.space()
 
 
+def lms(code: np.ndarray) -> np.ndarray:
+    linear = colorspace.light(code) @ colorspace.XYZ_FROM_RGB.T
+    return linear @ np.linalg.inv(colorspace.XYZ_FROM_LMS).T
+
+
 def cone_contrast(code: np.ndarray) -> np.ndarray:
-    return colorspace.lms(code) / colorspace.lms(np.full(3, GREY)) - 1
+    return lms(code) / lms(np.full(3, GREY)) - 1
 
 
 def luminance(code: np.ndarray) -> np.ndarray:
@@ -55,12 +60,12 @@ def test_fundamentals_turn_the_table_of_cones_into_that_of_xyz():
 
 def test_white_point_and_cones_by_hand():
     # D65 as sRGB has it, X Y Z = 0.9505 1 1.089; L = 0.210576 X + 0.855098 Y - 0.039698 Z, ...
-    white = colorspace.lms(np.ones(3))
+    white = lms(np.ones(3))
     np.testing.assert_allclose(white, [1.01202, 0.86646, 0.56283], atol=2e-5)
     # The luminance of CIE 2006 is 0.68990272 L + 0.34832189 M; that of white is 1.
     assert white[:2] @ [0.68990272, 0.34832189] == pytest.approx(1, abs=1e-6)
     xyz = colour.sRGB_to_XYZ(CODES)
-    np.testing.assert_allclose(colorspace.lms(CODES) @ colorspace.XYZ_FROM_LMS.T, xyz, atol=1e-6)
+    np.testing.assert_allclose(lms(CODES) @ colorspace.XYZ_FROM_LMS.T, xyz, atol=1e-6)
 
 
 def test_cone_contrast_of_greys_is_that_of_their_light():
@@ -73,7 +78,7 @@ def test_cone_contrast_of_greys_is_that_of_their_light():
 
 def test_code_values_per_cone_are_the_slopes_of_the_whole_chain():
     """Numerically, from cones to code values by colour-science's inverse conversions."""
-    grey, step = colorspace.lms(np.full(3, GREY)), 1e-4
+    grey, step = lms(np.full(3, GREY)), 1e-4
     for cone in range(3):
         ends = []
         for sign in (-1, 1):

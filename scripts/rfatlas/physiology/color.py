@@ -17,7 +17,7 @@ From these the classes: non-, single- or double-opponent by the cone rule, by en
 rule. docs/columns.md defines every number.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from rfatlas.files.task import Task
 from rfatlas.network import graph
 from rfatlas.network.model import LoadedModel, normalise
 from rfatlas.physiology import color_rules, colorspace, tuning
-from rfatlas.physiology.probe import GREY, Probe, in_batches
+from rfatlas.physiology.probe import GREY, Bar, Probe, in_batches
 
 #: The axes of gratings: the opponent ones, then those of code values (Rafegas & Vanrell 2018).
 AXES = (*colorspace.AXES, "RGB", "R-G", "R+G-2B")
@@ -140,16 +140,14 @@ def energy_class(columns: Mapping[str, np.ndarray], rules: Mapping[str, float]) 
     return color_rules.classes(opponent, single, norm <= tuning.WEAK * norm.max(initial=0))
 
 
-def _linear_columns(channels: int, channel: Any, fields: Any) -> dict[str, np.ndarray] | None:
-    """Return what `linear` says of the fields (n, 3, h, w) of channels (n,), (C,) each, NaN for
-    channels without; None without fields."""
-    if fields is None:
-        return None
-    parts = [linear(piece) for _, piece in crops.pieces(fields)]
-    found = {}
-    for name in parts[0]:
-        found[name] = np.full(channels, np.nan)
-        found[name][channel] = np.concatenate([part[name] for part in parts])
+def _linear_columns(channels: int, channel: np.ndarray, fields: Any) -> dict[str, np.ndarray]:
+    """Return what `linear` says of the fields (n, 3, h, w) of channels (n,), (C,) each; NaN for
+    channels without, and everywhere without fields."""
+    names = (*LINEAR, "norm", "balance_chromatic")
+    found = {name: np.full(channels, np.nan) for name in names}
+    for rows, piece in () if fields is None else crops.pieces(fields):
+        for name, values in linear(piece).items():
+            found[name][channel[rows]] = values
     return found
 
 
@@ -246,73 +244,56 @@ def preferred_direction(response: np.ndarray, direction_deg: np.ndarray) -> np.n
 # ---- one layer
 
 
-class Experiment:
-    """The stimuli of one layer in their order, and the answers so far, each pair of them (with and
-    without the layer's last ReLU) float32.
+def shown(probe: Probe, axes: Mapping[str, np.ndarray], bar: Bar) -> dict[str, np.ndarray]:
+    """Return the answers of a layer, each pair of them, with and without its last ReLU, float32.
 
-    First uniform fields (mid grey, equiluminant hues, hues of equal R + G + B, cone-isolating
-    flashes), then gratings: axis, orientation, frequency and phase, the last fastest; those of
-    frequency zero; at last the distinct places (orientation and frequency) where channels like
-    colour best, in all equiluminant directions.
+    To uniform fields: `blank` (2, C), mid grey; `hue` and `code_hue` (2, C, hue), equiluminant ones
+    and those of equal R + G + B; `flash` (2, C, cone, sign), which change one cone. To gratings:
+    `flicker` (2, C, axis, phase), of frequency zero; `grid` (2, C, axis, orientation, frequency,
+    phase).
     """
+    space = colorspace.space()
+    flashes = _FLASH * np.stack([space.isolating, -space.isolating], 1)
+    colours = {
+        "blank": np.full((1, 3), GREY),
+        "hue": colorspace.uniform(colorspace.equiluminant(axes["hue"])),
+        "code_hue": colorspace.code_hues(axes["hue"]),
+        "flash": colorspace.uniform(flashes.reshape(-1, 3)),
+    }
+    every = np.concatenate(list(colours.values()))
 
-    def __init__(self, probe: Probe, settings: Mapping[str, Any], bar: Callable[..., Any]):
-        self._probe, self._bar = probe, bar
-        self.orientation = tuning.orientations(settings["orientations"])
-        self.frequency = tuning.frequencies(probe.size, settings["frequencies"], np.inf)
-        self.phase = tuning.phases(settings["phases"])
-        self.direction = tuning.orientations(settings["directions"])
-        self.hue = np.arange(settings["hues"]) * 360 / settings["hues"]
+    def field(number: np.ndarray) -> Any:
+        return probe.respond(probe.uniform(every[number]))
 
-    def fields(self) -> dict[str, np.ndarray]:
-        """Return the answers to uniform fields: `blank` (2, C), `hue` and `code_hue` (2, C, hue),
-        `flash` (2, C, cone, sign)."""
-        space = colorspace.space()
-        flashes = _FLASH * np.stack([space.isolating, -space.isolating], 1)
-        colours = {
-            "blank": np.full((1, 3), GREY),
-            "hue": colorspace.uniform(colorspace.equiluminant(self.hue)),
-            "code_hue": colorspace.code_hues(self.hue),
-            "flash": colorspace.uniform(flashes.reshape(-1, 3)),
-        }
-        every = np.concatenate(list(colours.values()))
+    def grating(axis: np.ndarray, *drawn: np.ndarray) -> Any:
+        return probe.respond(_draw(axis, probe.carriers(*drawn)))
 
-        def show(number: np.ndarray) -> Any:
-            return self._probe.respond(self._probe.uniform(every[number]))
+    answer = probe.over_grid(field, [np.arange(len(every))], bar, "fields")
+    ends = np.cumsum([len(values) for values in colours.values()])[:-1]
+    found = dict(zip(colours, np.split(answer, ends, axis=-1), strict=True))
+    found["blank"] = found["blank"][..., 0]
+    found["flash"] = found["flash"].reshape(*found["flash"].shape[:2], *flashes.shape[:2])
+    kinds, zero, phase = np.arange(len(AXES)), np.zeros(1), axes["phase"]
+    flicker = probe.over_grid(grating, (kinds, zero, zero, phase), bar, "flicker")
+    grid = (kinds, axes["orientation"], axes["frequency"], phase)
+    found["flicker"] = flicker[:, :, :, 0, 0]
+    found["grid"] = probe.over_grid(grating, grid, bar, "grid")
+    return found
 
-        answer = self._probe.over_grid(show, [np.arange(len(every))], self._bar, "fields")
-        ends = np.cumsum([len(values) for values in colours.values()])[:-1]
-        found = dict(zip(colours, np.split(answer, ends, axis=-1), strict=True))
-        found["blank"] = found["blank"][..., 0]
-        found["flash"] = found["flash"].reshape(*found["flash"].shape[:2], *flashes.shape[:2])
-        return found
 
-    def grid(self) -> np.ndarray:
-        """Return the answers (2, C, axis, orientation, frequency, phase) to gratings."""
-        axes = (np.arange(len(AXES)), self.orientation, self.frequency, self.phase)
-        return self._probe.over_grid(self._gratings, axes, self._bar, "grid")
+def directions(
+    probe: Probe, axes: Mapping[str, np.ndarray], place: np.ndarray, bar: Bar
+) -> np.ndarray:
+    """Return the answers (2, C, direction, phase) to gratings in all equiluminant directions, each
+    channel's at its own place (C, 2): indices of orientation and frequency, NaN where these are
+    -1."""
+    changes = colorspace.equiluminant(axes["direction"])
 
-    def flicker(self) -> np.ndarray:
-        """Return the answers (2, C, axis, phase) to gratings of frequency zero."""
-        axes = (np.arange(len(AXES)), np.zeros(1), np.zeros(1), self.phase)
-        found = self._probe.over_grid(self._gratings, axes, self._bar, "flicker")
-        return found[:, :, :, 0, 0]
+    def show(i: np.ndarray, j: np.ndarray, direction: np.ndarray, phase: np.ndarray) -> Any:
+        carriers = probe.carriers(axes["orientation"][i], axes["frequency"][j], phase)
+        return probe.respond(colorspace.paint(carriers, changes[direction]))
 
-    def directions(self, place: np.ndarray) -> np.ndarray:
-        """Return the answers (2, C, direction, phase) to gratings in all equiluminant directions,
-        each channel's at its own place (C, 2): indices of orientation and frequency, NaN where
-        these are -1."""
-        changes = colorspace.equiluminant(self.direction)
-
-        def show(i: np.ndarray, j: np.ndarray, direction: np.ndarray, phase: np.ndarray) -> Any:
-            carriers = self._probe.carriers(self.orientation[i], self.frequency[j], phase)
-            return self._probe.respond(colorspace.paint(carriers, changes[direction]))
-
-        axes = (np.arange(len(changes)), self.phase)
-        return self._probe.at_places(show, place, axes, self._bar, "directions")
-
-    def _gratings(self, axis: np.ndarray, *grating: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._probe.respond(_draw(axis, self._probe.carriers(*grating)))
+    return probe.at_places(show, place, (np.arange(len(changes)), axes["phase"]), bar, "directions")
 
 
 def _draw(axis: np.ndarray, carriers: torch.Tensor) -> torch.Tensor:
@@ -336,7 +317,7 @@ def color_selectivity(
     images: Any,
     top: Mapping[str, np.ndarray],
     batch: int,
-    bar: Callable[..., Any] = jobs.progress,
+    bar: Bar = jobs.progress,
 ) -> np.ndarray:
     """Return 1 - sum a(grey version) / sum a(colour version) over the top units of each channel
     (C,), NaN for channels without any (Rafegas & Vanrell 2018, Vision Research 151:7).
@@ -390,18 +371,18 @@ def measured(
     answers: Mapping[str, np.ndarray],
     after: Mapping[str, np.ndarray],
     before: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
     axes: Mapping[str, np.ndarray],
     rules: Mapping[str, float],
 ) -> dict[str, np.ndarray]:
     """Return the measured columns (C,) of a layer but `color_selectivity`.
 
-    `answers` are what `Experiment` returns, by name: `blank`, `hue`, `code_hue`, `flash`,
-    `flicker`, `grid`; `after` and `before` what `read` returns, behind and before the layer's last
-    ReLU, and in `after` also `direction` (C, direction), mean responses; `axes` are `frequency`,
-    `direction`, `hue`, `rules` `color_ratio`, `lowpass`, `harris_tolerance`.
+    `answers` are what `shown` returns; `after` and `before` what `read` does, behind and before the
+    layer's last ReLU, and in `after` also `direction` (C, direction), mean responses; `found` what
+    `cone_rule` says of `after`; `axes` are `frequency`, `direction`, `hue`, `rules` `color_ratio`,
+    `lowpass`, `harris_tolerance`.
     """
     blank, raw_blank = answers["blank"]
-    found = cone_rule(after, blank, rules)
     raw = cone_rule(before, raw_blank, rules)
     responsive, raw_responsive = found["reason"] == "", raw["reason"] == ""
     channels = len(blank)
@@ -455,31 +436,6 @@ def measured(
     return columns
 
 
-def table(
-    layer: str,
-    measured: Mapping[str, Any],
-    linear: Mapping[str, Mapping[str, np.ndarray] | None],
-    rules: Mapping[str, float],
-) -> pd.DataFrame:
-    """Return the columns `COLUMNS` of a layer, one row per channel (see docs/columns.md).
-
-    `measured` the measured columns; `linear` what the function of that name says of each of
-    `SOURCES`, None where there is nothing; `rules` has `energy_share` and `lowpass`.
-    """
-    channels = len(measured["color_reason"])
-    rows: dict[str, Any] = {"layer": layer, "channel": np.arange(channels), **measured}
-    for prefix in SOURCES:
-        for name in LINEAR:
-            found = linear[prefix]
-            rows[prefix + name] = np.full(channels, np.nan) if found is None else found[name]
-    rows["color_class_energy"] = np.full(channels, "", object)
-    if linear[""] is not None:
-        there = ~np.isnan(linear[""]["norm"])
-        one = {name: values[there] for name, values in linear[""].items()}
-        rows["color_class_energy"][there] = energy_class(one, rules)
-    return pd.DataFrame(rows)[list(COLUMNS)]
-
-
 # ---- the whole layer
 
 
@@ -512,56 +468,71 @@ def measure(
     `harris_tolerance`.
     """
     probe = Probe(network, layer, task.memory_mb)
-    experiment = Experiment(probe, settings, task.bar)
-    answers = experiment.fields()
-    answers["flicker"], answers["grid"] = experiment.flicker(), experiment.grid()
+    axes = {
+        "orientation": tuning.orientations(settings["orientations"]),
+        "frequency": tuning.frequencies(probe.size, settings["frequencies"], np.inf),
+        "phase": tuning.phases(settings["phases"]),
+        "direction": tuning.orientations(settings["directions"]),
+        "hue": np.arange(settings["hues"]) * 360 / settings["hues"],
+    }
+    answers = shown(probe, axes, task.bar)
     response, unrectified = answers["grid"]
     rectified = tuning.is_rectified(response, unrectified)
     smooth = int(rectified)
     blank, raw_blank = answers["blank"]
-    after = read(answers["grid"][smooth], answers["flicker"][smooth], blank, rectified)
-    before = after
+    after = before = read(answers["grid"][smooth], answers["flicker"][smooth], blank, rectified)
     if (unrectified != response).any():
         before = read(unrectified, answers["flicker"][1], raw_blank, False)
     found = cone_rule(after, blank, settings)
     # Where each channel likes its more effective chromatic axis best.
-    place = np.stack(tuning.best(after["tuned"][np.arange(len(blank)), found["axis"]]), 1)
+    every = np.arange(probe.channels)
+    place = np.stack(tuning.best(after["tuned"][every, found["axis"]]), 1)
     place[found["reason"] != ""] = -1
-    directions = experiment.directions(place)[smooth]
-    after["direction"] = tuning.mean_above(directions, blank, rectified)
-    axes = {key: getattr(experiment, key) for key in ("frequency", "direction", "hue")}
-    columns = measured(answers, after, before, axes, settings)
-    columns["color_selectivity"] = color_selectivity(
+    answer = directions(probe, axes, place, task.bar)[smooth]
+    after = after | {"direction": tuning.mean_above(answer, blank, rectified)}
+    rows = {"layer": layer, "channel": every}
+    rows |= measured(answers, after, before, found, axes, settings)
+    rows["color_selectivity"] = color_selectivity(
         network, layer, images, top, probe.batch, task.bar
     )
-    every = np.arange(probe.channels)
-    sources = {"": (every, None), "kernel_": (every, kernels(network, layer))}
-    sources["virtual_"] = every, virtual
-    if fields is not None:
-        sources[""] = fields["channel"][:], fields["mean_gradient"]
-    linear_columns = {
-        prefix: _linear_columns(probe.channels, *source) for prefix, source in sources.items()
-    }
-    rows = table(layer, columns, linear_columns, settings)
-    datasets = _datasets(experiment, answers, after, place, rectified)
+    own = (every, None) if fields is None else (fields["channel"][:], fields["mean_gradient"])
+    sources = (own, (every, kernels(network, layer)), (every, virtual))
+    columns = [_linear_columns(probe.channels, *source) for source in sources]
+    for prefix, source in zip(SOURCES, columns, strict=True):
+        rows |= {prefix + name: source[name] for name in LINEAR}
+    there = ~np.isnan(columns[0]["norm"])
+    known = {name: values[there] for name, values in columns[0].items()}
+    rows["color_class_energy"] = np.full(probe.channels, "", object)
+    rows["color_class_energy"][there] = energy_class(known, settings)
     with store.create(task.output, {**task.attrs, **_attrs(probe)}) as file:
-        for name, values in datasets.items():
-            file[name] = values
+        file["channel"], file["place"] = every.astype(np.int32), place.astype(np.int16)
+        for key, values in axes.items():
+            file[key] = values
+        # How the hues look, for whoever draws them.
+        looks = colorspace.uniform(colorspace.equiluminant(axes["hue"]))
+        file["hue_rgb"] = looks.astype(np.float32)
+        file["response"] = response
+        if rectified:
+            file["unrectified"] = unrectified
+        for key, (own, raw) in answers.items():
+            if key != "grid":
+                name = key if key in ("blank", "flicker") else f"{key}_response"
+                file[name], file[f"{key}_unrectified"] = own, raw
+        file["tuned"] = after["tuned"].astype(np.float32)
+        file["tuned_flicker"] = after["flicker"].astype(np.float32)
+        file["direction_response"] = after["direction"].astype(np.float32)
         if fields is not None:
             file["field_channel"] = fields["channel"][:]
             maps = file.create_dataset("field_dkl", fields["mean_gradient"].shape, np.float32)
             for part, piece in crops.pieces(fields["mean_gradient"]):
                 maps[part] = opponent_maps(piece)
-    store.write_table(rows, task.table)
+    store.write_table(pd.DataFrame(rows)[list(COLUMNS)], task.table)
 
 
 def _attrs(probe: Probe) -> dict[str, Any]:
     space = colorspace.space()
     return {
-        "size": probe.size,
-        "stride": probe.stride,
-        "crop": probe.crop,
-        "centre": probe.centre,
+        **probe.place(),
         "axes": list(AXES),
         "cone_fundamentals": colorspace.CONE_FUNDAMENTALS,
         "axis_change": space.axes,
@@ -570,30 +541,3 @@ def _attrs(probe: Probe) -> dict[str, Any]:
         "code_per_cone": space.code_per_cone,
         "hue_radius": space.radius,
     }
-
-
-def _datasets(
-    experiment: Experiment,
-    answers: Mapping[str, np.ndarray],
-    after: Mapping[str, np.ndarray],
-    place: np.ndarray,
-    rectified: bool,
-) -> dict[str, np.ndarray]:
-    """Return the datasets of `<layer>.h5` that do not depend on fields."""
-    found = {"channel": np.arange(len(place), dtype=np.int32), "place": place.astype(np.int16)}
-    for key in ("orientation", "frequency", "phase", "direction", "hue"):
-        found[key] = getattr(experiment, key)
-    # How the hues look, for whoever draws them.
-    looks = colorspace.uniform(colorspace.equiluminant(experiment.hue))
-    found["hue_rgb"] = looks.astype(np.float32)
-    found["response"] = answers["grid"][0]
-    if rectified:
-        found["unrectified"] = answers["grid"][1]
-    for key, (response, unrectified) in answers.items():
-        if key != "grid":
-            name = key if key in ("blank", "flicker") else f"{key}_response"
-            found[name], found[f"{key}_unrectified"] = response, unrectified
-    found["tuned"] = after["tuned"].astype(np.float32)
-    found["tuned_flicker"] = after["flicker"].astype(np.float32)
-    found["direction_response"] = after["direction"].astype(np.float32)
-    return found

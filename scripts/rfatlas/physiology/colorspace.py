@@ -57,11 +57,6 @@ def code(light: np.ndarray) -> np.ndarray:
     return encode(torch.as_tensor(np.asarray(light, float))).numpy()
 
 
-def lms(code: np.ndarray) -> np.ndarray:
-    """Return what L, M and S cones catch (..., 3) of sRGB code values (..., 3)."""
-    return light(code) @ XYZ_FROM_RGB.T @ np.linalg.inv(XYZ_FROM_LMS).T
-
-
 def encode(light: torch.Tensor) -> torch.Tensor:
     """Return `code` of a tensor, on its device."""
     curve = 1.055 * light.clamp(min=0) ** (1 / 2.4) - 0.055

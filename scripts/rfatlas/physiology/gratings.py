@@ -6,7 +6,7 @@ grating at more phases for F1/F0. Also the blank, mid grey, and for comparison a
 and the mean of the data set's images.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,102 +44,47 @@ def _labels(tuned: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return answers, answers & (found["osi"] >= SELECTIVE_OSI) & ~np.isnan(found["bandwidth_deg"])
 
 
-def table(
-    layer: str,
-    response: np.ndarray,
-    rectified: bool,
+def _columns(
+    tuned: np.ndarray,
+    other: Iterable[tuple[np.ndarray, np.ndarray]],
     best_response: np.ndarray,
-    blanks: Mapping[str, np.ndarray],
+    blank: np.ndarray,
     frequency: np.ndarray,
     stride: int,
-) -> pd.DataFrame:
-    """Return the columns `COLUMNS` of a layer, one row per channel (see docs/columns.md).
+) -> dict[str, Any]:
+    """Return the columns `COLUMNS` but the key, (C,) each (see docs/columns.md).
 
-    `response` (C, orientation, frequency, phase) are activations, or what enters the ReLU that
-    makes them (`rectified`: they are max(response, 0)); `best_response` (C, n) activations to each
-    channel's best grating at n phases; `blanks` (C,) those to mid grey (`blank`), black
-    (`blank_black`) and the data set's mean image (`blank_mean_image`). `frequency` in cycles per
-    pixel; `stride` of the layer's units in pixels, 0 where there is no such thing.
+    `tuned` (C, orientation, frequency) are mean responses above the `blank` (C,), `other` those
+    above other blanks, with these; `best_response` (C, n) activations to each channel's best
+    grating at n phases. `frequency` in cycles per pixel; `stride` of the layer's units in pixels, 0
+    where there is no such thing.
     """
-    blank = blanks["blank"]
-    tuned = tuning.mean_above(response, blank, rectified)
     reason = tuning.driven(tuned, blank)
     answers = reason == ""
     found = tuning.grid_tuning(tuned, frequency)
     found["osi_sf_mean"] = tuning.orientation_tuning(tuned.mean(2))["osi"]
-    phase = tuning.f1_f0(tuning.rectify(best_response, blank))
-    differs = np.zeros(len(response), bool)
-    for name in _BLANKS[1:]:
-        other = tuning.mean_above(response, blanks[name], rectified)
-        for mine, theirs in zip(_labels(tuned, blank), _labels(other, blanks[name]), strict=True):
+    found["f1_f0"] = tuning.f1_f0(tuning.rectify(best_response, blank))
+    found["grating_response"] = tuned.reshape(len(tuned), -1).max(1)
+    differs = np.zeros(len(tuned), bool)
+    for above in other:
+        for mine, theirs in zip(_labels(tuned, blank), _labels(*above), strict=True):
             differs |= mine != theirs
 
     def flag(values: np.ndarray, known: np.ndarray = answers) -> pd.array:
         return pd.array(np.where(known, values, None), "boolean")
 
-    columns = {
-        "layer": layer,
-        "channel": np.arange(len(response)),
-        **{key: np.where(answers, found[key], np.nan) for key in _TUNING},
+    return {
+        **{name: np.where(answers, values, np.nan) for name, values in found.items()},
         "sf_lowpass": flag(found["sf_lowpass"]),
         "sf_highpass": flag(found["sf_highpass"]),
         "sf_aliased": flag(found["sf_cpp"] * stride > 0.5, answers & (stride > 0)),
-        "f1_f0": np.where(answers, phase, np.nan),
-        "grating_response": np.where(answers, tuned.reshape(len(tuned), -1).max(1), np.nan),
         "grating_blank": blank,
         "grating_blank_dependent": differs,
         "grating_reason": reason,
     }
-    return pd.DataFrame(columns)[list(COLUMNS)]
 
 
 # ---- one layer
-
-
-class Experiment:
-    """The stimuli of one layer in their order, and the answers so far.
-
-    First the grid: orientation, frequency and phase, the last fastest. Then the distinct best
-    gratings of the channels that any grating drives, each at `f1_phases` phases.
-    """
-
-    def __init__(self, probe: Probe, settings: Mapping[str, int], mean_image: np.ndarray):
-        self._probe = probe
-        self.orientation = tuning.orientations(settings["orientations"])
-        self.frequency = tuning.frequencies(probe.size, settings["frequencies"])
-        self.phase = tuning.phases(settings["phases"])
-        self.f1_phase = tuning.phases(settings["f1_phases"])
-        fields = (
-            probe.uniform([[GREY] * 3]),
-            probe.uniform([[0, 0, 0]]),
-            probe.cut(mean_image[None]),
-        )
-        answers = (probe.respond(field)[0][0] for field in fields)
-        self.blanks = dict(zip(_BLANKS, answers, strict=True))
-
-    def _show(self, orientation: np.ndarray, frequency: np.ndarray, phase: np.ndarray) -> Any:
-        carriers = self._probe.carriers(orientation, frequency, phase)
-        return self._probe.respond(self._probe.paint(carriers))
-
-    def grid(self, bar: Callable[..., Any]) -> np.ndarray:
-        """Return the responses (2, C, orientation, frequency, phase), the second with the layer's
-        last ReLU left out."""
-        axes = (self.orientation, self.frequency, self.phase)
-        return self._probe.over_grid(self._show, axes, bar, "grid")
-
-    def best(self, tuned: np.ndarray, bar: Callable[..., Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return each channel's best grating (C, 2), indices of orientation and frequency, -1 where
-        none drives it, and the responses (C, f1_phases) to it, NaN there.
-
-        `tuned` (C, orientation, frequency): mean responses above the blank.
-        """
-        best = np.stack(tuning.best(tuned), 1)
-        best[tuning.driven(tuned, self.blanks["blank"]) != ""] = -1
-
-        def show(i: np.ndarray, j: np.ndarray, phase: np.ndarray) -> Any:
-            return self._show(self.orientation[i], self.frequency[j], phase)
-
-        return best, self._probe.at_places(show, best, [self.f1_phase], bar, "best")[0]
 
 
 def measure(
@@ -154,30 +99,45 @@ def measure(
     `mean_image` float (H, H, 3) in 0..1; `settings` the counts `orientations`, `frequencies`,
     `phases`, `f1_phases`.
     """
-    experiment = Experiment(probe, settings, mean_image)
-    response, unrectified = experiment.grid(task.bar)
+    orientation = tuning.orientations(settings["orientations"])
+    frequency = tuning.frequencies(probe.size, settings["frequencies"])
+    phase, f1_phase = (tuning.phases(settings[key]) for key in ("phases", "f1_phases"))
+
+    def show(orientation: np.ndarray, frequency: np.ndarray, phase: np.ndarray) -> Any:
+        return probe.respond(probe.paint(probe.carriers(orientation, frequency, phase)))
+
+    fields = (
+        probe.uniform([[GREY] * 3]),
+        probe.uniform([[0, 0, 0]]),
+        probe.cut(mean_image[None]),
+    )
+    blanks = [probe.respond(field)[0][0] for field in fields]
+    response, unrectified = probe.over_grid(show, (orientation, frequency, phase), task.bar, "grid")
     rectified = tuning.is_rectified(response, unrectified)
     smooth = unrectified if rectified else response
-    tuned = tuning.mean_above(smooth, experiment.blanks["blank"], rectified)
-    best, best_response = experiment.best(tuned, task.bar)
-    place = {"size": probe.size, "stride": probe.stride, "crop": probe.crop}
-    with store.create(task.output, {**task.attrs, **place, "centre": probe.centre}) as file:
+    above = [(tuning.mean_above(smooth, blank, rectified), blank) for blank in blanks]
+    tuned, blank = above[0]
+    # Each channel's best grating, where any drives it, at more phases; what several share is shown
+    # once.
+    best = np.stack(tuning.best(tuned), 1)
+    best[tuning.driven(tuned, blank) != ""] = -1
+    (best_response, _) = probe.at_places(
+        lambda i, j, phase: show(orientation[i], frequency[j], phase),
+        best,
+        [f1_phase],
+        task.bar,
+        "best",
+    )
+    with store.create(task.output, {**task.attrs, **probe.place()}) as file:
         file["channel"] = np.arange(probe.channels, dtype=np.int32)
-        file["orientation"], file["frequency"] = experiment.orientation, experiment.frequency
-        file["phase"], file["f1_phase"] = experiment.phase, experiment.f1_phase
+        file["orientation"], file["frequency"] = orientation, frequency
+        file["phase"], file["f1_phase"] = phase, f1_phase
         file["response"], file["best_response"] = response, best_response
         if rectified:
             file["unrectified"] = unrectified
         file["best"] = best.astype(np.int16)
-        for name, values in experiment.blanks.items():
+        for name, values in zip(_BLANKS, blanks, strict=True):
             file[name] = values
-    rows = table(
-        layer,
-        smooth,
-        rectified,
-        best_response,
-        experiment.blanks,
-        experiment.frequency,
-        probe.stride,
-    )
-    store.write_table(rows, task.table)
+    columns = _columns(tuned, above[1:], best_response, blank, frequency, probe.stride)
+    rows = pd.DataFrame({"layer": layer, "channel": np.arange(probe.channels), **columns})
+    store.write_table(rows[list(COLUMNS)], task.table)

@@ -147,6 +147,10 @@ class Probe:
         found[:, known] = answer[:, known, member.reshape(-1)]
         return found
 
+    def place(self) -> dict[str, Any]:
+        """Return the attributes that tell a reader of a layer's file where its units are."""
+        return {name: getattr(self, name) for name in ("size", "stride", "crop", "centre")}
+
     # ---- drawing
 
     def carriers(
