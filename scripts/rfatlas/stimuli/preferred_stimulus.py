@@ -207,6 +207,7 @@ class Climbs:
     shift: torch.Tensor
 
 
+@dataclass
 class Objective:
     """What is maximised over the variables, and its gradient: d - r sqrt(1 + d^2).
 
@@ -218,34 +219,30 @@ class Objective:
     along the gradient, and its mean square approaches 1 / (3 l2) as the drive grows.
     """
 
-    def __init__(
-        self,
-        probe: Probe,
-        region: Region,
-        parametrisation: Pixels | Fourier,
-        climbs: Climbs,
-        l2: float,
-        tv: float,
-        batch: int,
-    ):
-        self._probe, self._region, self._parametrisation = probe, region, parametrisation
-        self._climbs, self._l2, self._tv, self._batch = climbs, l2, tv, batch
-        self.calls = 0
+    probe: Probe
+    region: Region
+    parametrisation: Pixels | Fourier
+    climbs: Climbs
+    l2: float
+    tv: float
+    #: Climbs that are evaluated at a time.
+    batch: int
+    calls: int = 0
 
     def __call__(self, rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return values (r,) and gradients (r, ...) at the variables `x` of the climbs `rows`."""
         values, gradients = torch.empty_like(x[:, *[0] * (x.ndim - 1)]), torch.empty_like(x)
-        shift = self._climbs.shift
+        shift = self.climbs.shift
         shift = shift[self.calls] if self.calls < len(shift) else None
-        for first in range(0, len(rows), self._batch):
-            part = slice(first, first + self._batch)
+        for first in range(0, len(rows), self.batch):
+            part = slice(first, first + self.batch)
             variables = x[part].detach().requires_grad_()
-            images = self._parametrisation.decode(variables)
+            images = self.parametrisation.decode(variables)
             moved = images if shift is None else shifted(images, shift[rows[part]])
             _, unrectified = self._unit(moved, rows[part])
-            sign, scale = self._climbs.sign[rows[part]], self._climbs.scale[rows[part]]
+            sign, scale = self.climbs.sign[rows[part]], self.climbs.scale[rows[part]]
             drive = sign * unrectified / scale
-            share = penalty(images, self._l2, self._tv)
+            share = penalty(images, self.l2, self.tv)
             value = drive - share * (1 + drive.square()).sqrt()
             (gradients[part],) = torch.autograd.grad(value.sum(), variables)
             values[part] = value.detach()
@@ -256,12 +253,12 @@ class Objective:
     def reached(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the unit's activation and unrectified value (n,) at an image per climb."""
         rows = torch.arange(len(images), device=images.device)
-        parts = [self._unit(images[part], part) for part in rows.split(self._batch)]
+        parts = [self._unit(images[part], part) for part in rows.split(self.batch)]
         return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
     def _unit(self, images: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        channel = self._climbs.channel[rows, None]
-        answers = self._probe.answer(self._region.embed(images))
+        channel = self.climbs.channel[rows, None]
+        answers = self.probe.answer(self.region.embed(images))
         return tuple(answer.gather(1, channel)[:, 0] for answer in answers)
 
 
