@@ -55,14 +55,11 @@ class Fields(Mapping):
 
     def __init__(self, path: Path):
         self._path = path
-        self._names: list[str] = []
+        found: dict[str, Any] = {}
         with store.open(path) as file:
             self.attrs: dict[str, Any] = dict(file.attrs)
-            file.visititems(self._visit)
-
-    def _visit(self, name: str, found: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(found, h5py.Dataset):
-            self._names.append(name)
+            file.visititems(found.__setitem__)
+            self._names = [name for name in found if isinstance(found[name], h5py.Dataset)]
 
     def __getitem__(self, name: str) -> Field:
         if name not in self._names:

@@ -52,7 +52,9 @@ def acquire(
             f"device: {device!r} asked for, but torch sees {count} GPU(s) here; use auto or cpu"
         )
     candidates = [int(number)] if number else list(range(count))
-    index, lock = _wait_for_lock([_lock_path(i) for i in candidates], poll_s)
+    uuids = [torch.cuda.get_device_properties(i).uuid for i in candidates]
+    folder = Path(tempfile.gettempdir())
+    index, lock = _wait_for_lock([folder / f"rfatlas-gpu-{uuid}.lock" for uuid in uuids], poll_s)
     try:
         log.info(
             "device cuda:%d (%s)", candidates[index], torch.cuda.get_device_name(candidates[index])
@@ -60,11 +62,6 @@ def acquire(
         yield torch.device("cuda", candidates[index])
     finally:
         os.close(lock)
-
-
-def _lock_path(index: int) -> Path:
-    uuid = torch.cuda.get_device_properties(index).uuid
-    return Path(tempfile.gettempdir()) / f"rfatlas-gpu-{uuid}.lock"
 
 
 def _wait_for_lock(paths: list[Path], poll_s: float) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 evaluation of all functions and nothing else.
 
 An evaluation is a forward and a backward pass, and the only cost that counts; so both methods take
-exactly one per step. torch's own optimisers see a batch as one problem: their L-BFGS has one line
-search and one curvature for all, and what one climb does depends on its neighbours.
+exactly one per step. torch's own L-BFGS sees a batch as one problem, with one line search and one
+curvature for all: what one climb does would depend on its neighbours.
 
 `evaluate(rows, x)` takes the numbers (r,) of the climbs asked for and their points (r, ...), and
 returns the values (r,) and gradients (r, ...) there.
@@ -15,10 +15,6 @@ import torch
 
 Evaluate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Box = tuple[float, float]
-
-# Kingma & Ba 2015: decay of the mean gradient and of the mean squared one, and what keeps the
-# quotient finite.
-_ADAM = (0.9, 0.999, 1e-8)
 
 # Pairs of steps and changes of gradient from which L-BFGS knows the curvature.
 _MEMORY = 6
@@ -46,21 +42,16 @@ def adam(
     is put back on its edge. Points of the first `settled` steps do not count as met, for functions
     that are still shaken there. Kingma & Ba 2015 (arXiv 1412.6980), algorithm 1.
     """
-    decay, decay_square, small = _ADAM
     x, best = start.clone(), start.clone()
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    optimiser = torch.optim.Adam([x], rate, maximize=True)
     highest = x.new_full((len(x),), -torch.inf)
     rows = torch.arange(len(x), device=x.device)
     for step in range(steps):
-        value, gradient = evaluate(rows, x)
+        value, x.grad = evaluate(rows, x)
         if step >= settled:
             better = value > highest
             highest[better], best[better] = value[better], x[better]
-        first.lerp_(gradient, 1 - decay)
-        second.lerp_(gradient.square(), 1 - decay_square)
-        mean = first / (1 - decay ** (step + 1))
-        size = (second / (1 - decay_square ** (step + 1))).sqrt_().add_(small)
-        x = x + rate * mean / size
+        optimiser.step()
         if box is not None:
             x.clamp_(*box)
     return best
