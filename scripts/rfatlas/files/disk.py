@@ -43,17 +43,28 @@ def failed(path: str | Path, error: OSError, needed: int | None = None) -> Rfatl
 
 
 @contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yield where to write a file that appears at `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def text(path: str | Path) -> Iterator[TextIO]:
     """Yield a text file (UTF-8, for the module csv, too) that appears at `path` whole or not at
     all."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            yield file
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                yield file
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise failed(path, error) from error
 
 

@@ -63,19 +63,12 @@ def create(path: str | Path, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
 
     Raises RfatlasError, naming the file, if the disk is full.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with disk.whole(path) as temporary:
         with written(temporary, new=True, name=path) as file:
             file.attrs.update(attrs)
             yield file
             file.attrs["complete"] = True
         disk.sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 _CHUNK_BYTES = 1 << 16
@@ -321,16 +314,12 @@ class Partial:
         """Write one record; it exists afterwards completely or not at all."""
         begun = time.monotonic()
         path = self.folder / f"{name}.npz"
-        temporary = path.with_name(path.name + ".tmp")
         try:
-            with temporary.open("wb") as file:
+            with disk.whole(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
         except OSError as error:
-            # Room for whoever comes next: this record is done again.
-            temporary.unlink(missing_ok=True)
             size = sum(np.asarray(array).nbytes for array in arrays.values())
             raise disk.failed(path, error, size) from error
         self._since = time.monotonic()
@@ -470,7 +459,6 @@ def aligned(stored: Any, have: Any, chosen: np.ndarray) -> np.ndarray:
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a table as CSV, whole or not at all; numbers with 9 significant digits, NaN as an empty
     field. Raises RfatlasError, naming the file, if the disk is full."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with disk.text(path) as file:
         table.to_csv(file, index=False, float_format="%.9g", lineterminator="\n")
 

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import logging
 import mmap
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -62,12 +61,9 @@ def pack(
     Raises RfatlasError if images are bad (`stop`), no image is left, a file cannot be read, the
     disk is too small, or a worker dies.
     """
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    # A worker that outlives a killed job for a second has the old file, not this one.
-    temporary.unlink(missing_ok=True)
-    try:
+    with disk.whole(output) as temporary:
+        # A worker that outlives a killed job for a second has the old file, not this one.
+        temporary.unlink(missing_ok=True)
         rows = _layout(temporary, len(listing), crop)
         result = _decode_all(listing, rows, (resize, crop, interpolation), workers)
         _check_result(listing, result, on_bad_image)
@@ -88,9 +84,6 @@ def pack(
         _describe(temporary, listing.select(good), attrs)
         if bad_table is not None:
             _write_bad(Path(bad_table), listing, result.reasons)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {"packed": len(good), "skipped": len(listing) - len(good)}
 
 
@@ -243,7 +236,6 @@ def _describe(path: Path, packed: Listing, attrs: Mapping[str, Any]) -> None:
 
 
 def _write_bad(path: Path, listing: Listing, reasons: Mapping[int, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk.text(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["file", "reason"])

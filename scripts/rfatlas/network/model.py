@@ -12,7 +12,6 @@ import importlib
 import json
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -365,20 +364,16 @@ def save(
     own = {**traced.exported.tensors}
     tensors |= {f"{_GRAPH}{name}": own[name] for name in own.keys() - tensors.keys()}
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(header, sort_keys=True)
     metadata = {"rfatlas": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     try:
-        save_file(tensors, temporary, metadata=metadata)
+        with disk.whole(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         if disk.is_full(error):
             size = sum(tensor.nbytes for tensor in tensors.values())
             raise disk.no_room(path, size) from error
         raise
-    os.replace(temporary, path)
 
 
 def read_header(path: Path | str) -> dict[str, Any]:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import logging
 import math
-import os
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from torch import nn
 from rfatlas import demo_net
 from rfatlas.files import disk, versions
 from rfatlas.images import scenes
-from rfatlas.network import graph
+from rfatlas.network import graph, weight_files
 from rfatlas.network.model import preprocess
 
 log = logging.getLogger("rfatlas")
@@ -170,15 +168,12 @@ def accuracy(
 
 def write(result: Result, settings: Settings, weights: Path | str, provenance: Path | str) -> None:
     """Write the weights (safetensors) and the provenance (JSON), each whole or not at all."""
-    weights = Path(weights)
     tensors = {
         name: tensor.contiguous().clone() for name, tensor in result.module.state_dict().items()
     }
-    temporary = weights.with_name(weights.name + ".tmp")
-    weights.parent.mkdir(parents=True, exist_ok=True)
     factory = f"rfatlas.demo_net.{result.network}"
-    save_file(tensors, temporary, metadata={"factory": factory})
-    os.replace(temporary, weights)
+    with disk.whole(weights) as temporary:
+        save_file(tensors, temporary, metadata={"factory": factory})
 
     image = torch.zeros(1, 3, settings.size, settings.size)
     norms = graph.trace(result.module, image).filter_norms("conv1")
@@ -186,8 +181,8 @@ def write(result: Result, settings: Settings, weights: Path | str, provenance: P
         "factory": factory,
         "command": "snakemake --cores 2 --forcerun train_demo_network "
         f"results/train_demo/{result.network}.safetensors",
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "bytes": weights.stat().st_size,
+        "sha256": weight_files.sha256_of(Path(weights)),
+        "bytes": Path(weights).stat().st_size,
         "parameters": sum(parameter.numel() for parameter in result.module.parameters()),
         "class_names": list(scenes.CLASS_NAMES),
         "settings": dataclasses.asdict(settings),
