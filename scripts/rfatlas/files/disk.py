@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -78,6 +79,12 @@ def sync(path: str | Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise failed(path, error) from error
+
+
+def sha256(path: str | Path) -> str:
+    """Return the sha256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Writer(io.FileIO):

@@ -335,7 +335,7 @@ def locate(config: Mapping[str, Any]) -> Path:
     if path is None:
         return weight_files.fetch(weights, sha256, weight_files.cache_folder())
     if sha256 and path.is_file():
-        found = weight_files.sha256_of(path)
+        found = disk.sha256(path)
         if found != sha256.lower():
             raise RfatlasError(f"weights: {path} has sha256 {found}, expected {sha256}")
     return path
@@ -436,7 +436,7 @@ def _describe_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{input['crop']} x {input['crop']}: {factories.reason(error)}"
         ) from error
     files = map(Path, factories.imported())
-    return description | {"imports": {str(file): weight_files.sha256_of(file) for file in files}}
+    return description | {"imports": {str(file): disk.sha256(file) for file in files}}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from torch import nn
 from rfatlas import demo_net
 from rfatlas.files import disk, versions
 from rfatlas.images import scenes
-from rfatlas.network import graph, weight_files
+from rfatlas.network import graph
 from rfatlas.network.model import preprocess
 
 log = logging.getLogger("rfatlas")
@@ -181,7 +181,7 @@ def write(result: Result, settings: Settings, weights: Path | str, provenance: P
         "factory": factory,
         "command": "snakemake --cores 2 --forcerun train_demo_network "
         f"results/train_demo/{result.network}.safetensors",
-        "sha256": weight_files.sha256_of(Path(weights)),
+        "sha256": disk.sha256(weights),
         "bytes": Path(weights).stat().st_size,
         "parameters": sum(parameter.numel() for parameter in result.module.parameters()),
         "class_names": list(scenes.CLASS_NAMES),

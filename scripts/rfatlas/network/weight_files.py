@@ -88,7 +88,7 @@ def fetch(url: str, sha256: str, folder: Path) -> Path:
     # Two jobs that need the same weights: the second waits and finds them.
     with path.with_name(path.name + ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (path.is_file() and sha256_of(path).startswith(sha256.lower())):
+        if not (path.is_file() and disk.sha256(path).startswith(sha256.lower())):
             _download(url, path, sha256.lower())
     return path
 
@@ -110,12 +110,6 @@ def _download(url: str, path: Path, sha256: str) -> None:
             f"weights: {url} cannot be downloaded ({error}); fetch it by other means, then set "
             "weights to the file's path"
         ) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rfatlas.errors import RfatlasError, printable
-from rfatlas.files import paths, versions
+from rfatlas.files import disk, paths, versions
 from rfatlas.plan import config as rfatlas_config
 from rfatlas.plan import entries, schema
 from rfatlas.sources import catalogue
@@ -338,17 +338,10 @@ def _model_key(model: dict[str, Any]) -> str:
 def _read_description(file: Path) -> dict[str, Any] | None:
     """The description in `file`; None where there is none, or a file of the factory has changed."""
     found = _read(file)
-    if found and all(_sha256(Path(path)) == old for path, old in found["imports"].items()):
-        return found
+    with contextlib.suppress(OSError):
+        if found and all(disk.sha256(path) == old for path, old in found["imports"].items()):
+            return found
     return None
-
-
-def _sha256(file: Path) -> str | None:
-    """The digest of a file's content; None where there is no such file."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 def _images_key(dataset: dict[str, Any], classes: tuple[int, ...]) -> str:
