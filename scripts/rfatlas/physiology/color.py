@@ -30,7 +30,7 @@ from rfatlas.files.task import Task
 from rfatlas.network import graph
 from rfatlas.network.model import LoadedModel, normalise
 from rfatlas.physiology import color_rules, colorspace, tuning
-from rfatlas.physiology.probe import GREY, Bar, Probe, in_batches
+from rfatlas.physiology.probe import GREY, Bar, Probe
 
 #: The axes of gratings: the opponent ones, then those of code values (Rafegas & Vanrell 2018).
 AXES = (*colorspace.AXES, "RGB", "R-G", "R+G-2B")
@@ -326,37 +326,23 @@ def color_selectivity(
     `top` the units' `value` (C, K), `image` (C, K), -1 for none, and `yx` (C, K, 2); `batch` crops
     are run at a time.
     """
-    device = network.device
     cut = crops.window(network.graph.field(layer), network.description["input"]["crop"])
     units = crops.list_units(top["value"], top["image"], top["yx"])
-    keys = np.stack([units.image, cut.crop_start(units.y, 0), cut.crop_start(units.x, 1)], 1)
-    _, first, crop = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(crop.reshape(-1), kind="stable")
-    bounds = np.searchsorted(crop.reshape(-1)[order], np.arange(len(first) + 1))
-    width = int(np.diff(bounds).max(initial=1))
-    prefix = network.graph.prefix(layer)
+    prefix, grey = network.graph.prefix(layer), np.zeros(len(units))
     mean, std = (
-        torch.tensor(network.description["input"][key], device=device) for key in ("mean", "std")
+        torch.tensor(network.description["input"][key], device=network.device)
+        for key in ("mean", "std")
     )
-
-    @torch.no_grad()
-    def show(part: slice) -> np.ndarray:
-        answer = np.full((part.stop - part.start, width), np.nan, np.float32)
-        if not answer.size:
-            return answer
-        pictures = crops.gather(images, cut, units.take(first[part]), device)
-        pixels = normalise(colorspace.grey_version(pictures), mean, std)
-        maps = prefix(pixels).cpu().numpy()
-        maps = maps.reshape(*maps.shape[:2], *maps.shape[2:] or (1, 1))
-        for row, number in enumerate(range(part.start, part.stop)):
-            own = units.take(order[bounds[number] : bounds[number + 1]])
-            places = (cut.position_in_crop(own.y, 0), cut.position_in_crop(own.x, 1))
-            answer[row, : len(own)] = maps[row][own.slot, *places]
-        return answer
-
-    answer = in_batches(show, len(first), batch, bar, "grey")
-    grey = np.zeros(len(units))
-    grey[order] = answer[np.arange(width) < np.diff(bounds)[:, None]]
+    with bar(total=len(units), unit="unit", desc="grey") as progress, torch.no_grad():
+        for rounds in crops.batches(units, cut, batch):
+            pictures = crops.gather(images, cut, units.take(rounds[0]), network.device)
+            maps = prefix(normalise(colorspace.grey_version(pictures), mean, std)).cpu().numpy()
+            maps = maps.reshape(*maps.shape[:2], *maps.shape[2:] or (1, 1))
+            for members in rounds:
+                own = units.take(members)
+                at = (cut.position_in_crop(own.y, 0), cut.position_in_crop(own.x, 1))
+                grey[members] = maps[np.arange(len(own)), own.slot, *at]
+                progress.update(len(own))
     total = np.zeros((2, len(top["image"])))
     for sums, values in zip(total, (grey, units.value), strict=True):
         np.add.at(sums, units.slot, values)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from rfatlas.fields import crops
-from rfatlas.files import jobs
 from rfatlas.network.devices import room
 from rfatlas.network.model import LoadedModel, normalise
 
@@ -119,11 +118,14 @@ class Probe:
         `show` takes values (n,) of each axis and returns what `respond` does.
         """
         values = [axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")]
-
-        def answer(part: slice) -> np.ndarray:
-            return np.stack(show(*(value[part] for value in values)), 1)
-
-        found = in_batches(answer, len(values[0]), self.batch, bar, name)
+        count, parts = len(values[0]), []
+        with bar(total=count, unit="stimulus", desc=name) as progress:
+            # At least once, so that the shape of an answer is known.
+            for first in range(0, max(count, 1), self.batch):
+                part = slice(first, min(first + self.batch, count))
+                parts.append(np.stack(show(*(value[part] for value in values)), 1))
+                progress.update(part.stop - part.start)
+        found = np.concatenate(parts)
         found = found.reshape(*map(len, axes), *found.shape[1:])
         return np.ascontiguousarray(np.moveaxis(found, (-2, -1), (0, 1)))
 
@@ -204,21 +206,3 @@ class Probe:
         top, left = self.origin
         part = images[:, top : top + self.crop, left : left + self.crop]
         return torch.as_tensor(np.ascontiguousarray(part, np.float32)).permute(0, 3, 1, 2)
-
-
-def in_batches(
-    show: Callable[[slice], np.ndarray],
-    count: int,
-    batch: int,
-    bar: Bar = jobs.progress,
-    name: str = "",
-) -> np.ndarray:
-    """Return the answers (count, ...) of `show`, which is called for slices of `batch` stimuli."""
-    parts = []
-    with bar(total=count, unit="stimulus", desc=name) as progress:
-        # At least once, so that the shape of an answer is known.
-        for first in range(0, max(count, 1), batch):
-            part = slice(first, min(first + batch, count))
-            parts.append(show(part))
-            progress.update(part.stop - part.start)
-    return np.concatenate(parts)
