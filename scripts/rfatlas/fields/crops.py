@@ -275,13 +275,12 @@ def forward(
     A backward pass goes through all crops that went forward, and later rounds need few of them:
     once half are idle, the others go forward again alone.
     """
-    kept, input = 0, model.description["input"]
-    mean, std = (torch.tensor(input[key], device=pictures.device) for key in ("mean", "std"))
+    kept = 0
     for number, (channel, y, x) in enumerate(rounds):
         if 2 * len(channel) <= kept or number == 0:
             kept = len(channel)
             pixels = pictures[:kept].detach().requires_grad_()
-            output = network(normalise(pixels, mean, std))
+            output = network(normalise(pixels, model.description["input"]))
         crop = torch.arange(len(channel), device=pixels.device)
         following = len(rounds[number + 1][0]) if number + 1 < len(rounds) else 0
         yield pixels, output, (crop, channel, y, x), 2 * following > kept

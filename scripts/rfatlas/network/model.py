@@ -14,7 +14,7 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,21 +94,23 @@ def _input_of_timm(module: nn.Module) -> dict[str, Any]:
 
 def preprocess(
     images: np.ndarray | torch.Tensor,
-    mean: Iterable[float],
-    std: Iterable[float],
+    mean: Sequence[float],
+    std: Sequence[float],
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """Return images uint8 (N, H, W, 3) as the network's input, float32 (N, 3, H, W), in channels-
     last memory."""
     batch = torch.as_tensor(images).to(device).permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(list(values), device=device) for values in (mean, std))
-    return normalise(batch.float() / 255, mean, std)
+    return normalise(batch.float() / 255, {"mean": mean, "std": std})
 
 
-def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Return pixels (N, 3, H, W) in 0..1 as the network's input, by `mean` and `std` (3,), in
-    channels-last memory."""
-    normalised = (pixels - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+def normalise(pixels: torch.Tensor, input: Mapping[str, Any]) -> torch.Tensor:
+    """Return pixels (N, 3, H, W) in 0..1 as the network's input, by its `mean` and `std`, three
+    numbers each, in channels-last memory."""
+    mean, std = (
+        torch.tensor(input[key], device=pixels.device).view(1, 3, 1, 1) for key in ("mean", "std")
+    )
+    normalised = (pixels - mean) / std
     return normalised.contiguous(memory_format=torch.channels_last)
 
 

@@ -326,17 +326,14 @@ def color_selectivity(
     `top` the units' `value` (C, K), `image` (C, K), -1 for none, and `yx` (C, K, 2); `batch` crops
     are run at a time.
     """
-    cut = crops.window(network.graph.field(layer), network.description["input"]["crop"])
+    input = network.description["input"]
+    cut = crops.window(network.graph.field(layer), input["crop"])
     units = crops.list_units(top["value"], top["image"], top["yx"])
     prefix, grey = network.graph.prefix(layer), np.zeros(len(units))
-    mean, std = (
-        torch.tensor(network.description["input"][key], device=network.device)
-        for key in ("mean", "std")
-    )
     with bar(total=len(units), unit="unit", desc="grey") as progress, torch.no_grad():
         for rounds in crops.batches(units, cut, batch):
             pictures = crops.gather(images, cut, units.take(rounds[0]), network.device)
-            maps = prefix(normalise(colorspace.grey_version(pictures), mean, std)).cpu().numpy()
+            maps = prefix(normalise(colorspace.grey_version(pictures), input)).cpu().numpy()
             maps = maps.reshape(*maps.shape[:2], *maps.shape[2:] or (1, 1))
             for members in rounds:
                 own = units.take(members)

@@ -74,10 +74,7 @@ class Probe:
                 for axis in (0, 1)
             )
         self._prefix = network.graph.prefix_and_unrectified(layer)
-        input = network.description["input"]
-        self._mean, self._std = (
-            torch.tensor(input[key], device=self.device) for key in ("mean", "std")
-        )
+        self._input = network.description["input"]
         kept = network.graph.kept_bytes(layer) * (cut.crop / image_size) ** 2
         self.batch = self._batch(kept + 5 * 12.0 * cut.crop**2, memory_mb)
 
@@ -88,7 +85,7 @@ class Probe:
     def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `respond` does for one batch of stimuli, float32 on the probe's device, as
         tensors (n, C) that can be differentiated."""
-        outputs = self._prefix(normalise(pixels, self._mean, self._std))
+        outputs = self._prefix(normalise(pixels, self._input))
         return tuple(
             output[:, :, self._unit[0], self._unit[1]] if output.ndim == 4 else output
             for output in outputs
