@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from rfatlas import statistics
+from rfatlas.fields import crops
 from rfatlas.files import store
 from rfatlas.files.task import Task
 from rfatlas.network.devices import room
@@ -80,14 +81,11 @@ class Region:
     def from_window(self, fields: np.ndarray) -> np.ndarray:
         """Return fields (n, 3, size, size) of the receptive fields' window on the region, 0 where
         they reach no pixel of it."""
-        down, across = self.window_top - self.top, self.window_left - self.left
-        moved = np.zeros_like(fields)
-        rows, columns = (
-            (slice(max(d, 0), self.size + min(d, 0)), slice(max(-d, 0), self.size + min(-d, 0)))
-            for d in (down, across)
+        top, left = (
+            torch.full((len(fields),), start)
+            for start in (self.top - self.window_top, self.left - self.window_left)
         )
-        moved[..., rows[0], columns[0]] = fields[..., rows[1], columns[1]]
-        return moved
+        return crops.cut_windows(torch.from_numpy(fields), top, left, self.size).numpy()
 
 
 def region(probe: Probe) -> Region:
