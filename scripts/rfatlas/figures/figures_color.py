@@ -296,26 +296,23 @@ class Answers:
 
 def read(file: h5py.File, layer: str, chosen: np.ndarray) -> Answers:
     """Read what is drawn of some channels of a layer from its file of the stage `color`."""
-    response, flicker, hue = [], [], []
-    for channel in chosen:
-        tuned = file["tuned"][channel, : len(AXES)]
-        response.append(tuned[np.arange(len(AXES)), tuned.max(axis=2).argmax(axis=1)])
-        flicker.append(file["tuned_flicker"][channel, : len(AXES)])
-        hue.append(np.maximum(file["hue_response"][channel] - file["blank"][channel], 0))
+    tuned = file["tuned"][chosen, : len(AXES)]
+    best = tuned.max(axis=3).argmax(axis=2)[..., None, None]
+    above = file["hue_response"][chosen] - file["blank"][chosen][:, None]
     field = None
     if "field_dkl" in file:
         field = store.aligned(file["field_dkl"], file["field_channel"], chosen).astype(float)
     return Answers(
-        layer,
-        chosen,
-        file["frequency"][:],
-        np.array(response),
-        np.array(flicker),
-        file["hue"][:],
-        file["hue_rgb"][:],
-        np.array(hue),
-        field,
-        len(file["channel"]),
+        layer=layer,
+        channel=chosen,
+        frequency=file["frequency"][:],
+        response=np.take_along_axis(tuned, best, 2)[:, :, 0],
+        flicker=file["tuned_flicker"][chosen, : len(AXES)],
+        degrees=file["hue"][:],
+        color=file["hue_rgb"][:],
+        hue=np.maximum(above, 0),
+        field=field,
+        total=len(file["channel"]),
     )
 
 
