@@ -68,7 +68,7 @@ def main() -> None:
         )
         prefix = crops.differentiable(traced.prefix(layer), ours.device)
         kept = traced.kept_bytes(layer) * (cut.crop / EXTENT) ** 2
-        batch = receptive_fields.plan(cut, channels, n, 9, kept, 3000).batch
+        _, batch = receptive_fields.plan(cut, channels, n, 9, kept, 3000)
         module = peer.get_submodule(layer)
         everything = np.arange(channels)
 

@@ -340,7 +340,7 @@ from rfatlas.fields import crops, receptive_fields
 from rfatlas.files import store
 
 store.SAVE_EVERY_S = store.SAVE_COSTS = 0
-receptive_fields.plan = lambda *args: crops.Plan(block=4, batch=2)
+receptive_fields.plan = lambda *args: (4, 2)
 network, images = t.loaded(t.resnet18(4), 64), t.photographs(3, 64, 7)
 top = t.top_tables(network, "layer2.0", images, 6, 10)
 receptive_fields.look = counted(receptive_fields.look)
@@ -354,8 +354,8 @@ def test_plan_keeps_within_memory():
     cut = crops.window(Field(whole=True), 224)
     sizes = [receptive_fields.plan(cut, 512, 100, 9, 60e6, mb) for mb in (1000, 2000, 4000)]
     for memory, size in zip((1000, 2000, 4000), sizes, strict=True):
-        sums = size.block * 224 * 224 * (5 * 3 * 8 + 2 * 4)
+        sums = size[0] * 224 * 224 * (5 * 3 * 8 + 2 * 4)
         assert sums < (memory - 700) * 1e6 / 2
-        assert size.batch * 60e6 < (memory - 700) * 1e6 / 2
-    assert sizes[0].block < sizes[1].block < sizes[2].block < 512
-    assert receptive_fields.plan(cut, 512, 100, 9, 60e6, 1).batch == 1
+        assert size[1] * 60e6 < (memory - 700) * 1e6 / 2
+    assert sizes[0][0] < sizes[1][0] < sizes[2][0] < 512
+    assert receptive_fields.plan(cut, 512, 100, 9, 60e6, 1)[1] == 1

@@ -222,14 +222,6 @@ def pieces(fields: Any) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, np.asarray(fields[rows], float)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a layer is worked through within a memory budget: channels per block, crops per batch."""
-
-    block: int
-    batch: int
-
-
 # Pixels of crops in one batch: beyond, a CPU leaves its cache and a GPU gains nothing more.
 _BATCH_PIXELS = {"cpu": 2**19, "cuda": 2**23}
 
@@ -242,8 +234,8 @@ def plan(
     crop_bytes: float,
     memory_mb: float,
     device: torch.device = _CPU,
-) -> Plan:
-    """Return block and batch sizes for a layer.
+) -> tuple[int, int]:
+    """Return how many channels of a layer make a block, and how many crops a batch, in a budget.
 
     `crop_bytes`: what one crop's forward pass keeps; `units`: units per channel; `sum_bytes`: what
     is held of a channel, per pixel of its window. Half of `memory_mb`, less a base for the
@@ -256,7 +248,7 @@ def plan(
     pixels = _BATCH_PIXELS[device.type]
     batch = int(min(room(memory_mb, device) // per_crop, pixels // cut.crop**2, channels * units))
     block = max(1, min(channels, int(budget // (area * sum_bytes))))
-    return Plan(block, max(1, batch))
+    return block, max(1, batch)
 
 
 def forward(

@@ -23,7 +23,7 @@ from torch import nn
 from rfatlas import statistics
 from rfatlas.errors import RfatlasError
 from rfatlas.fields import crops, skip_residual
-from rfatlas.fields.crops import Plan, Units, Window, cut_windows
+from rfatlas.fields.crops import Units, Window, cut_windows
 from rfatlas.files import store
 from rfatlas.files.task import Task
 
@@ -190,7 +190,7 @@ def plan(
     memory_mb: float,
     device: torch.device = _CPU,
     split: bool = False,
-) -> Plan:
+) -> tuple[int, int]:
     """Return block and batch sizes for a layer (see `crops.plan`) of which `keep` units per channel
     are kept one by one."""
     per_pixel = 5 * 3 * 8 * 2 + 4 * 3 + keep * 3 * 5 + split * skip_residual.PIXEL_BYTES
@@ -354,20 +354,18 @@ def measure(
     keep = min(keep, k)
     split, reason = skip_residual.split(graph, layer) if parts else (None, "")
     kept_bytes = graph.kept_bytes(layer) * (cut.crop / image_size) ** 2
-    scheme = plan(cut, n, k, keep, kept_bytes, task.memory_mb, model.device, split is not None)
+    size, batch = plan(cut, n, k, keep, kept_bytes, task.memory_mb, model.device, split is not None)
     partial = store.Partial(
         task.output,
-        task.fingerprint(
-            block=scheme.block, batch=scheme.batch, channels=channels.tolist(), parts=parts
-        ),
+        task.fingerprint(block=size, batch=batch, channels=channels.tolist(), parts=parts),
     )
     networks = {False: graph.prefix(layer), True: split}
     networks = {
         key: crops.differentiable(one, model.device) for key, one in networks.items() if one
     }
     with task.bar(total=int((top["image"] >= 0).sum()), unit="unit") as progress:
-        for first in range(0, n, scheme.block):
-            name, slots = f"rows-{first:06d}", slice(first, first + scheme.block)
+        for first in range(0, n, size):
+            name, slots = f"rows-{first:06d}", slice(first, first + size)
             units = crops.list_units(*(top[key][slots] for key in ("value", "image", "yx")))
             if name in partial.names():
                 progress.update(len(units))
@@ -375,7 +373,7 @@ def measure(
             block = _Block(cut, len(channels[slots]), k, keep, split is not None, model.device)
             work = cut, images, channels[slots], units
             block.run(
-                _batches(units, cut, scheme.batch, parts if split is not None else 0),
+                _batches(units, cut, batch, parts if split is not None else 0),
                 lambda rounds, split, work=work: look(model, networks[split], *work, rounds, split),
                 first,
                 partial,

@@ -119,7 +119,7 @@ def linear_response(
     channels, height, width = traced.shape(layer)
     cut = crops.window(traced.field(layer), image_size)
     kept = 2 * traced.kept_bytes(layer) * (cut.crop / image_size) ** 2
-    size = crops.plan(cut, channels, 1, 3 * 8, kept, memory_mb).batch
+    _, size = crops.plan(cut, channels, 1, 3 * 8, kept, memory_mb)
     prefix = traced.prefix(layer)
     centre = [np.array([extent // 2]) for extent in (height, width)]
     y, x = (int(cut.position_in_crop(place, axis)[0]) for axis, place in enumerate(centre))
