@@ -263,7 +263,7 @@ def test_batches_and_memory_do_not_change_results(tmp_path, monkeypatch, batch, 
     top = top_tables(network, "layer2.0", images, 5, 6)
     first = measure(network, "layer2.0", images, top, tmp_path / "a.h5", parts=3)
     if batch:
-        plan = crops.Plan(block=4, batch=batch)
+        plan = (4, batch)
         monkeypatch.setattr(receptive_fields, "plan", lambda *args: plan)
     again = measure(network, "layer2.0", images, top, tmp_path / "b.h5", None, 3, memory, parts=3)
     # What rounding leaves of a certificate depends on who shares a batch.

@@ -231,7 +231,7 @@ def test_batches_do_not_change_the_response(monkeypatch):
     network = loaded(linear_resnet(2), 64)
     path = network.graph.linear_path("layer2.0").graph
     whole, _ = virtual_filters.linear_response(path, 64, 3000)
-    monkeypatch.setattr(crops, "plan", lambda *args: crops.Plan(1, 7))
+    monkeypatch.setattr(crops, "plan", lambda *args: (1, 7))
     parts, _ = virtual_filters.linear_response(path, 64, 3000)
     np.testing.assert_allclose(whole, parts, rtol=1e-9, atol=1e-15)
 
