@@ -481,7 +481,10 @@ def build(sources: Sources, folder: Path, log: Callable[[str], None] = lambda te
         class_names = [str(name) for name in images.attrs["class_names"]]
     overview = {"classNames": class_names, "layers": layers, **_about(sources, table, layers)}
     write_script(data, "overview", overview)
-    _copy_page(folder)
+    templates = shutil.ignore_patterns("*.j2")
+    shutil.copytree(
+        PAGE, folder, ignore=templates, copy_function=shutil.copyfile, dirs_exist_ok=True
+    )
     page = render(TEMPLATE, run=sources.run, facts=facts, runs=sources.runs)
     (folder / "index.html").write_text(page, encoding="utf-8")
 
@@ -620,11 +623,3 @@ def render(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template.name).render(**values)
-
-
-def _copy_page(folder: Path) -> None:
-    for path in sorted(PAGE.rglob("*")):
-        if path.is_file() and path.suffix != ".j2":
-            place = folder / path.relative_to(PAGE)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)

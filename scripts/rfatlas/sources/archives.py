@@ -56,13 +56,8 @@ class ImagenetTar(Source):
 
 def _common_folder(images: Collection[str]) -> str:
     """Return the folder, with its slash, in which all class folders lie, or ""."""
-    prefix = ""
-    while all(name.removeprefix(prefix).count("/") >= 2 for name in images):
-        first = next(iter(images)).removeprefix(prefix).split("/")[0]
-        if not all(name.startswith(f"{prefix}{first}/") for name in images):
-            break
-        prefix += f"{first}/"
-    return prefix
+    common = posixpath.commonpath([posixpath.dirname(posixpath.dirname(n)) for n in images])
+    return common and f"{common}/"
 
 
 def index_tar(source: Source, path: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:

@@ -151,11 +151,7 @@ def _opened(path: Path, *stamp: int) -> "tuple[pyarrow.parquet.ParquetFile, str,
 def _sizes(file: "pyarrow.parquet.ParquetFile") -> list[int]:
     """Bytes of each row, as the mean over its row group: the lengths themselves are not listed."""
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    return [
-        size
-        for group in groups
-        for size in [group.total_byte_size // max(1, group.num_rows)] * group.num_rows
-    ]
+    return [one.total_byte_size // one.num_rows for one in groups for _ in range(one.num_rows)]
 
 
 def _class_names(file: "pyarrow.parquet.ParquetFile", label: str) -> list[str]:
