@@ -159,7 +159,7 @@ def test_drawn_stimuli_have_the_cone_contrasts_they_claim():
     carriers = probe.carriers(np.linspace(0, 150, n), np.full(n, 0.11), np.linspace(0, 300, n))
     stimuli = colorspace.paint(carriers, changes).permute(0, 2, 3, 1).double().numpy()
     found = cone_contrast(stimuli)
-    claimed = changes @ SPACE.cone_per_light.T
+    claimed = changes @ np.linalg.solve(SPACE.axes, SPACE.contrast)
     expected = carriers.double().numpy()[..., None] * claimed[:, None, None]
     np.testing.assert_allclose(found, expected, atol=3e-5)
     assert np.abs(found).max() > 0.9

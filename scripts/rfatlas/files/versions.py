@@ -98,12 +98,6 @@ def current() -> dict[str, dict]:
     }
 
 
-def unrecorded() -> list[str]:
-    """Expensive stages whose version or digest is not that of the last `record`."""
-    old = json.loads(RECORD.read_text(encoding="utf-8"))
-    return [name for name, now in current().items() if old.get(name) != now]
-
-
 def record() -> None:
     """Write the present versions and digests to `stage_digests.json`."""
     RECORD.write_text(json.dumps(current(), indent=2) + "\n", encoding="utf-8")

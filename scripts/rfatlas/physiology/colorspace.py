@@ -86,8 +86,6 @@ class Space:
         Linear light of mid grey.
     luminance
         (3,) share of each primary in the luminance of white.
-    cone_per_light
-        (cone, primary): contrast of a cone per change of a primary.
     code_per_cone
         (primary, cone): code values per contrast of a cone, dp_k / dc at mid grey.
     axes, contrast
@@ -102,7 +100,6 @@ class Space:
 
     grey: float
     luminance: np.ndarray
-    cone_per_light: np.ndarray
     code_per_cone: np.ndarray
     axes: np.ndarray
     contrast: np.ndarray
@@ -142,7 +139,6 @@ def space() -> Space:
     return Space(
         grey,
         XYZ_FROM_RGB[1] / XYZ_FROM_RGB[1].sum(),
-        cone_per_light,
         slope * grey * light_per_cone,
         axes,
         axes @ cone_per_light.T,
