@@ -15,91 +15,62 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a channel in the atlas.
+    """A picture of a channel in the atlas."""
 
-    Attributes
-    ----------
-    name, title, note
-        Name of its tile (see `rfatlas.atlas.pictures`), caption, how to read it.
-    over
-        The picture that it is an outline on, from the columns <name>_x, <name>_y, ..., if it has no
-        tile of its own.
-    """
-
+    #: Name of its tile (see `rfatlas.atlas.pictures`), caption, how to read it.
     name: str
     title: str
     note: str
+    #: The picture that it is an outline on, from the columns <name>_x, <name>_y, ..., if it has no
+    #: tile of its own.
     over: str = ""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One analysis.
+    """One analysis."""
 
-    Attributes
-    ----------
-    name
-        Name of its rule, script, module, test and docs section.
-    title, meaning
-        Heading in the atlas and the docs; one line on what it finds.
-    scope
-        What one job works on: "dataset", "run", "layer" or "group" (of compared runs).
-    reads
-        The stages whose files its jobs read, without what only `figures` and `atlas` need.
-    files
-        What its target makes, with wildcards; the other files of a job come with these.
-    switch
-        Whether the config has `stages.<name>`, and runs may go `without` it.
-    off_when
-        Why one would switch it off.
-    like
-        The stage whose switch counts where its own is left out.
-    follows
-        Stages without a switch are on where one of these is (always, if there are none).
-    part_of
-        The stage whose jobs do its work and whose files hold it, if it has no jobs of its own; it
-        is off where that stage is, and switching it makes that stage run again.
-    version
-        Raised by hand when the same config gives other numbers than before; None for a cheap stage,
-        which is run again whenever its code changes (see `rfatlas.files.versions`).
-    mem_mb
-        Megabytes that one of its jobs needs at most; 0 where it depends on the network.
-    per_channel
-        Seconds of one of its jobs and bytes of its files, per channel (measured with `make demo` or
-        a ResNet-18 at 224 px); nothing where `rfatlas.plan.estimates` has a formula.
-    columns
-        Whether it brings columns to channels.csv.
-    reason
-        The column that says why a channel has no values of this stage.
-    reasons
-        What the atlas says for words in that column, and for "" where nothing else is known.
-    figures
-        The topic of the figures that show it: rule figures_<topic>.
-    pictures
-        What the atlas shows of it, channel by channel.
-    pictures_first
-        Whether they are at the top of a passport, not in the section with the numbers.
-    """
-
+    #: Name of its rule, script, module, test and docs section.
     name: str
+    #: Heading in the atlas and the docs; one line on what it finds.
     title: str
     meaning: str
+    #: What one job works on: "dataset", "run", "layer" or "group" (of compared runs).
     scope: str
+    #: The stages whose files its jobs read, without what only `figures` and `atlas` need.
     reads: tuple[str, ...] = ()
+    #: What its target makes, with wildcards; the other files of a job come with these.
     files: tuple[str, ...] = ()
+    #: Whether the config has `stages.<name>`, and runs may go `without` it.
     switch: bool = False
+    #: Why one would switch it off.
     off_when: str = ""
+    #: The stage whose switch counts where its own is left out.
     like: str = ""
+    #: Stages without a switch are on where one of these is (always, if there are none).
     follows: tuple[str, ...] = ()
+    #: The stage whose jobs do its work and whose files hold it, if it has no jobs of its own; it is
+    #: off where that stage is, and switching it makes that stage run again.
     part_of: str = ""
+    #: Raised by hand when the same config gives other numbers than before; None for a cheap stage,
+    #: which is run again whenever its code changes (see `rfatlas.files.versions`).
     version: int | None = None
+    #: Megabytes that one of its jobs needs at most; 0 where it depends on the network.
     mem_mb: int = 1000
+    #: Seconds of one of its jobs and bytes of its files, per channel (measured with `make demo` or
+    #: a ResNet-18 at 224 px); nothing where `rfatlas.plan.estimates` has a formula.
     per_channel: tuple[float, float] = (0.0, 0.0)
+    #: Whether it brings columns to channels.csv.
     columns: bool = False
+    #: The column that says why a channel has no values of this stage.
     reason: str = ""
+    #: What the atlas says for words in that column, and for "" where nothing else is known.
     reasons: tuple[tuple[str, str], ...] = ()
+    #: The topic of the figures that show it: rule figures_<topic>.
     figures: str = ""
+    #: What the atlas shows of it, channel by channel.
     pictures: tuple[Picture, ...] = ()
+    #: Whether they are at the top of a passport, not in the section with the numbers.
     pictures_first: bool = False
 
 

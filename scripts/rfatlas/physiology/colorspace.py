@@ -78,33 +78,23 @@ def grey_version(pixels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Space:
-    """The colour space around mid grey; rows and columns in the order of `AXES`, L M S, R G B.
+    """The colour space around mid grey; rows and columns in the order of `AXES`, L M S, R G B."""
 
-    Attributes
-    ----------
-    grey
-        Linear light of mid grey.
-    luminance
-        (3,) share of each primary in the luminance of white.
-    code_per_cone
-        (primary, cone): code values per contrast of a cone, dp_k / dc at mid grey.
-    axes, contrast
-        (axis, primary) and (axis, cone): changes and cone contrasts at the end of each axis, the
-        largest within the gamut.
-    isolating, isolating_contrast
-        (cone, primary) and (cone,): the same of colours that change one cone only.
-    radius
-        Of the largest ellipse of equiluminant colours within the gamut, as a share of the L-M and
-        S-(L+M) axes.
-    """
-
+    #: Linear light of mid grey.
     grey: float
+    #: (3,) share of each primary in the luminance of white.
     luminance: np.ndarray
+    #: (primary, cone): code values per contrast of a cone, dp_k / dc at mid grey.
     code_per_cone: np.ndarray
+    #: (axis, primary) and (axis, cone): changes and cone contrasts at the end of each axis, the
+    #: largest within the gamut.
     axes: np.ndarray
     contrast: np.ndarray
+    #: (cone, primary) and (cone,): the same of colours that change one cone only.
     isolating: np.ndarray
     isolating_contrast: np.ndarray
+    #: Of the largest ellipse of equiluminant colours within the gamut, as a share of the L-M and
+    #: S-(L+M) axes.
     radius: float
 
     @property
