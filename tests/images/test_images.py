@@ -442,8 +442,6 @@ def test_a_file_that_vanishes_stops_also_with_skip(album, tmp_path):
     os.remove(album / listing.names[5])
     with pytest.raises(RfatlasError, match=rf"{listing.names[5]}: cannot be read: No such file"):
         images.pack(listing, tmp_path / "x.h5", 20, 16, on_bad_image="skip")
-    with pytest.raises(RfatlasError, match="on_bad_image: 'ignore'"):
-        images.pack(listing, tmp_path / "x.h5", 20, 16, on_bad_image="ignore")
 
 
 def test_wide_grey_images_are_named_in_the_log(tmp_path, caplog):
