@@ -120,12 +120,9 @@ def colour_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
 
     In units of the code range (0..1), rounded to four decimals.
     """
-    counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
-    codes = np.arange(256) / 255
-    means = [float((codes * count).sum() / count.sum()) for count in counts]
-    squares = [float((codes**2 * count).sum() / count.sum()) for count in counts]
-    stds = [math.sqrt(square - mean**2) for square, mean in zip(squares, means, strict=True)]
-    return [round(mean, 4) for mean in means], [round(std, 4) for std in stds]
+    mean = images.mean((0, 1, 2)) / 255
+    square = np.square(images, dtype=np.uint16).mean((0, 1, 2)) / 255**2
+    return mean.round(4).tolist(), np.sqrt(square - mean**2).round(4).tolist()
 
 
 def augment(images: np.ndarray, rng: np.random.Generator, shift: int) -> np.ndarray:

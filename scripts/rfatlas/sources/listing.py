@@ -1,5 +1,6 @@
 """A listing: the images of a data set in their order, with labels; nothing is decoded."""
 
+import bisect
 import hashlib
 import json
 import os
@@ -172,15 +173,10 @@ def stratified(names: Sequence[str], labels: np.ndarray, size: int, seed: int) -
     """
     classes, counts = np.unique(labels, return_counts=True)
     # The largest equal share that does not overshoot: counts below it give everything.
-    low, high = 0, int(counts.max())
-    while low < high:
-        middle = (low + high + 1) // 2
-        if np.minimum(counts, middle).sum() <= size:
-            low = middle
-        else:
-            high = middle - 1
-    quota = np.minimum(counts, low)
-    spare = [int(label) for label, count in zip(classes, counts, strict=True) if count > low]
+    shares = range(int(counts.max()) + 1)
+    even = bisect.bisect(shares, size, key=lambda share: np.minimum(counts, share).sum()) - 1
+    quota = np.minimum(counts, even)
+    spare = [int(label) for label, count in zip(classes, counts, strict=True) if count > even]
     spare.sort(key=lambda label: _draw(seed, f"class {label}"))
     extra = set(spare[: size - int(quota.sum())])
     chosen = []
