@@ -19,6 +19,8 @@ from rfatlas.sources.source import Source, is_image, left_out
 
 #: Bytes behind the last member of an archive that must be zero as far as they are there.
 _END = 1 << 20
+# What tarfile raises on damaged archives.
+_DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -112,13 +114,6 @@ def index_tar(source: Source, path: Path) -> tuple[dict[str, tuple[int, int]], l
                     raise tarfile.ReadError(
                         f"byte {archive.offset} is neither a member nor the end"
                     )
-    except (
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ) as error:
+    except _DAMAGE as error:
         raise wrong(f"not a whole tar archive ({error}); fetch it again") from error
     return places, folders

@@ -99,20 +99,14 @@ def list_images(
 
 def _listed(source: Source) -> Listing:
     listing = source.listing()
-    for name in listing.names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise RfatlasError(
-                f"{source.key}.path: the file name {name!r} is not valid UTF-8; rename the file"
-            ) from None
     if source.class_names is not None:
         listing.class_names = source.given_class_names(listing.labels)
     for what, texts in (("file", listing.names), ("class", listing.class_names)):
         for text in texts:
-            if "\0" in text:
+            if "\0" in text or text.encode(errors="ignore").decode() != text:
                 raise RfatlasError(
-                    f"{source.key}: the {what} name {text!r} holds a zero byte; rename it"
+                    f"{source.key}: the {what} name {text!r} is not valid UTF-8, or holds a zero "
+                    "byte; rename it"
                 )
     return listing
 

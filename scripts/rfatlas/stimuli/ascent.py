@@ -106,13 +106,8 @@ class _Climb:
         moved = there - here
         new_value, new_gradient = self._look(rows, there)
         taken = new_value <= value + _ARMIJO * (gradient * moved).sum(1)
-        self._take(
-            rows[taken],
-            there[taken],
-            moved[taken],
-            new_value[taken],
-            new_gradient[taken],
-        )
+        found = rows, there, moved, new_value, new_gradient
+        self._take(*(each[taken] for each in found))
         self._refuse(rows[~taken])
 
     def _look(self, rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
