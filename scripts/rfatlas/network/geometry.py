@@ -54,28 +54,19 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Field:
-    """What the units of one value see of the image.
+    """What the units of one value see of the image."""
 
-    Attributes
-    ----------
-    axes
-        The value's axes that run along y and x of the image; None where that is not known, which
-        may be without `local` only.
-    local
-        The receptive field through local and pointwise operations, global ones taken as constants;
-        None where a unit has no place of its own in the image.
-    whole
-        Whether global operations let a unit see the whole image.
-    fixed
-        Whether the value can be computed for images of one size only.
-    probed
-        The operations on the way that were found out by trying, by name.
-    """
-
+    #: The value's axes that run along y and x of the image; None where that is not known, which may
+    #: be without `local` only.
     axes: tuple[int, int] | None = (2, 3)
+    #: The receptive field through local and pointwise operations, global ones taken as constants;
+    #: None where a unit has no place of its own in the image.
     local: Geometry | None = None
+    #: Whether global operations let a unit see the whole image.
     whole: bool = False
+    #: Whether the value can be computed for images of one size only.
     fixed: bool = False
+    #: The operations on the way that were found out by trying, by name.
     probed: tuple[str, ...] = ()
 
     @property

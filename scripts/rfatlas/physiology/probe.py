@@ -32,26 +32,12 @@ class Probe:
     Batches are chosen to fit a process of `memory_mb` megabytes, libraries included (on a GPU half
     of its free memory counts instead).
 
-    Attributes
-    ----------
-    channels
-        Number of channels of the layer.
-    size
-        S, edge of the receptive field's box in pixels, at most the image's.
-    stride
-        Distance in pixels between neighbouring units; 0 where every unit sees the whole image.
-    crop
-        Edge in pixels of the square stimuli that `respond` takes.
-    origin
-        (top, left) of the crop in the image.
-    geometry
-        The layer's receptive fields, None where every unit sees the whole image.
-    unit
-        (y, x) of the centre unit in the layer.
-    centre
-        (y, x) of the receptive field's centre in the crop; the centre of the first pixel is 0.5.
-    batch
-        Stimuli that are run at a time.
+    `channels` of the layer; `size` S, the edge of the receptive field's box in pixels, at most the
+    image's; `stride`, the pixels between neighbouring units; `geometry` of the receptive fields;
+    where every unit sees the whole image they are 0 and None. `respond` takes square stimuli with
+    an edge of `crop` pixels, which begin at `origin` (top, left) of the image; `batch` of them are
+    run at a time. `unit` (y, x) is the centre unit in the layer, `centre` (y, x) that of its
+    receptive field in the crop; the centre of the first pixel is 0.5.
     """
 
     def __init__(self, network: LoadedModel, layer: str, memory_mb: float = 3000):
