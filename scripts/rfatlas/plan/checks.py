@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rfatlas.files import paths
-from rfatlas.plan.entries import PROPERTY_GROUPS, used
+from rfatlas.plan.entries import used
 from rfatlas.plan.schema import closest, shown
 from rfatlas.sources import catalogue
 
@@ -35,11 +35,6 @@ def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tup
     yield from related_counts(config)
     yield from _related_stimuli(config)
     yield from _related_groups(config)
-    for name in sorted(set(config["ablation_groups"]["groups"]) & set(PROPERTY_GROUPS)):
-        yield (
-            ("ablation_groups", "groups", name),
-            "this name is taken by the group that channels.csv defines; choose another",
-        )
 
 
 def _undefined(path: tuple, name: str, section: str, config: dict[str, Any]) -> Iterator:
@@ -49,11 +44,8 @@ def _undefined(path: tuple, name: str, section: str, config: dict[str, Any]) -> 
 
 
 def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterator:
-    weights, written = model["weights"], shown(model["weights"])
-    where = (*path, "weights")
-    random = re.match("random(:|$)", weights)
-    if random and not re.fullmatch(r"random:\d{1,9}", weights):
-        yield where, f"{written} is not allowed; random weights are random:SEED, e.g. random:0"
+    weights = model["weights"]
+    random = weights.startswith("random:")
     for key in ("sha256", "weights_key"):
         if random and model[key] is not None:
             yield (
@@ -68,11 +60,9 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
     if weights.startswith("https:") and model["sha256"] is None:
         yield (
             (*path, "sha256"),
-            f"null is not allowed with weights {written}; give the SHA-256 of the file "
+            f"null is not allowed with weights {shown(weights)}; give the SHA-256 of the file "
             "(64 hexadecimal digits), so that nobody can exchange it",
         )
-    elif re.match(r"[a-z]+:", weights) and not weights.startswith(("random:", "https:", "file:")):
-        yield where, f"{written} is not allowed; URLs are https: (with sha256) or file:"
     files = {
         "weights": paths.weights_file(weights),
         "factory": paths.factory_file(model["factory"]),
