@@ -28,9 +28,7 @@ def room(memory_mb: float, device: torch.device | None = None) -> float:
 
 
 @contextlib.contextmanager
-def acquire(
-    device: str = "auto", tf32: bool = False, poll_s: float = 1.0
-) -> Iterator[torch.device]:
+def acquire(device: str = "auto", tf32: bool = False) -> Iterator[torch.device]:
     """Yield the torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
 
     `auto` and `cuda` take the first GPU whose advisory lock is free and wait for one if all are
@@ -44,9 +42,7 @@ def acquire(
     if device == "cpu" or (device == "auto" and count == 0):
         yield torch.device("cpu")
         return
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cuda") or (number and not number.isdecimal()):
-        raise RfatlasError(f"device: {device!r} is unknown; use auto, cpu, cuda or cuda:N")
+    number = device.partition(":")[2]
     if count == 0 or (number and int(number) >= count):
         raise RfatlasError(
             f"device: {device!r} asked for, but torch sees {count} GPU(s) here; use auto or cpu"
@@ -54,7 +50,7 @@ def acquire(
     candidates = [int(number)] if number else list(range(count))
     uuids = [torch.cuda.get_device_properties(i).uuid for i in candidates]
     folder = Path(tempfile.gettempdir())
-    index, lock = _wait_for_lock([folder / f"rfatlas-gpu-{uuid}.lock" for uuid in uuids], poll_s)
+    index, lock = _wait_for_lock([folder / f"rfatlas-gpu-{uuid}.lock" for uuid in uuids])
     try:
         log.info(
             "device cuda:%d (%s)", candidates[index], torch.cuda.get_device_name(candidates[index])
@@ -64,7 +60,7 @@ def acquire(
         os.close(lock)
 
 
-def _wait_for_lock(paths: list[Path], poll_s: float) -> tuple[int, int]:
+def _wait_for_lock(paths: list[Path], poll_s: float = 1.0) -> tuple[int, int]:
     """Return (position in `paths`, open file descriptor) of the first lock obtained; blocks until
     one is free."""
     while True:
