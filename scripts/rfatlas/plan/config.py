@@ -26,7 +26,6 @@ from rfatlas.plan.schema import (
     listing,
     plain,
     schema,
-    typed,
     without,
     worded,
 )
@@ -50,7 +49,7 @@ def check(raw: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """All problems of a config, and the config with defaults in place of what is wrong."""
     try:
         check_extent(raw)
-        value = plain(typed(plain(raw), schema()))
+        value = plain(raw, schema())
     except TypeError as error:
         return [printable(str(error))], {}
     problems, wrong = [], []

@@ -148,8 +148,9 @@ def check_extent(raw: Any, level: int = 0) -> int:
     return count
 
 
-def plain(value: Any, path: tuple = ()) -> Any:
-    """A copy of dicts, lists and scalars alone; TypeError for what JSON or 64 bits do not hold."""
+def plain(value: Any, node: Mapping[str, Any], path: tuple = ()) -> Any:
+    """A copy of dicts, lists and scalars alone, with text as numbers and booleans where the schema
+    `node` wants these, and `100.0` as 100; TypeError for what JSON or 64 bits do not hold."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -157,9 +158,11 @@ def plain(value: Any, path: tuple = ()) -> Any:
                     f"{dotted((*path, str(key)))}: the name {key!r} is read as "
                     f"{type(key).__name__}, not as text; put it in quotes"
                 )
-        return {str(key): plain(child, (*path, key)) for key, child in value.items()}
+        children = ((str(key), child) for key, child in value.items())
+        return {key: plain(child, _child(node, key), (*path, key)) for key, child in children}
     if isinstance(value, list | tuple):
-        return [plain(child, (*path, i)) for i, child in enumerate(value)]
+        return [plain(child, _child(node, i), (*path, i)) for i, child in enumerate(value)]
+    value = _typed(value, _types(node))
     if isinstance(value, float) and not math.isfinite(value):
         raise TypeError(f"{dotted(path)}: {value} is not a finite number")
     if isinstance(value, int) and abs(value) > _LARGEST:
@@ -193,13 +196,7 @@ def _child(node: Mapping[str, Any], key: str | int) -> Mapping[str, Any]:
     return extra if isinstance(extra, dict) else {}
 
 
-def typed(value: Any, node: Mapping[str, Any]) -> Any:
-    """Text as numbers and booleans where the schema wants these, and `100.0` as 100."""
-    if isinstance(value, dict):
-        return {key: typed(child, _child(node, key)) for key, child in value.items()}
-    if isinstance(value, list):
-        return [typed(child, _child(node, i)) for i, child in enumerate(value)]
-    types = _types(node)
+def _typed(value: Any, types: list[str]) -> Any:
     if isinstance(value, str) and types and "string" not in types:
         kind, meaning = _WORDS.get(value, ("", value))
         if kind in types:
