@@ -19,12 +19,12 @@ log = logging.getLogger("rfatlas")
 _BASE_MB = 700
 
 
-def room(memory_mb: float, device: torch.device | None = None) -> float:
+def room(memory_mb: float, device: torch.device | None = None, base_mb: float = _BASE_MB) -> float:
     """Bytes to plan batches for: half of what a process of `memory_mb` megabytes has left beside
-    its libraries, or on a GPU half of its free memory."""
+    its libraries (`base_mb`), or on a GPU half of its free memory."""
     if device is not None and device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2
-    return max(memory_mb - _BASE_MB, 200) * 1e6 / 2
+    return max(memory_mb - base_mb, 200) * 1e6 / 2
 
 
 @contextlib.contextmanager
