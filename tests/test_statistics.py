@@ -16,6 +16,11 @@ def test_wilson_is_scipys(k, n, confidence):
     assert hi == pytest.approx(expected.high, abs=1e-12)
 
 
+def test_wilson_stays_a_share():
+    n = np.arange(1, 200)
+    assert min(statistics.wilson(0 * n, n)[0]) == 0 and max(statistics.wilson(n, n)[1]) == 1
+
+
 def test_wilson_of_arrays_and_of_nothing():
     lo, hi = statistics.wilson(np.array([1, 0]), np.array([2, 0]))
     assert lo[0] < 0.5 < hi[0]

@@ -37,7 +37,9 @@ def wilson(successes: np.ndarray | int, trials: np.ndarray | int, confidence: fl
         half = (
             z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
         )
-    return np.where(trials > 0, centre - half, np.nan), np.where(trials > 0, centre + half, np.nan)
+    # Rounding may lead out of 0..1.
+    lo, hi = np.maximum(centre - half, 0), np.minimum(centre + half, 1)
+    return np.where(trials > 0, lo, np.nan), np.where(trials > 0, hi, np.nan)
 
 
 def newcombe(

@@ -748,6 +748,7 @@ def test_the_first_numbers_are_those_that_mean_something(page, tmp_path):
         }
 
     double, single, dead = glance(0), glance(1), glance(2)
+    assert "of 7 px" in single["effective RF"]
     # Gratings tell the colour of a double-opponent channel, uniform fields that of others.
     assert "direction 142°" in double["colour"] and "hue 39°" in single["colour"]
     assert double["effective RF"] == "–" and single["effective RF"].startswith("2.5 px")

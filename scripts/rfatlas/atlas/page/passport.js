@@ -137,6 +137,7 @@ rfatlas.passport = (() => {
     const opponent = gratings || get("color_class") === "single_opponent";
     const hue = opponent ? get(gratings ? "color_direction_deg" : "hue_deg") : null;
     const fits = get("erf_r2") >= GOOD_FIT;
+    const label = get("preferred_label");
     // What is left of a dead channel prefers nothing.
     const dead = get("inactive") && get("color_class") === "unresponsive";
     const cells = [
@@ -150,10 +151,12 @@ rfatlas.passport = (() => {
         [hue === null ? null : `${gratings ? "direction" : "hue"} ${rfatlas.text(Math.round(hue))}°`,
           shown("color_ratio") && `ratio ${shown("color_ratio")}`]],
       ["erf_sigma", "effective RF", fits ? shown("erf_sigma", " px") : null,
-        ["sigma", get("rf_size") === null ? null : `of ${shown("rf_size")} px`]],
+        ["sigma", get("rf_local_size") === null ? null
+          : `of ${shown("rf_local_size")} px${get("rf_kind") === "local" ? ", the local field" : ""}`]],
       [`${mode}_delta_top1`, "top-1 without it", effect === null ? null : `${points(effect)} points`,
         [interval(of, mode)]],
-      ["preferred_class", "prefers", dead ? null : get("preferred_class"),
+      ["preferred_class", "prefers",
+        dead || label === null ? null : get("preferred_class") ?? `class ${label}`,
         [shown("class_selectivity") && `selectivity ${shown("class_selectivity")}`]],
       ["split_half", "reliability", shown("split_half"), ["split-half correlation"]],
     ].filter(([name]) => rfatlas.column(name));
