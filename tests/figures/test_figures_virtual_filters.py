@@ -195,6 +195,21 @@ def test_shares_are_those_of_blocks_and_beyond_the_axis_on_its_edge():
     assert marks == pytest.approx(medians[["layer1.0", "layer1.1"]].tolist())
 
 
+def test_a_network_without_blocks_has_no_share(written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = store.read_table(written / "channels.csv")
+    store.write_table(rows.assign(skip_energy_share=np.nan), tmp_path / "channels.csv")
+    given = {
+        "channels": tmp_path / "channels.csv",
+        "twin": [],
+        "virtual_filters": written / "virtual_filters.h5",
+        "receptive_fields": [written / "receptive_fields" / "conv1.h5"],
+    }
+    settings = {"run": "demo", "twin": "", "layers": ["conv1"], "channels": 4}
+    found = by_script("figures_virtual_filters", tmp_path, given, settings)
+    assert set(found) == {"agreement_with_the_mean_gradients", "00_conv1"}
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_the_script_draws_what_there_is(written, tmp_path, monkeypatch, on):
     monkeypatch.chdir(tmp_path)

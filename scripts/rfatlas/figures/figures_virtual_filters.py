@@ -208,12 +208,13 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     """Yield each figure with its name, from the files and settings of its rule."""
     table = store.read_table(given.channels)
     twin = store.read_table(given.twin) if given.twin else None
-    if "virtual_correlation" in table and table["virtual_correlation"].notna().any():
-        figure = correlation(table, params.run, twin, params.twin)
-        yield "agreement_with_the_mean_gradients", figure
-    if "skip_energy_share" in table:
-        figure = skip_share(table, params.run, twin, params.twin)
-        yield "share_of_the_skip_connection", figure
+    for name, column, figure in (
+        ("agreement_with_the_mean_gradients", "virtual_correlation", correlation),
+        ("share_of_the_skip_connection", "skip_energy_share", skip_share),
+    ):
+        # Without a linear path, and without blocks, there are no values.
+        if column in table and table[column].notna().any():
+            yield name, figure(table, params.run, twin, params.twin)
     if given.virtual_filters:
         tables = rows_by_layer(table)
         with store.open(given.virtual_filters, "virtual_filters") as filters:
