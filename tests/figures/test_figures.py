@@ -245,8 +245,9 @@ def test_missing_units_and_silent_channels_stay_white_and_are_named(written):
 def test_the_title_says_which_of_how_many_and_the_size_of_the_field(written):
     run, folder = written
     table = table_of(run, folder)
+    table.loc[table["layer"] == "conv1", "rf_kind"] = "local"
     cases = {
-        "conv1": ("5 of 12 channels", "receptive field 7 × 7 px, stride 2 px", "7 px"),
+        "conv1": ("5 of 12 channels", "local receptive field 7 × 7 px, stride 2 px", "7 px"),
         "layer2.0": ("5 of 6 channels", "43 × 43 px, more than the image: shown are 32", "32 px"),
     }
     for name, wanted in cases.items():
@@ -292,7 +293,7 @@ def test_a_large_montage_is_small_enough_for_a_report(tmp_path):
             file[name] = means[:, index]
         file.attrs.update(size=899, stride=32, start=112, image_size=224, whole_image=False)
     top = {"top_image": np.ones((32, 9), int), "top_yx": np.zeros((32, 9, 2), int)}
-    table = pd.DataFrame({"channel": np.arange(512), "inactive": False})
+    table = pd.DataFrame({"channel": np.arange(512), "inactive": False, "rf_kind": "exact"})
     stem = tmp_path / "montage"
     with store.open(path) as fields:
         figure = figures.montage(fields, table, top, "top", 32, 9, "big", "layer4.2")

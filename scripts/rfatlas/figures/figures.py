@@ -88,7 +88,8 @@ def montage(
     page = sheets.Sheet(
         arranged(len(rows), patches, window),
         f"{run} · {layer}",
-        f"{sheets.count(len(rows), len(table))}   |   {_field(fields.attrs, window)}\n"
+        f"{sheets.count(len(rows), len(table))}   |   "
+        f"{_field(fields.attrs, window, table['rf_kind'].iloc[0])}\n"
         "r: split-half correlation of the mean gradient   |   hatched: outside the image",
         [first, *[""] * (patches - 1), *PANELS],
     )
@@ -104,9 +105,10 @@ def montage(
     return page.finish()
 
 
-def _field(place: Mapping, window: int) -> str:
-    """Say how large a receptive field is, by the attributes of its file."""
-    size = f"receptive field {place['size']} × {place['size']} px"
+def _field(place: Mapping, window: int, kind: str) -> str:
+    """Say how large a receptive field is, by the attributes of its file and the column rf_kind."""
+    local = "local " if kind == "local" else ""
+    size = f"{local}receptive field {place['size']} × {place['size']} px"
     if place["whole_image"]:
         return f"units see the whole image ({place['image_size']} px)"
     if place["size"] > window:
