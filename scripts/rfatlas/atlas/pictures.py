@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from rfatlas.figures import sheets, style
-from rfatlas.files import store
 
 #: Side in pixels of the thumbnails in the grid and of the pictures in a passport.
 THUMBNAIL, PICTURE = 72, 112
@@ -142,23 +141,21 @@ def _means(file: h5py.File) -> list[Tile]:
         "mean_gradient": _signed,
         "effective": lambda fields: style.positive_rgb(fields[0]),
     }
-    rows, count = _rows(file), store.array(file["count"])
-    return [
-        _field(name, rows, [store.array(file[name])], show, count) for name, show in shows.items()
-    ]
+    rows, count = _rows(file), file["count"]
+    return [_field(name, rows, [file[name]], show, count) for name, show in shows.items()]
 
 
 def _stimuli(file: h5py.File) -> list[Tile]:
     names = {"stimulus": "image", "off_stimulus": "off_image"}
     rows = _rows(file)
-    return [_field(name, rows, [store.array(file[each])], _image) for name, each in names.items()]
+    return [_field(name, rows, [file[each]], _image) for name, each in names.items()]
 
 
 def _opponency(file: h5py.File) -> list[Tile]:
     """The mean gradient along the three opponent axes."""
     if "field_dkl" not in file:
         return []
-    rows, fields = _rows(file, "field_channel"), [store.array(file["field_dkl"])]
+    rows, fields = _rows(file, "field_channel"), [file["field_dkl"]]
     colours = np.asarray(file.attrs["axis_change"], float)
     colours = colours / np.abs(colours).max(axis=1, keepdims=True)
     return [
@@ -181,8 +178,8 @@ def _parts(file: h5py.File) -> list[Tile]:
     if "parts" not in file:
         return []
     names, group = ("skip", "residual"), file["parts"]
-    rows, count = _rows(file), store.array(group["count"])
-    parts = [store.array(group[name]) for name in names]
+    rows, count = _rows(file), group["count"]
+    parts = [group[name] for name in names]
 
     def show(fields: np.ndarray, place: int) -> np.ndarray:
         # Pixels that no unit has are zeros to the scale.

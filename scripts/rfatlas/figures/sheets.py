@@ -47,16 +47,12 @@ def files(given: Mapping, layers: Sequence[str], *stages: str) -> Iterator[tuple
     """
     for depth, layer in enumerate(layers):
         with contextlib.ExitStack() as opened:
-            yield (
-                f"{depth:02d}_{layer}",
-                layer,
-                *(
-                    opened.enter_context(store.open(given[stage][depth], stage))
-                    if given.get(stage)
-                    else None
-                    for stage in stages
-                ),
+            paths = {stage: given[stage][depth] if given.get(stage) else None for stage in stages}
+            found = (
+                opened.enter_context(store.open(path, stage)) if path else None
+                for stage, path in paths.items()
             )
+            yield f"{depth:02d}_{layer}", layer, *found
 
 
 @dataclass(frozen=True)
