@@ -32,7 +32,6 @@ class ImagenetTar(Source):
     asks_classes = True
 
     def listing(self) -> Listing:
-        """List the images; RfatlasError, naming key, value and what would be right."""
         places, folders = index_tar(self, self.path)
         images = [name for name in places if is_image(name)]
         if not images:

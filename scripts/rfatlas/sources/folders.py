@@ -24,7 +24,6 @@ class Folders(Source):
     asks_classes = True
 
     def listing(self) -> Listing:
-        """List the images; RfatlasError, naming key, value and what would be right."""
         names, folders, watched = walk(self)
         listing = by_class(self, [name for name in names if is_image(name)], folders)
         listing.notes += left_out(names)

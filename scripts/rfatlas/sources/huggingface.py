@@ -38,7 +38,6 @@ class HuggingFace(List):
     may_lack_labels = True
 
     def listing(self) -> Listing:
-        """List the images; RfatlasError, naming key, value and what would be right."""
         if not self.path.is_dir():
             return self._parquet([self.path])
         tables = [self.path / name for name in _METADATA if (self.path / name).is_file()]

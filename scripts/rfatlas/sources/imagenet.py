@@ -39,7 +39,6 @@ class ImagenetVal(Source):
     is_folder = True
 
     def listing(self) -> Listing:
-        """List the images; RfatlasError, naming key, value and what would be right."""
         if self.labels is None:
             raise RfatlasError(
                 f"{self.key}.labels: missing; source imagenet_val needs "

@@ -29,7 +29,6 @@ class List(Source):
     asks_classes = True
 
     def listing(self) -> Listing:
-        """List the images; RfatlasError, naming key, value and what would be right."""
         lines = [
             (number, line)
             for number, line in enumerate(self.lines("path"), 1)

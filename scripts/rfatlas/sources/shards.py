@@ -26,7 +26,6 @@ class WebDataset(Source):
     asks_classes = True
 
     def listing(self) -> Listing:
-        """List the images; RfatlasError, naming key, value and what would be right."""
         paths = files_of(self, ".tar")
         names, places, labels = [], [], []
         for shard, path in enumerate(paths):
