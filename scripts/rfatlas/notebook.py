@@ -96,14 +96,14 @@ class Run(Mapping):
             raise KeyError(f"{self.path}: no file {name}.h5{schema.closest(name, names)}")
         return Fields(self.path / f"{name}.h5")
 
+    def _names(self, suffix: str) -> list[str]:
+        """Return the files of a suffix, less that, in the run's folder and in those within."""
+        files = sorted([*self.path.glob(f"*{suffix}"), *self.path.glob(f"*/*{suffix}")])
+        names = (path.relative_to(self.path).as_posix().removesuffix(suffix) for path in files)
+        return [name for name in names if ".partial/" not in name]
+
     def __iter__(self) -> Iterator[str]:
-        files = sorted(
-            path
-            for pattern in ("*.h5", "*/*.h5")
-            for path in self.path.glob(pattern)
-            if not path.parent.name.endswith(".partial")
-        )
-        return (path.relative_to(self.path).as_posix().removesuffix(".h5") for path in files)
+        return iter(self._names(".h5"))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -128,11 +128,7 @@ class Run(Mapping):
 
         Raises RfatlasError, naming the tables there are, if it is not among them.
         """
-        names = sorted(
-            path.relative_to(self.path).as_posix().removesuffix(".csv")
-            for pattern in ("*.csv", "*/*.csv")
-            for path in self.path.glob(pattern)
-        )
+        names = self._names(".csv")
         if name not in names:
             raise RfatlasError(
                 f"{self.path}: no table {name!r}{schema.closest(name, names)}; "
