@@ -134,8 +134,6 @@ BAD = [
     ("models.net.layers", [], None, ["default, or a list of different module names"]),
     ("models.net.layers", ["a", "a"], None, ["default, or a list of different module names"]),
     ("models.net.kwargs", [1], None, ["a mapping"]),
-    ("models.net.input", {"resize": 32, "crop": 64}, "models.net.input.crop", ["at most resize"]),
-    ("models.net.input", {"resize": [64, 32], "crop": 64}, "models.net.input.crop", ["at most"]),
     ("models.net.input", {"resize": [64]}, "models.net.input.resize", ["a list of two"]),
     ("models.net.input", {"resize": "no"}, "models.net.input.resize", ["null", "default"]),
     ("models.net.input", {"interpolation": "cubic"}, "models.net.input.interpolation", ["bicubic"]),

@@ -72,13 +72,6 @@ def _related_model(path: tuple, model: dict[str, Any], is_used: bool) -> Iterato
             yield (*path, key), f"{shown(model[key])}: no such file{_near(file)}"
         elif file is not None and _WILDCARD.search(str(file)):
             yield (*path, key), f"{shown(model[key])} is not allowed; {_NO_BRACES}"
-    size = model["input"] or {"resize": None, "crop": None}
-    sides = size["resize"] if isinstance(size["resize"], list) else [size["resize"]]
-    if size["crop"] and any(isinstance(side, int) and side < size["crop"] for side in sides):
-        yield (
-            (*path, "input", "crop"),
-            f"{size['crop']} is not allowed; it must be at most resize, which is {size['resize']}",
-        )
 
 
 def _related_dataset(
