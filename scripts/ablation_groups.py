@@ -14,7 +14,9 @@ with layer_job(
     ablator = ablate.Ablator(job.network, job.layer, mean, job.task.memory_mb)
     table = store.read_table(snakemake.input.channels)
     rows = table[table["layer"] == job.layer].sort_values("channel")
-    plan = ablation_groups.plan(rows, job.layer, job.settings, ablator.has_filters(), seed)
+    plan = ablation_groups.plan(
+        rows, job.layer, job.settings, ablator.replacement.has_filters(), seed
+    )
     ablation_groups.measure(
         ablator,
         plan,

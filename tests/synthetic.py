@@ -372,6 +372,8 @@ def ablation(
                 part[f"{mode}_delta_{name}"] = change
                 part[f"{mode}_delta_{name}_lo"] = change - 0.01
                 part[f"{mode}_delta_{name}_hi"] = change + 0.01
+            part[f"{mode}_estimate_loss"] = 3 * lost + random.normal(0, 0.01, channels)
+            part[f"{mode}_estimate_r"] = random.uniform(0.5, 1, channels)
             part[f"{mode}_p"] = part[f"{mode}_q"] = np.where(lost > 0.015, 0.01, 0.6)
         parts.append(part)
         for number, group in enumerate(("inactive", "double_opponent", "orientation_selective")):

@@ -140,7 +140,8 @@ def test_zeroed_filters_leave_the_bias(case):
         # Before the normalisation there is no bias yet; behind it there is.
         assert (np.abs(found - zero).max() < 1e-5) == (layer == "conv1")
     deeper = LAYERS[name][2]
-    assert ablators["maxpool"].has_filters() and not ablators[deeper].has_filters()
+    assert ablators["maxpool"].replacement.has_filters()
+    assert not ablators[deeper].replacement.has_filters()
     with pytest.raises(RfatlasError, match=rf"{deeper}.*not the first convolution"):
         ablators[deeper].ablate(ablators[deeper].see(images), sets, "weight", np.zeros(3, int))
 

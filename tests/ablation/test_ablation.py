@@ -1,5 +1,5 @@
-"""Stage ablation: planted networks, every column by plain counting, ranges, killed jobs, early
-stops."""
+"""Stage ablation: planted networks, every column by plain counting, ranges, killed jobs, estimates
+of all images."""
 
 import contextlib
 import logging
@@ -15,13 +15,13 @@ from test_ablate import stem
 from test_receptive_fields import loaded
 from torch import nn
 
-from rfatlas import statistics
-from rfatlas.ablation import ablate, ablation, paired
+from rfatlas.ablation import ablate, ablation, combined, first_order, paired
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.network import graph
 
 SETTINGS = {
+    "images": None,
     "modes": ["zero", "mean", "shuffle"],
     "all_modes_layers": [],
     "site": "output",
@@ -79,21 +79,32 @@ class Study:
         self.means = {layer: value.mean((0, 2, 3), dtype=float) for layer, value in values.items()}
 
     def sweep(
-        self, output: Path, start=0, stop=10**6, count=None, layer="relu", **settings
+        self, output: Path, start=0, stop=10**6, count=None, layer="relu", estimates=(), **settings
     ) -> Path:
         ablator = ablate.Ablator(self.network, layer, self.means[layer])
         order = ablate.sequence(self.labels, count, seed=1)
         settings = SETTINGS | settings
+        known = ablation.read_estimates(estimates, layer) if estimates else {}
         ablation.sweep(
             ablator, self.images, self.labels, order, start, stop, self.cached, settings,
+            task("ablation", output), known,
+        )  # fmt: skip
+        return output
+
+    def estimate(self, output: Path, start=0, stop=10**6, exact=None, batch=16, site="output"):
+        modes = dict.fromkeys(self.layers, SETTINGS["modes"])
+        pass_ = first_order.FirstOrder(self.network, modes, self.means, site)
+        order = ablate.sequence(self.labels, None, seed=1)
+        first_order.measure(
+            pass_, self.images, self.labels, order, start, stop, exact, batch,
             task("ablation", output),
         )  # fmt: skip
         return output
 
-    def gather(self, ranges, layer, folder: Path, modes=("zero", "mean", "shuffle")):
+    def gather(self, ranges, layer, folder: Path, modes=("zero", "mean", "shuffle"), estimates=()):
         output = folder / f"{layer}.h5"
         classes = self.cached["logits"].shape[1]
-        ablation.gather(ranges, layer, modes, classes, 1, task("ablation", output))
+        ablation.gather(ranges, layer, modes, classes, 1, task("ablation", output), estimates)
         return pd.read_csv(output.with_suffix(".csv"))
 
 
@@ -144,7 +155,7 @@ def test_every_column_by_plain_counting(study, tmp_path):
                 assert row["right_to_wrong"] == right_to_wrong, (layer, mode, c)
                 assert row["wrong_to_right"] == wrong_to_right
                 assert row["n_flips"] == right_to_wrong + wrong_to_right
-                assert row["n_images"] == len(order) == 88
+                assert row["n_exact"] == len(order) == 88
                 change = (wrong_to_right - right_to_wrong) / 88
                 assert row["delta_top1"] == pytest.approx(change, abs=1e-8)
                 assert row["delta_top5"] == pytest.approx(top5 / 88, abs=1e-8)
@@ -241,35 +252,116 @@ def test_a_killed_job_goes_on_where_it_was(study, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_channel_stops_once_its_interval_is_narrow(study, tmp_path):
-    whole = study.sweep(tmp_path / "whole.h5", modes=["zero"])
-    stopped = study.sweep(tmp_path / "stopped.h5", modes=["zero"], precision={"delta_top1": 0.09})
-    one, other = store.open(whole), store.open(stopped)
-    full, part = (file["zero/prediction"][:] for file in (one, other))
-    images = (part >= 0).sum(1)
-    assert images[6] < 88, "the dead channel's interval is narrow soon"
-    assert (images % 16 == 0)[images < 88].all(), "channels stop between batches"
-    labels, was = one["label"][:], one["intact/prediction"][:] == one["label"][:]
-    for row in range(7):
-        n = images[row]
-        assert (part[row, :n] == full[row, :n]).all() and (part[row, n:] == -1).all()
-        for end in range(16, n + 1, 16):
-            right = full[row, :end] == labels[:end]
-            before = was[:end]
-            lo, hi = statistics.paired_newcombe(
-                (right & before).sum(), (right & ~before).sum(), (~right & before).sum(), end
+# ---- estimates of all images, and precision
+
+
+def changes(file, mode):
+    """Changes of loss and correctness, in the order of the ablation, from the file of a range."""
+    known = file[f"{mode}/prediction"][:] >= 0
+    right = (file[f"{mode}/prediction"][:] == file["label"][:]) * 1.0
+    was = (file["intact/prediction"][:] == file["label"][:]) * 1.0
+    loss = file[f"{mode}/loss"][:].astype(float) - file["intact/loss"][:]
+    return np.where(known, loss, np.nan), np.where(known, right - was, np.nan)
+
+
+def drop(x, y, i):
+    return np.delete(x, i), np.delete(y, i)
+
+
+def test_with_estimates_effects_are_those_on_all_images(study, tmp_path):
+    """The regression estimator by numpy's least squares, channel by channel; residuals by leaving
+    images out."""
+    every = [study.estimate(tmp_path / "all.h5")]
+    cut = [study.estimate(tmp_path / f"{a}.h5", a, b, 40, 7) for a, b in ((0, 30), (30, 88))]
+    exact = study.sweep(tmp_path / "few.h5", images=40)
+    table = study.gather([exact], "relu", tmp_path, estimates=cut)
+    plain = study.gather([exact], "relu", tmp_path / "plain")
+    with store.open(exact) as file, store.open(every[0]) as estimates:
+        assert (file["image"][:] == ablate.sequence(study.labels, 40, 1)).all()
+        for mode in SETTINGS["modes"]:
+            change = estimates[f"layer/relu/{mode}/change"][:]
+            known = dict(
+                zip(
+                    ("loss", "top1"),
+                    combined.expected(*estimates["intact"][:], *change),
+                    strict=True,
+                )
             )
-            change = right.mean() - before.mean()
-            narrow = max(hi - change, change - lo) <= 0.09
-            assert narrow == (end == n and n < 88) or end == 88
-    table = study.gather([stopped], "relu", tmp_path, ["zero"])
-    assert (table["zero_n_images"] == images).all()
-    assert table["zero_delta_loss_lo"].notna().all()
+            found = dict(zip(("loss", "top1"), changes(file, mode), strict=True))
+            for c in range(6):
+                for target, change in found.items():
+                    x = known[target][:, c]
+                    design = np.column_stack([np.ones(40), x[:40]])
+                    slope = np.linalg.lstsq(design, change[c], rcond=None)[0]
+                    effect = slope[0] + slope[1] * x.mean()
+                    if np.ptp(x[:40]) > 0:
+                        assert table.loc[c, f"{mode}_delta_{target}"] == pytest.approx(
+                            effect, abs=2e-6
+                        )
+                    low, high = (table.loc[c, f"{mode}_delta_{target}_{e}"] for e in ("lo", "hi"))
+                    assert low <= table.loc[c, f"{mode}_delta_{target}"] <= high
+                    if target == "loss":
+                        rest = [
+                            change[c, i]
+                            - np.polyval(np.polyfit(*drop(x[:40], change[c], i), 1), x[i])
+                            for i in range(40)
+                        ]
+                        variance = np.square(rest).sum() / 39 * (1 / 40 - 1 / 88)
+                        half = stats.t(38).ppf(0.975) * np.sqrt(variance)
+                        assert (high - effect, effect - low) == pytest.approx(
+                            (half, half), rel=1e-3
+                        )
+            assert table[f"{mode}_estimate_loss"].to_numpy() == pytest.approx(
+                known["loss"].mean(0), abs=1e-6
+            )
+    assert (table["zero_n_exact"] == 40).all() and (table["zero_n_estimate"] == 88).all()
+    assert table.loc[:5, "zero_variance_ratio"].median() > 2, "estimates save images"
+    for name in ("n_flips", "delta_top5", "delta_top5_lo", "n_exact"):
+        assert (table[f"zero_{name}"] == plain[f"zero_{name}"]).all(), "of the exact images"
+    dead = table.loc[6]
+    assert dead["zero_delta_loss"] == dead["zero_delta_loss_hi"] == 0 and dead["zero_p"] == 1
+
+
+def test_estimates_of_no_more_images_change_nothing(study, tmp_path):
+    exact = study.sweep(tmp_path / "every.h5")
+    plain = study.gather([exact], "relu", tmp_path / "plain")
+    estimates = [study.estimate(tmp_path / "all.h5")]
+    table = study.gather([exact], "relu", tmp_path, estimates=estimates)
+    pd.testing.assert_frame_equal(table[plain.columns], plain, check_exact=True)
+    assert table["zero_estimate_r"].isna().all()
+
+
+def test_with_a_precision_each_channel_runs_on_what_it_needs(study, tmp_path):
+    estimates = [study.estimate(tmp_path / "all.h5")]
+    asked = {"delta_loss": 0.05, "delta_top1": None, "pilot": 30}
+    whole = study.sweep(tmp_path / "whole.h5")
+    used = {}
+    for name, known in (("alone", ()), ("helped", estimates)):
+        path = study.sweep(tmp_path / f"{name}.h5", estimates=known, precision=asked)
+        table = study.gather([path], "relu", tmp_path / name, estimates=known)
+        with store.open(path) as file, store.open(whole) as full:
+            assert file.attrs["pilot"] == 32, "whole batches"
+            for mode in SETTINGS["modes"]:
+                loss, _ = changes(file, mode)
+                used[name, mode] = images = np.isfinite(loss).sum(1)
+                assert (images == table[f"{mode}_n_exact"]).all()
+                truth = np.nanmean(changes(full, mode)[0], axis=1)
+                reach = table[f"{mode}_delta_loss_hi"] - table[f"{mode}_delta_loss"]
+                assert (reach <= 0.05).all()
+                apart = np.abs(table[f"{mode}_delta_loss"] - truth)
+                assert (apart <= 2 * reach + 1e-6).all()
+                for row in range(7):
+                    n = images[row]
+                    mine, theirs = (each[f"{mode}/loss"][row] for each in (file, full))
+                    assert (mine[:n] == theirs[:n]).all() and np.isnan(mine[n:]).all()
+                assert images[6] == 32, "the dead channel needs its pilot only"
+    for mode in SETTINGS["modes"]:
+        assert used["helped", mode].sum() < used["alone", mode].sum()
 
 
 def test_of_a_sample_the_means_are_those_of_the_data_set(study, tmp_path):
     table = study.gather([study.sweep(tmp_path / "few.h5", count=20)], "relu", tmp_path)
-    assert (table["mean_n_images"] == 20).all()
+    assert (table["mean_n_exact"] == 20).all()
     with store.open(tmp_path / "relu.h5") as file:
         assert set(file["image"][:]) == set(ablate.sequence(study.labels, 20, 1))
 

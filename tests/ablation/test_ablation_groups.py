@@ -287,7 +287,7 @@ class Case:
 
 def measure(case: Case, settings=None) -> None:
     ablator = ablate.Ablator(case.network, LAYER, case.mean)
-    filters = ablator.has_filters()
+    filters = ablator.replacement.has_filters()
     plan = stage.plan(case.rows, LAYER, settings or SETTINGS, filters, 0)
     work = task("ablation_groups", case.path)
     stage.measure(ablator, plan, case.images, case.labels, case.order, work)

@@ -28,6 +28,7 @@ def figures(tables: tuple, classes: int = 12, mode: str = "zero") -> dict:
     names = [f"class {index}" for index in range(classes)]
     return {
         "effects": drawn.effects(table, "demo", mode),
+        "estimates": drawn.estimates(table, "demo", mode),
         "properties": drawn.properties(table, "demo", mode),
         "cumulative": drawn.cumulative(curves, "demo", mode),
         "groups": drawn.groups(groups, "demo"),
@@ -53,6 +54,17 @@ def test_where_there_is_nothing_to_draw_the_figure_says_why():
         texts = [text.get_text() for text in figure.texts]
         assert len(texts) == 2 and "no " in texts[1], name
         figure.canvas.draw()
+
+
+def test_estimates_are_drawn_against_effects():
+    table, _, _ = ablation()
+    figure = drawn.estimates(table, "demo", "mean")
+    rows = table[table["layer"] == "layer1.0"]
+    axes = figure.axes[1]
+    dots = axes.lines[1].get_xydata()
+    expected = rows[["mean_estimate_loss", "mean_delta_loss"]].to_numpy()
+    np.testing.assert_allclose(dots, expected)
+    assert axes.get_title() == f"layer1.0  r {np.median(rows['mean_estimate_r']):.2f}"
 
 
 def test_effects_are_sorted_with_their_intervals_and_significant_ones_marked():

@@ -1,8 +1,37 @@
 # Stage ablation: what the network loses with one channel replaced, for every channel.
 # In:  results/images/<dataset>_<resize>_<crop>.h5, results/<run>/model.safetensors,
 #      results/<run>/activations.h5 (means of channels, logits, features)
-# Out: results/<run>/ablation/<layer>/<start>-<stop>.h5 for each range of images (removed once
-#      gathered), results/<run>/ablation/<layer>.h5 and .csv
+# Out: results/<run>/ablation_estimates/<start>-<stop>.h5, first-order estimates of all channels for
+#      each range of images; results/<run>/ablation/<layer>/<start>-<stop>.h5, exact for each range of
+#      the first images (removed once gathered); results/<run>/ablation/<layer>.h5 and .csv
+
+
+rule ablation_estimates:
+    input:
+        images=lambda wildcards: run_images(wildcards.run),
+        weights="results/{run}/model.safetensors",
+        activations="results/{run}/activations.h5",
+    output:
+        "results/{run}/ablation_estimates/{start}-{stop}.h5",
+    log:
+        "logs/ablation_estimates/{run}/{start}-{stop}.log",
+    benchmark:
+        "benchmarks/ablation_estimates/{run}/{start}-{stop}.tsv"
+    conda:
+        "../../environment.yaml"
+    threads: network_threads
+    resources:
+        **asks("ablation_estimates", gpu=gpus()),
+    params:
+        settings=lambda wildcards: {
+            "layers": stage_layers(wildcards.run, "ablation"),
+            **without(settings["ablation"], "layers", "range_size", "estimate", "precision"),
+        },
+        device=settings["device"],
+        tf32=settings["tf32"],
+        version=versions.stage("ablation"),
+    script:
+        "../../scripts/ablation_estimates.py"
 
 
 rule ablation:
@@ -10,6 +39,9 @@ rule ablation:
         images=lambda wildcards: run_images(wildcards.run),
         weights="results/{run}/model.safetensors",
         activations="results/{run}/activations.h5",
+        estimates=lambda wildcards: when(
+            settings["ablation"]["precision"], estimate_files(wildcards.run)
+        ),
     output:
         temp("results/{run}/ablation/{layer}/{start}-{stop}.h5"),
     log:
@@ -22,7 +54,10 @@ rule ablation:
     resources:
         **asks("ablation", gpu=gpus()),
     params:
-        settings=without(settings["ablation"], "layers", "range_size"),
+        settings=lambda wildcards: {
+            **without(settings["ablation"], "layers", "range_size"),
+            "estimate": estimated(wildcards.run),
+        },
         device=settings["device"],
         tf32=settings["tf32"],
         version=versions.stage("ablation"),
@@ -32,10 +67,11 @@ rule ablation:
 
 rule ablation_gather:
     input:
-        lambda wildcards: [
+        ranges=lambda wildcards: [
             f"results/{{run}}/ablation/{{layer}}/{start}-{stop}.h5"
             for start, stop in image_ranges(wildcards.run, "ablation")
         ],
+        estimates=lambda wildcards: estimate_files(wildcards.run),
     output:
         predictions="results/{run}/ablation/{layer}.h5",
         table="results/{run}/ablation/{layer}.csv",

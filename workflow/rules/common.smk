@@ -194,6 +194,18 @@ def ablation_modes(run):
     return [mode for mode in modes if every or mode in settings["ablation"]["modes"]]
 
 
+def estimated(run):
+    """Whether first-order estimates of all images of a run join the effects on the exact ones."""
+    asked, count = settings["ablation"], plan.images[run_dataset(run)].count
+    return asked["estimate"] and bool(asked["precision"] or (asked["images"] or count) < count)
+
+
+def estimate_files(run):
+    """The first-order estimates of a run, a file for each range of images; none without."""
+    ranges = image_ranges(run, "activations") if estimated(run) else []
+    return [f"results/{run}/ablation_estimates/{start}-{stop}.h5" for start, stop in ranges]
+
+
 def stage_layers(run, stage):
     """The layers of a run that a stage has a table of."""
     if stage not in ("ablation", "ablation_groups"):

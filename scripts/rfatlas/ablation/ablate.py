@@ -34,8 +34,8 @@ _BASE_MB = 1000
 # Elements of the largest tensor of a batch of pairs: beyond, a CPU leaves its cache and a GPU gains
 # nothing more.
 _BATCH_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
-# Logits judged at once in the closed form.
-_CLOSED_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+#: Logits judged at once in the closed form.
+CLOSED_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
 
 
 def sequence(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -99,6 +99,51 @@ def judge(logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
     )
 
 
+class Replacement:
+    """What the channels of a layer are replaced by; `mean` (C,), their means over the data set, is
+    needed for the mode `mean` only."""
+
+    def __init__(self, network: LoadedModel, layer: str, mean: np.ndarray | None = None):
+        self._network, self._layer, self._mean = network, layer, mean
+
+    def has_filters(self) -> bool:
+        """Return whether each channel of the layer is fed by one filter of the first convolution
+        and by nothing else, so that the mode `weight` is defined."""
+        return self._network.graph.without_filters(self._layer) is not None
+
+    def at(self, site: str, mode: str) -> str:
+        """Return the mode that a mode of the config is where `ablation.site` is `site`."""
+        filters = mode == "zero" and site == "weight" and self.has_filters()
+        return "weight" if filters else mode
+
+    def of(self, value: torch.Tensor, mode: str) -> torch.Tensor:
+        """Return the replacement (1 or n, C, ...) of a layer's `value` (n + 1, C, ...), in which
+        each image's partner comes behind it; of pooled values (n + 1, C) the pooled one."""
+        shape = (1, -1, *(1,) * (value.ndim - 2))
+        if mode == "zero":
+            return torch.zeros(value.shape[1], device=value.device).view(shape)
+        if mode == "mean":
+            return torch.as_tensor(self._mean, dtype=torch.float32, device=value.device).view(shape)
+        if mode == "shuffle":
+            return value[1:]
+        if mode != "weight":
+            raise ValueError(f"mode {mode!r}, expected one of {', '.join(MODES)}")
+        found = self._without_filters
+        return found.flatten(2).mean(2) if value.ndim < found.ndim else found
+
+    @cached_property
+    def _without_filters(self) -> torch.Tensor:
+        """Return the layer's value (1, C, H, W) when all filters of the first layer are zero."""
+        prefix = self._network.graph.without_filters(self._layer)
+        if prefix is None:
+            raise RfatlasError(
+                f"layer {self._layer!r}: not the first convolution's filters, each by itself, feed "
+                "its channels; ablation at the weights is for the first layers (conv1, maxpool)"
+            )
+        crop = self._network.description["input"]["crop"]
+        return prefix(torch.zeros(1, 3, crop, crop, device=self._network.device))
+
+
 @dataclass(frozen=True)
 class Seen:
     """What an `Ablator` remembers of n images and, in the last row, of one partner more.
@@ -134,6 +179,8 @@ class Ablator:
     ----------
     channels
         Number of channels of the layer.
+    replacement
+        What they are replaced by.
     closed
         Whether nothing but global average pooling and a linear layer is left behind the layer.
 
@@ -157,7 +204,7 @@ class Ablator:
                 f"with at most {2**15} classes; this one has {classes or 'none'}: "
                 "switch the stage off (stages.ablation: false)"
             )
-        self._network, self._mean = network, mean
+        self._network = network
         self.layer, self.channels = layer, network.graph.shape(layer)[0]
         self._suffix = network.graph.split(layer)[1]
         self._weight = network.graph.pooled_head(layer)
@@ -165,6 +212,7 @@ class Ablator:
         self._cuts = network.graph.cuts([] if self.closed else [layer]).to(
             network.device, memory_format=torch.channels_last
         )
+        self.replacement = Replacement(network, layer, mean)
         self._batch = 0 if self.closed else self._pairs(memory_mb)
 
     # ---- images
@@ -228,7 +276,7 @@ class Ablator:
         self, seen: Seen, sets: Sequence[Sequence[int]], mode: str
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield (set, image, logits (b, classes)) in batches: all pairs whose logits change."""
-        replacement = self._replacement(seen.value, mode)
+        replacement = self.replacement.of(seen.value, mode)
         value, crossing = seen.value[:-1], [tensor[:-1] for tensor in seen.crossing]
         if self.closed:
             yield from self._closed_form(value - replacement, seen.logits, sets)
@@ -253,7 +301,7 @@ class Ablator:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Yield (set, image, logits) of all pairs; `change` (n, D) is what the features lose."""
         weight, (n, classes) = self._weight, logits.shape
-        size = max(1, _CLOSED_ELEMENTS[logits.device.type] // (n * classes))
+        size = max(1, CLOSED_ELEMENTS[logits.device.type] // (n * classes))
         every = torch.arange(n, device=logits.device)
         for first in range(0, len(sets), size):
             some = sets[first : first + size]
@@ -266,37 +314,6 @@ class Ablator:
                 every.repeat(len(some)),
                 (logits - lost).flatten(0, 1),
             )
-
-    def _replacement(self, value: torch.Tensor, mode: str) -> torch.Tensor:
-        """Return the replacement of `value` (n + 1, C, ...): (1 or n, C, ...)."""
-        shape = (1, -1, *(1,) * (value.ndim - 2))
-        if mode == "zero":
-            return torch.zeros(value.shape[1], device=value.device).view(shape)
-        if mode == "mean":
-            return self._on_device(self._mean, torch.float32).view(shape)
-        if mode == "shuffle":
-            return value[1:]
-        if mode != "weight":
-            raise ValueError(f"mode {mode!r}, expected one of {', '.join(MODES)}")
-        return self._without_filters
-
-    @cached_property
-    def _without_filters(self) -> torch.Tensor:
-        """Return the layer's value (1, C, H, W) when all filters of the first layer are zero."""
-        prefix = self._network.graph.without_filters(self.layer)
-        if prefix is None:
-            raise RfatlasError(
-                f"layer {self.layer!r}: not the first convolution's filters, each by itself, feed "
-                "its channels; ablation at the weights is for the first layers (conv1, maxpool)"
-            )
-        crop = self._network.description["input"]["crop"]
-        value = prefix(torch.zeros(1, 3, crop, crop, device=self._network.device))
-        return value.flatten(2).mean(2) if self.closed and value.ndim == 4 else value
-
-    def has_filters(self) -> bool:
-        """Return whether each channel of the layer is fed by one filter of the first convolution
-        and by nothing else, so that the mode `weight` is defined."""
-        return self._network.graph.without_filters(self.layer) is not None
 
     # ---- what lies behind a layer
 

@@ -2,12 +2,15 @@
 
 `sweep` works on a range of places in the order of the images (see `ablate.sequence`) and keeps
 every prediction; `gather` joins the ranges of a layer and turns predictions into statistics, all
-paired by image: the same images with and without the channel.
+paired by image: the same images with and without the channel. Where there are first-order estimates
+of more images (`first_order`), the effects on loss and top-1 are those on all of them (`combined`).
 """
 
 import functools
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from rfatlas import statistics
-from rfatlas.ablation import paired
+from rfatlas.ablation import combined, paired
 from rfatlas.ablation.paired import Predictions
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
@@ -36,7 +39,52 @@ _STEP_PAIRS = 512
 _ROUNDING = 1e-2
 
 #: Names of the columns of one mode, behind `<mode>_`.
-COLUMNS = (*paired.COLUMNS[:-3], "q", *paired.COLUMNS[-3:], "n_images")
+COLUMNS = (*paired.COLUMNS[:-3], "q", *paired.COLUMNS[-3:], "n_exact")
+
+#: Those that come with estimates.
+ESTIMATE_COLUMNS = (
+    "n_estimate", "estimate_loss", "estimate_r", "variance_ratio",
+    "estimate_r_top1", "variance_ratio_top1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is expected of a layer in one mode (see `combined.expected`): `known` by target (C, n)
+    of the images at the first n places of the order, `mean` by target (C,) over all `images`."""
+
+    known: Mapping[str, np.ndarray]
+    mean: Mapping[str, np.ndarray]
+    images: int
+
+    @classmethod
+    def none(cls, channels: int, n: int) -> "Estimate":
+        """Return one that expects nothing of n images."""
+        known, mean = np.zeros((channels, n)), np.zeros(channels)
+        return cls(dict.fromkeys(combined.TARGETS, known), dict.fromkeys(combined.TARGETS, mean), n)
+
+
+def read_estimates(ranges: Sequence[str | Path], layer: str) -> dict[str, Estimate]:
+    """Return what files of `first_order.measure`, in order, say of a layer, by mode.
+
+    Raises RfatlasError as `store.ranges` does.
+    """
+    intact, changes, sums = [], {}, {}
+    for file in store.ranges(ranges, STAGE):
+        intact.append(file["intact"][:])
+        for mode, group in file[f"layer/{layer}"].items():
+            changes.setdefault(mode, []).append(group["change"][:])
+            sums[mode] = sums.get(mode, 0) + group["expected"][:]
+        total = int(file.attrs["total"])
+    before = np.concatenate(intact, axis=1)
+    found = {}
+    for mode, parts in changes.items():
+        known = combined.expected(*before, *np.concatenate(parts, axis=1)).swapaxes(1, 2)
+        by_target = (
+            dict(zip(combined.TARGETS, each, strict=True)) for each in (known, sums[mode] / total)
+        )
+        found[mode] = Estimate(*by_target, total)
+    return found
 
 
 # ---- one range of images
@@ -52,6 +100,7 @@ def sweep(
     cached: Mapping[str, Any],
     settings: Mapping[str, Any],
     task: Task,
+    estimates: Mapping[str, Estimate] | None = None,
 ) -> None:
     """Write the predictions of the images at the places [start, stop) of the order.
 
@@ -62,32 +111,50 @@ def sweep(
     images, labels
         uint8 (N, H, W, 3) and int (N,): the packed images.
     order
-        (M,) from `ablate.sequence`; a `stop` beyond is clipped.
+        (M,) from `ablate.sequence`, of which the first `images` of the settings are run; a `stop`
+        beyond is clipped.
     cached
         `logits` (N, classes) and `features` (N, D) of activations.h5. The logits are compared with
         those computed here; the features serve a layer in closed form.
     settings
-        `modes`, `all_modes_layers`, `site`, `channels`, `precision`, `batch_size` of the config.
+        `images`, `modes`, `all_modes_layers`, `site`, `channels`, `precision`, `batch_size` of the
+        config. With a precision, all images of the order must be one range.
     task
         Killed, the work resumes from `<output>.partial`.
+    estimates
+        By mode; with a precision, they save exact images.
 
     Raises
     ------
     RfatlasError
         If the cached logits are not this network's.
     """
-    start, stop = min(start, len(order)), min(stop, len(order))
+    total = min(settings["images"] or len(order), len(order))
+    start, stop = min(start, total), min(stop, total)
     progress = store.Partial(task.output, task.fingerprint(device=""))
     steps = store.Steps(progress)
     channels = np.arange(ablator.channels)[: settings["channels"]]
-    every = ablator.layer in settings["all_modes_layers"]
-    modes = ("zero", "mean", "shuffle") if every else settings["modes"]
-    at_weights = settings["site"] == "weight" and ablator.has_filters()
+    modes = modes_of(ablator.layer, settings)
+    acting = {mode: ablator.replacement.at(settings["site"], mode) for mode in modes}
     found = {mode: Predictions.empty(len(channels), stop - start) for mode in modes}
     intact = Predictions.empty(stop - start)
-    total = len(modes) * len(channels) * (stop - start)
-    with task.bar(total=total, unit="pair", desc="image x channel") as shown:
+    pilot = _pilot(settings, stop - start)
+    needed = {mode: np.full(len(channels), stop) for mode in modes}
+    pairs = len(modes) * len(channels) * (stop - start)
+    with task.bar(total=pairs, unit="pair", desc="image x channel") as shown:
         for first in range(start, stop, settings["batch_size"]):
+            if first == start + pilot:
+                rows = order[start:first]
+                needed = {
+                    mode: _needed(
+                        results.take((..., slice(pilot))),
+                        intact.take(slice(pilot)),
+                        labels[rows],
+                        (estimates or {}).get(mode) or Estimate.none(len(channels), total),
+                        settings["precision"],
+                    )
+                    for mode, results in found.items()
+                }
             last = min(first + settings["batch_size"], stop)
             part = slice(first - start, last - start)
             seen = functools.cache(partial(_seen, ablator, images, cached, order, first, last))
@@ -98,15 +165,14 @@ def sweep(
             )
             intact.put(part, Predictions(**step))
             for mode, results in found.items():
-                name = "weight" if at_weights and mode == "zero" else mode
-                active = _unsettled(results, intact, labels[order[start:first]], settings)
+                active = np.flatnonzero(needed[mode] > first - start)
                 size = max(1, _STEP_PAIRS // (last - first))
                 for lowest in range(0, len(active), size):
                     some = active[lowest : lowest + size]
                     step = steps.take(
                         f"{first}/{mode}/{lowest}",
-                        lambda name=name, some=some, seen=seen, target=target: vars(
-                            ablator.ablate(seen(), channels[some, None], name, target)
+                        lambda mode=acting[mode], some=some, seen=seen, target=target: vars(
+                            ablator.ablate(seen(), channels[some, None], mode, target)
                         ),
                     )
                     results.put((some, part), Predictions(**step))
@@ -114,7 +180,7 @@ def sweep(
                 shown.update((len(channels) - len(active)) * (last - first))
     steps.save()
     rows = order[start:stop]
-    place = {"start": start, "stop": stop, "total": len(order)}
+    place = {"start": start, "stop": stop, "total": total, "pilot": pilot}
     with store.create(task.output, {**task.attrs, **place}) as file:
         file["image"], file["label"] = rows.astype(np.int32), labels[rows]
         file["channel"] = channels.astype(np.int32)
@@ -166,22 +232,46 @@ def _counts(
     }
 
 
-def _unsettled(
-    results: Predictions, intact: Predictions, labels: np.ndarray, settings: Mapping[str, Any]
+def modes_of(layer: str, settings: Mapping[str, Any]) -> Sequence[str]:
+    """Return the modes that a layer is ablated in."""
+    every = layer in settings["all_modes_layers"]
+    return ("zero", "mean", "shuffle") if every else settings["modes"]
+
+
+def _pilot(settings: Mapping[str, Any], images: int) -> int:
+    """Return how many images all channels are run on: whole batches."""
+    if settings["precision"] is None:
+        return images
+    batch = settings["batch_size"]
+    return min(images, math.ceil(settings["precision"]["pilot"] / batch) * batch)
+
+
+def _changes(
+    results: Predictions, intact: Predictions, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the changes (C, n) of loss and correctness by target, NaN where nothing was run."""
+    known = results.prediction >= 0
+    right = (results.prediction == labels) * 1.0 - (intact.prediction == labels)
+    loss = results.loss.astype(float) - intact.loss
+    return {"loss": np.where(known, loss, np.nan), "top1": np.where(known, right, np.nan)}
+
+
+def _needed(
+    results: Predictions,
+    intact: Predictions,
+    labels: np.ndarray,
+    estimate: Estimate,
+    precision: Mapping[str, Any],
 ) -> np.ndarray:
-    """Return the channels that are still run: with a precision, those whose interval after the
-    images with `labels` reaches further than it from the change of top-1 accuracy."""
-    channels, seen = len(results.prediction), len(labels)
-    precision = settings["precision"]
-    if precision is None or not seen:
-        return np.arange(channels)
-    first = results.take((..., slice(seen)))
-    counts = _counts(first.prediction, intact.prediction[:seen], labels)
-    lo, hi = statistics.paired_newcombe(**counts)
-    change = (counts["gained"] - counts["lost"]) / counts["trials"]
-    stopped = first.prediction[:, -1] < 0
-    wide = np.maximum(hi - change, change - lo) > precision["delta_top1"]
-    return np.flatnonzero(wide & ~stopped)
+    """Return how many exact images each channel needs (C,) for the precision, from its pilot."""
+    counts = np.full(len(results.prediction), len(labels))
+    for target, change in _changes(results, intact, labels).items():
+        half = precision[f"delta_{target}"]
+        if half is not None:
+            known = estimate.known[target][:, : len(labels)]
+            pilot = combined.fit(change, known, target == "top1")
+            counts = np.maximum(counts, combined.wanted(pilot, estimate.images, half))
+    return counts
 
 
 def _tell(
@@ -223,7 +313,7 @@ def statistics_of(
     """
     count = (results.prediction >= 0).sum(1)
     columns = {name: np.zeros(len(count)) for name in COLUMNS}
-    columns["n_images"] = count
+    columns["n_exact"] = count
     for images in np.unique(count):
         rows, first = np.flatnonzero(count == images), slice(int(images))
         found = paired.changes(results.take((rows, first)), intact.take(first), labels[first], seed)
@@ -233,6 +323,33 @@ def statistics_of(
         columns[name] = columns[name].astype(int)
     columns["q"] = statistics.benjamini_hochberg(columns["p"])
     return {name: columns[name] for name in COLUMNS}
+
+
+def combine(
+    columns: Mapping[str, np.ndarray],
+    changed: Mapping[str, np.ndarray],
+    found: Estimate,
+    pilot: int,
+) -> dict[str, np.ndarray]:
+    """Return the columns of one layer and mode with the effects on loss and top-1 taken over all
+    images that there are estimates of; `changed` from `_changes`, and see `combined.effects`."""
+    result = dict(columns)
+    for target, change in changed.items():
+        n = change.shape[1]
+        known = found.known[target][..., :n]
+        effects = combined.effects(
+            change, known, found.mean[target], found.images, pilot, target == "top1"
+        )
+        result[f"delta_{target}"] = effects["effect"]
+        result |= {f"delta_{target}_{end}": effects[end] for end in ("lo", "hi")}
+        name = "" if target == "loss" else f"_{target}"
+        result[f"estimate_r{name}"] = effects["r"]
+        result[f"variance_ratio{name}"] = effects["variance_ratio"]
+    result["p"] = effects["p"]
+    result["q"] = statistics.benjamini_hochberg(result["p"])
+    result["n_estimate"] = np.full(len(result["p"]), found.images)
+    result["estimate_loss"] = found.mean["loss"]
+    return result
 
 
 def class_delta(
@@ -255,15 +372,19 @@ def gather(
     classes: int,
     seed: int,
     task: Task,
+    estimates: Sequence[str | Path] = (),
 ) -> None:
     """Write `<layer>.h5` (docs/files.md) and its table.
 
     `ranges` are files of `sweep`, in order; `modes` all those of the table, in order: columns are
     empty where the layer lacks the mode; `classes` the number of the network's; `seed` of the
-    bootstrap. Raises RfatlasError as `store.ranges` does.
+    bootstrap; `estimates` files of `first_order.measure`, in order, if there are any. Raises
+    RfatlasError as `store.ranges` does.
     """
-    image, label, channel, found = _joined(ranges)
+    image, label, channel, found, pilot = _joined(ranges)
     intact = found.pop("intact")
+    estimated = read_estimates(estimates, layer) if estimates else {}
+    names = COLUMNS + (ESTIMATE_COLUMNS if estimates else ())
     columns: dict[str, Any] = {"layer": layer, "channel": channel}
     # Written in the order of the data set, so that files of different layers compare by row.
     place = np.argsort(image)
@@ -278,11 +399,14 @@ def gather(
         )
         for mode in modes:
             if mode not in found:
-                columns |= {f"{mode}_{name}": np.full(len(channel), np.nan) for name in COLUMNS}
+                columns |= {f"{mode}_{name}": np.full(len(channel), np.nan) for name in names}
                 continue
             results = found[mode]
-            changed = statistics_of(results, intact, label, seed)
-            columns |= {f"{mode}_{name}": values for name, values in changed.items()}
+            made = statistics_of(results, intact, label, seed)
+            estimate = estimated.get(mode) or Estimate.none(len(channel), len(label))
+            if pilot < len(label) or estimate.images > len(label):
+                made = combine(made, _changes(results, intact, label), estimate, pilot)
+            columns |= {f"{mode}_{name}": made.get(name, np.nan) for name in names}
             results.take((..., place)).write(file.create_group(mode))
             file[f"{mode}/class_delta"] = class_delta(
                 results.prediction, intact.prediction, label, classes
@@ -312,11 +436,12 @@ def _notable(table: pd.DataFrame, layer: str, modes: Iterable[str]) -> list[str]
 
 def _joined(
     ranges: Sequence[str | Path],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Predictions]]:
-    """Return images and labels in the order of the ablation, channels, and predictions by `intact`
-    and mode, of all ranges of a layer."""
-    image, label, found = [], [], {}
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Predictions], int]:
+    """Return images and labels in the order of the ablation, channels, predictions by `intact` and
+    mode, of all ranges of a layer, and how many of the images were its pilot."""
+    image, label, found, pilot = [], [], {}, 0
     for file in store.ranges(ranges, STAGE):
+        pilot += int(file.attrs["pilot"])
         image.append(file["image"][:])
         label.append(file["label"][:])
         channel = file["channel"][:]
@@ -324,4 +449,4 @@ def _joined(
             if isinstance(group, h5py.Group):
                 found.setdefault(name, []).append(Predictions.read(group))
     predictions = {name: Predictions.joined(parts) for name, parts in found.items()}
-    return np.concatenate(image), np.concatenate(label), channel, predictions
+    return np.concatenate(image), np.concatenate(label), channel, predictions, pilot

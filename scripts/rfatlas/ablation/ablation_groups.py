@@ -334,7 +334,7 @@ def measure(
                 wanted = [sets[number] for number in numbers]
                 records[mode].append(ablator.ablate(seen, wanted, mode, labels[rows]))
                 shown.update(len(rows) * len(numbers))
-    attrs = {**task.attrs, "filters": ablator.has_filters()}
+    attrs = {**task.attrs, "filters": ablator.replacement.has_filters()}
     with store.create(task.output, attrs) as file:
         file["image"], file["label"] = order.astype(np.int32), labels[order].astype(np.int64)
         file["channel"] = np.array([channel for one in sets for channel in one], np.int32)

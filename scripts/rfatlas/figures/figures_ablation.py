@@ -79,7 +79,7 @@ def swept(table: pd.DataFrame, mode: str) -> pd.DataFrame:
 def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
     """Draw the change of top-1 accuracy without each channel, sorted, a panel per layer.
 
-    Bands are 95 % paired intervals; dots are channels whose effect is significant within the layer.
+    Bands are 95 % intervals; dots are channels whose effect is significant within the layer.
     """
     layers = list(rows_by_layer(swept(table, mode)).items())
     title = f"{run} · accuracy without one channel"
@@ -111,13 +111,49 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
         style.mark("change", style.BLUE, line="-"),
         Patch(color=style.SKY, alpha=0.6, label="95 % interval"),
         style.mark(
-            f"q ≤ {SIGNIFICANT:g} (McNemar, Benjamini-Hochberg); counted in the title",
+            f"q ≤ {SIGNIFICANT:g} (Benjamini-Hochberg); counted in the title",
             style.VERMILLION,
             "o",
             markersize=4,
         ),
     ]
     subtitle = f"each channel {MODES[mode]}; change of top-1 accuracy, sorted; 95 % intervals"
+    return style.headed(figure, title, subtitle, handles, 3)
+
+
+@style.styled
+def estimates(table: pd.DataFrame, run: str, mode: str) -> Figure:
+    """Draw the effect on the loss of each channel against its first-order estimate, a panel per
+    layer, with 95 % intervals; a title gives the median over channels of the correlation of the two
+    over images. Only where there are estimates."""
+    layers = list(rows_by_layer(swept(table, mode)).items())
+    title = f"{run} · first-order estimates against effects"
+    if not layers:
+        return _empty(title, f"no channel was {MODES[mode]}")
+    figure, panels = style.panel_grid(
+        len(layers), (1.9, 1.8), 0.55, "first-order estimate (nats)", "effect on the loss (nats)"
+    )
+    for axes, (name, rows) in zip(panels, layers, strict=True):
+        x = rows[f"{mode}_estimate_loss"].to_numpy(float)
+        y, low, high = (
+            rows[f"{mode}_delta_loss{end}"].to_numpy(float) for end in ("", "_lo", "_hi")
+        )
+        ends = [np.nanmin([x, y]), np.nanmax([x, y])]
+        axes.plot(ends, ends, color=style.GREY, linewidth=0.8)
+        axes.vlines(x, low, high, color=style.SKY, linewidth=1, alpha=0.6)
+        axes.plot(x, y, "o", color=style.BLUE, markersize=2.5)
+        r = rows[f"{mode}_estimate_r"].median()
+        shown = "" if np.isnan(r) else style.minus(f"  r {r:.2f}")
+        axes.set_title(f"{name}{shown}", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.grid()
+    handles = [
+        style.mark("channel", style.BLUE, "o", markersize=3),
+        Patch(color=style.SKY, alpha=0.6, label="95 % interval of the effect"),
+        style.mark("estimate = effect", style.GREY, line="-"),
+    ]
+    subtitle = f"each channel {MODES[mode]}; r: over images, median of the layer's channels"
     return style.headed(figure, title, subtitle, handles, 3)
 
 
@@ -380,6 +416,8 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     table = store.read_table(given.channels)
     for mode in params.modes:
         yield f"each_channel_{mode}", effects(table, run, mode)
+    if f"{first}_estimate_loss" in table:
+        yield "estimates_and_effects", estimates(table, run, first)
     yield "which_channels_matter", properties(table, run, first)
     files = {Path(path).stem: path for path in given.ablation}
     class_delta = {}

@@ -119,8 +119,7 @@ class Budget:
         """What one job costs; None for what no run asks for."""
         try:
             if formula := getattr(self, f"_{script}", None):
-                by_layer = stages.BY_NAME[stage_of(script)].scope == "layer"
-                found = formula(name, *([self.layers[name][layer]] if by_layer else []))
+                found = formula(name, *([self.layers[name][layer]] if layer else []))
             else:
                 found = self._each_channel(script, name, layer)
         except KeyError:
@@ -317,9 +316,24 @@ class Budget:
         settings, images = self.config["ablation"], self._ablated(run)
         if settings["precision"] is None:
             images = min(images, settings["range_size"])
+        return self._behind(run, layer, images, self._sets(layer))
+
+    def _ablation_estimates(self, run: str) -> Cost:
+        """A range of images: a forward and two backward passes of each."""
+        images = min(self._count(run), self.config["activations"]["range_size"])
+        exact = min(images, self._ablated(run))
+        sets = sum(self._sets(layer) for layer in self.layers[run].values())
+        work = 3 * images * self._network(run)["gflops"]
+        return self._cost(run, work, "forward", disk=sets * (8.0 * exact + 32))
+
+    def _sets(self, layer: Mapping[str, Any]) -> int:
+        """Channels of a layer, in each mode, that are replaced."""
+        settings = self.config["ablation"]
+        if settings["layers"] is not None and layer["name"] not in settings["layers"]:
+            return 0
         channels = min(layer["channels"], settings["channels"] or layer["channels"])
         every = layer["name"] in settings["all_modes_layers"]
-        return self._behind(run, layer, images, channels * (3 if every else len(settings["modes"])))
+        return channels * (3 if every else len(settings["modes"]))
 
     def _ablation_groups(self, run: str, layer: Mapping[str, Any]) -> Cost:
         settings = self.config["ablation_groups"]

@@ -13,7 +13,7 @@ rfatlas.passport = (() => {
   // How far the other numbers can be trusted.
   const TRUST = ["split_half", "n_units", "certificate_max", "energy_inside", "erf_r2", "gabor_r2",
     "gabor_n_starts_agreeing", "gabor_converged", "grating_blank_dependent", "sf_aliased",
-    "stimulus_agreement", "stimulus_gain", "virtual_match", "zero_n_images", "zero_q"];
+    "stimulus_agreement", "stimulus_gain", "virtual_match", "zero_n_exact", "zero_n_estimate", "zero_q"];
   let dialog, current = null;
 
   function setup(element) {
@@ -122,7 +122,10 @@ rfatlas.passport = (() => {
   const points = (share) => `${share > 0 ? "+" : ""}${brief(100 * share)}`;
   const interval = (of, mode) => {
     const [lo, hi] = ["lo", "hi"].map((end) => of.get(`${mode}_delta_top1_${end}`));
-    return lo === null || hi === null ? "" : `95 % interval ${points(lo)} to ${points(hi)}`;
+    if (lo === null || hi === null) return "";
+    const [exact, all] = ["exact", "estimate"].map((kind) => of.get(`${mode}_n_${kind}`));
+    const images = all === null ? "" : `; exact on ${exact} images, estimated on ${all}`;
+    return `95 % interval ${points(lo)} to ${points(hi)}${images}`;
   };
 
   // The numbers that a reader asks for first.
