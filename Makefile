@@ -35,7 +35,8 @@ report: install
 
 # A worker per core, each with one thread.
 test: tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder \
+	    $(ARGS)
 
 lint: tools
 	$(BIN)/ruff check

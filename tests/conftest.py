@@ -28,6 +28,17 @@ def walled(tmp_path_factory) -> Iterator[Path]:
     assert [path.name for path in folder.parent.iterdir()] == ["inside"]
 
 
+#: Files that run whole workflows, the longest first: begun last, one would keep a worker busy while
+#: the others have nothing left.
+LONGEST = ("test_real", "test_determinism", "test_workflow", "test_reruns", "test_faults")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_terminal_summary(terminalreporter):
     if fuzzing.TALLY:
         terminalreporter.section("fuzzed inputs")

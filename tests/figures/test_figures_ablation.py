@@ -64,7 +64,7 @@ def test_estimates_are_drawn_against_effects():
     dots = axes.lines[1].get_xydata()
     expected = rows[["mean_estimate_loss", "mean_delta_loss"]].to_numpy()
     np.testing.assert_allclose(dots, expected)
-    assert axes.get_title() == f"layer1.0  r {np.median(rows['mean_estimate_r']):.2f}"
+    assert axes.get_title(loc="left") == f"layer1.0  r {np.median(rows['mean_estimate_r']):.2f}"
 
 
 def test_effects_are_sorted_with_their_intervals_and_significant_ones_marked():

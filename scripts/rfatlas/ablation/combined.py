@@ -23,7 +23,7 @@ _FEWEST = 20
 # How many images' worth the mean variance of the layer's channels counts in that of a channel, of
 # flips, which are so rare that a few images may show none; and the flips that are added to those of
 # a channel in that mean.
-_PRIOR, _PSEUDO_FLIPS = 10, 0.1
+_PRIOR, _PSEUDO_FLIPS = 10, 0.25
 # A leverage beyond this is taken to be this.
 _LEVERAGE = 0.95
 
