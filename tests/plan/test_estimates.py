@@ -292,6 +292,14 @@ def test_ablation_costs_what_lies_behind_a_layer_for_every_channel_and_mode():
     assert near == pytest.approx((2 + 6) * 500 / (5 * 4), rel=0.01)
 
 
+def test_first_order_estimates_cost_three_passes_and_keep_those_of_exact_images():
+    settings = {"images": 100, "modes": ["zero"]}
+    found = budget(count=1000, ablation=settings, activations={"range_size": 400})
+    cost = found.cost("ablation_estimates", "a")
+    assert cost.seconds == pytest.approx(3 * 2 * 400 / (10 * 4), rel=0.01)
+    assert cost.disk == (8 + 16) * (8 * 100 + 32)
+
+
 def test_groups_cost_what_lies_behind_the_layer_for_every_set_and_image():
     settings = {
         "groups": {"mine": {"near": [0, 1]}},
