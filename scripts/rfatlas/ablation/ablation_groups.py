@@ -494,7 +494,9 @@ def _inactive(file: h5py.File, groups: pd.DataFrame, rows: pd.DataFrame, seed: i
 def _alone(silent: pd.DataFrame, active: pd.DataFrame) -> pd.DataFrame:
     """Return what the stage `ablation` found of each inactive channel, among all active ones."""
     found = []
-    modes = [column.removesuffix("_delta_top1") for column in silent if column.endswith("_delta_top1")]
+    modes = [
+        column.removesuffix("_delta_top1") for column in silent if column.endswith("_delta_top1")
+    ]
     for mode in modes:
         for _, row in silent[silent[f"{mode}_delta_top1"].notna()].iterrows():
             changed = {name: row.get(f"{mode}_{name}", np.nan) for name in paired.COLUMNS}
