@@ -315,7 +315,7 @@ def test_with_estimates_effects_are_those_on_all_images(study, tmp_path):
                 known["loss"].mean(0), abs=1e-6
             )
     assert (table["zero_n_exact"] == 40).all() and (table["zero_n_estimate"] == 88).all()
-    assert table.loc[:5, "zero_variance_ratio"].median() > 2, "estimates save images"
+    assert table.loc[:5, "zero_variance_ratio"].median() > 1.3, "estimates save images"
     for name in ("n_flips", "delta_top5", "delta_top5_lo", "n_exact"):
         assert (table[f"zero_{name}"] == plain[f"zero_{name}"]).all(), "of the exact images"
     dead = table.loc[6]

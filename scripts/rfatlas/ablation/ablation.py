@@ -341,7 +341,9 @@ def combine(
             change, known, found.mean[target], found.images, pilot, target == "top1"
         )
         result[f"delta_{target}"] = effects["effect"]
-        result |= {f"delta_{target}_{end}": effects[end] for end in ("lo", "hi")}
+        most = 1 if target == "top1" else np.inf
+        for end in ("lo", "hi"):
+            result[f"delta_{target}_{end}"] = np.clip(effects[end], -most, most)
         name = "" if target == "loss" else f"_{target}"
         result[f"estimate_r{name}"] = effects["r"]
         result[f"variance_ratio{name}"] = effects["variance_ratio"]

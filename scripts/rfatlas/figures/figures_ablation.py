@@ -131,7 +131,7 @@ def estimates(table: pd.DataFrame, run: str, mode: str) -> Figure:
     if not layers:
         return _empty(title, f"no channel was {MODES[mode]}")
     figure, panels = style.panel_grid(
-        len(layers), (1.9, 1.8), 0.55, "first-order estimate (nats)", "effect on the loss (nats)"
+        len(layers), (1.9, 1.8), 0.55, "estimate (nats)", "effect on the loss (nats)"
     )
     for axes, (name, rows) in zip(panels, layers, strict=True):
         x = rows[f"{mode}_estimate_loss"].to_numpy(float)
