@@ -10,7 +10,7 @@ Units that lie in the same crop (deep layers, whose crop is the whole image) sha
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -297,34 +297,15 @@ class _Block:
             **(self.parts.columns() if self.parts else {}),
         }
 
-    def run(
-        self,
-        batches: Iterator[tuple[bool, list[np.ndarray]]],
-        look: Callable[[list[np.ndarray], bool], Iterator[tuple[Units, Seen]]],
-        first: int,
-        partial: store.Partial,
-        advance: Callable[[int], Any],
-    ) -> None:
-        """Add what `look` yields for each of the block's batches (see `_batches`).
-
-        `first` names the block in `partial`, where progress is saved and taken up; `advance` is
-        called with the number of units of each finished batch.
-        """
-        finished = 0
-        if "state" in partial.names():
-            state = partial.load("state")
-            if state.pop("block") == first:
-                finished = state.pop("finished")
-                for name, values in self.held.items():
-                    values.copy_(torch.from_numpy(state[name]))
-        for number, (split, rounds) in enumerate(batches, 1):
-            if number > finished:
-                for members, seen in look(rounds, split):
-                    self.add(members, seen)
-                if partial.due:
-                    progress = {"block": np.array(first), "finished": np.array(number)}
-                    partial.save("state", self.state() | progress)
-            advance(sum(map(len, rounds)))
+    def resume(self, partial: store.Partial, first: int) -> int:
+        """Take up what `partial` has of the block that begins at channel `first`, and return how
+        many of its batches that are."""
+        state = partial.load("state") if "state" in partial.names() else {"block": None}
+        if state.pop("block") != first:
+            return 0
+        for name, values in self.held.items():
+            values.copy_(torch.from_numpy(state[name]))
+        return int(state["finished"])
 
 
 # ---- one layer
@@ -371,14 +352,17 @@ def measure(
                 progress.update(len(units))
                 continue
             block = _Block(cut, len(channels[slots]), k, keep, split is not None, model.device)
+            finished = block.resume(partial, first)
             work = cut, images, channels[slots], units
-            block.run(
-                _batches(units, cut, batch, parts if split is not None else 0),
-                lambda rounds, split, work=work: look(model, networks[split], *work, rounds, split),
-                first,
-                partial,
-                progress.update,
-            )
+            every = _batches(units, cut, batch, parts if split is not None else 0)
+            for number, (divided, rounds) in enumerate(every, 1):
+                if number > finished:
+                    for members, seen in look(model, networks[divided], *work, rounds, divided):
+                        block.add(members, seen)
+                    if partial.due:
+                        place = {"block": np.array(first), "finished": np.array(number)}
+                        partial.save("state", block.state() | place)
+                progress.update(sum(map(len, rounds)))
             partial.save(f"fields-{first:06d}", block.fields())
             partial.save(name, block.rows())
     blocks = [partial.load(name) for name in partial.names() if name.startswith("rows-")]
