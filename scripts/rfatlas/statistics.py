@@ -47,16 +47,15 @@ def newcombe(
     trials: np.ndarray | int,
     other_successes: np.ndarray | int,
     other_trials: np.ndarray | int,
-    confidence: float = 0.95,
 ):
-    """Return the interval (lo, hi) of the difference of two independent proportions, elementwise.
+    """Return the 95 % interval (lo, hi) of the difference of two independent proportions.
 
-    The difference is that of the first minus the other. NaN where either has no trials. Newcombe
+    Elementwise, of the first minus the other. NaN where either has no trials. Newcombe
     1998, Statistics in Medicine 17:873, method 10: each proportion's Wilson interval, squared and
     added; without continuity correction.
     """
-    lo, hi = wilson(successes, trials, confidence)
-    other_lo, other_hi = wilson(other_successes, other_trials, confidence)
+    lo, hi = wilson(successes, trials)
+    other_lo, other_hi = wilson(other_successes, other_trials)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.divide(successes, trials, dtype=float)
         other = np.divide(other_successes, other_trials, dtype=float)
@@ -113,9 +112,8 @@ def paired_newcombe(
     gained: np.ndarray,
     lost: np.ndarray,
     trials: np.ndarray | int,
-    confidence: float = 0.95,
 ):
-    """Return the interval (lo, hi) of the change of a proportion, each trial seen before and after.
+    """Return the 95 % interval (lo, hi) of the change of a proportion, each trial seen twice.
 
     The change is (gained - lost) / trials. NaN without trials. Newcombe 1998, Statistics in
     Medicine 17:2635, method 10: the Wilson intervals of both proportions, joined with the
@@ -128,8 +126,8 @@ def paired_newcombe(
     )
     neither = trials - both - gained - lost
     after, before = both + gained, both + lost
-    lo, hi = wilson(after, trials, confidence)
-    old_lo, old_hi = wilson(before, trials, confidence)
+    lo, hi = wilson(after, trials)
+    old_lo, old_hi = wilson(before, trials)
     with np.errstate(divide="ignore", invalid="ignore"):
         share, old = after / trials, before / trials
         product = both * neither - gained * lost

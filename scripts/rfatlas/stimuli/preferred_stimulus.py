@@ -344,13 +344,8 @@ class Photographs:
                 picture[:] = GREY
                 continue
             picture[:] = padding
-            first = [
-                origin + start + (int(place) - centre) * step
-                for origin, start, place, centre, step in zip(
-                    probe.origin, (square.top, square.left), self.yx[channel], probe.unit, stride,
-                    strict=True,
-                )
-            ]  # fmt: skip
+            moved = (self.yx[channel].astype(int) - probe.unit) * stride
+            first = (np.add(probe.origin, (square.top, square.left)) + moved).tolist()
             (t, b), (u, v) = ((max(f, 0), min(f + square.size, extent)) for f in first)
             part = self.images[self.image[channel], t:b, u:v].transpose(2, 0, 1)
             picture[:, t - first[0] : b - first[0], u - first[1] : v - first[1]] = part / 255
