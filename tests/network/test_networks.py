@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rfatlas.fields import crops
-from rfatlas.network import export, graph, model
+from rfatlas.network import devices, export, graph, model
 from rfatlas.network.torchvision_ops import torchvision
 
 EXTENT = 64
@@ -342,6 +342,34 @@ def test_maps_of_channels_are_told_from_others():
     assert traced.field("stem").kind == "exact" and traced.field("maps").kind == "global"
     with pytest.raises(model.RfatlasError, match="'windows' has shape .*must be"):
         traced.shape("windows")
+
+
+class Tokens(nn.Module):
+    """An embedding of patches, with attention behind it and a constant of five axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
+        self.register_buffer("shift", torch.randn(1, 1, 1, 16, 8))
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.shift[0, 0]
+        tokens = F.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.fc((tokens + self.shift).mean((0, 1, 3)))
+
+
+def test_a_prefix_leaves_out_the_attention_behind_it():
+    """It would not work for crops, and torch counts attention among what may not be left out."""
+    network = Tokens().eval()
+    images = torch.rand(2, 3, 16, 16)
+    traced = graph.trace(network, images)
+    expected = network.stem(images)
+    assert close(traced.prefix("stem")(images[:, :, 4:8, 4:12]), expected[:, :, 1:2, 1:3])
+    extract = devices.channels_last(traced.extractor(["stem"]), "cpu")
+    found = extract(images)
+    assert close(found["stem"], expected) and close(found[graph.LOGITS], network(images))
+    weights = [tensor for tensor in extract.buffers() if tensor.ndim == 4]
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in weights)
 
 
 class Odd(nn.Module):

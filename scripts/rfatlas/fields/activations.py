@@ -264,16 +264,11 @@ class Forward:
     """
 
     def __init__(self, loaded: "model.LoadedModel", layers: Sequence[str]):
-        import torch
-
-        from rfatlas.network import graph
+        from rfatlas.network import devices, graph
 
         self._loaded, self._layers = loaded, tuple(layers)
         self._keys = {"logits": graph.LOGITS, "features": graph.FEATURES}
-        # Channels-last convolutions are 1.5 times as fast on a CPU, and no slower on a GPU.
-        self._extract = loaded.graph.extractor(self._layers).to(
-            loaded.device, memory_format=torch.channels_last
-        )
+        self._extract = devices.channels_last(loaded.graph.extractor(self._layers), loaded.device)
         self.outputs = dict.fromkeys(self._keys, 0)
         crop = loaded.description["input"]["crop"]
         values, outputs = self(np.zeros((1, crop, crop, 3), np.uint8))

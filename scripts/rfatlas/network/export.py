@@ -232,7 +232,7 @@ class _Conversion:
                 ]
         output = outputs[0] if len(outputs) == 1 else None
         self._graph.output((output, list(self._layers.values())))
-        _drop_unused(self._graph)
+        drop_unused(self._graph)
         order = {node: place for place, node in enumerate(self._graph.nodes)}
         layers = dict(sorted(self._layers.items(), key=lambda item: order[item[1]]))
         return Exported(self._graph, self._tensors, layers, output)
@@ -309,7 +309,9 @@ def _hint(size: Any) -> Any:
     return -1 if found is None else found
 
 
-def _drop_unused(graph: fx.Graph) -> None:
+def drop_unused(graph: fx.Graph) -> None:
+    """Remove what nothing reads; fx's own way keeps operations that may be random, such as
+    attention, and all that they read."""
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
@@ -332,7 +334,7 @@ def _fold_constants(found: Exported) -> None:
                 constant.meta = dict(node.meta)
                 found.tensors[constant.target] = values[constant] = values[node]
                 node.replace_all_uses_with(constant)
-    _drop_unused(found.graph)
+    drop_unused(found.graph)
     alive = set(found.graph.nodes)
     used = {node.target for node in alive if node.op == "get_attr"}
     for name in set(found.tensors) - used:

@@ -371,7 +371,7 @@ class Graph:
         return self._module(graph)
 
     def _module(self, graph: fx.Graph) -> nn.Module:
-        graph.eliminate_dead_code()
+        export.drop_unused(graph)
         tensors = _fold_batch_norm(graph, self._tensors)
         # By number, since a module may be called as an attribute of fx's own, such as `graph`.
         places = {target: f"tensor_{place}" for place, target in enumerate(tensors)}
@@ -676,7 +676,7 @@ def _fold_batch_norm(
         before.kwargs = {k: v for k, v in before.kwargs.items() if k not in ("weight", "bias")}
         node.replace_all_uses_with(before)
         graph.erase_node(node)
-    graph.eliminate_dead_code()
+    export.drop_unused(graph)
     return {node.target: tensors[node.target] for node in graph.nodes if node.op == "get_attr"}
 
 

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import disk, paths, versions
-from rfatlas.network import export, factories, graph, weight_files
+from rfatlas.network import devices, export, factories, graph, weight_files
 from rfatlas.network.factories import build
 
 log = logging.getLogger("rfatlas")
@@ -412,7 +412,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> LoadedModel:
             f"{path}: its tensors do not have the digest in its header; delete it and rerun"
         )
     device = torch.device(device)
-    module = module.requires_grad_(False).to(device, memory_format=torch.channels_last)
+    module = devices.channels_last(module.requires_grad_(False), device)
     tensors = dict(module.named_parameters(remove_duplicate=False))
     tensors |= dict(module.named_buffers(remove_duplicate=False))
     tensors |= {name.removeprefix(_GRAPH): tensor for name, tensor in own.items()}
