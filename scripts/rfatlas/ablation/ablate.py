@@ -23,7 +23,7 @@ import torch
 
 from rfatlas.ablation.paired import Predictions
 from rfatlas.errors import RfatlasError
-from rfatlas.network.devices import room
+from rfatlas.network.devices import channels_last, room
 from rfatlas.network.graph import FEATURES, LOGITS, elements
 from rfatlas.network.model import LoadedModel
 
@@ -209,9 +209,8 @@ class Ablator:
         self._suffix = network.graph.split(layer)[1]
         self._weight = network.graph.pooled_head(layer)
         self.closed = self._weight is not None
-        self._cuts = network.graph.cuts([] if self.closed else [layer]).to(
-            network.device, memory_format=torch.channels_last
-        )
+        cuts = network.graph.cuts([] if self.closed else [layer])
+        self._cuts = channels_last(cuts, network.device)
         self.replacement = Replacement(network, layer, mean)
         self._batch = 0 if self.closed else self._pairs(memory_mb)
 

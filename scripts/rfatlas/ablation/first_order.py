@@ -17,7 +17,7 @@ import torch
 from rfatlas.ablation import ablate, combined
 from rfatlas.files import store
 from rfatlas.files.task import Task
-from rfatlas.network.devices import room
+from rfatlas.network.devices import channels_last, room
 from rfatlas.network.graph import LOGITS
 from rfatlas.network.model import LoadedModel
 
@@ -60,9 +60,7 @@ class FirstOrder:
             layer: ablate.Replacement(network, layer, means[layer]) for layer in modes
         }
         self._weights = {layer: network.graph.pooled_head(layer) for layer in modes}
-        self._extract = network.graph.extractor(list(modes)).to(
-            network.device, memory_format=torch.channels_last
-        )
+        self._extract = channels_last(network.graph.extractor(list(modes)), network.device)
         each = _KEPT_TIMES * network.graph.kept_bytes()
         self.batch = max(1, int(room(memory_mb, network.device) / each))
 
