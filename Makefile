@@ -17,14 +17,15 @@ INSTALLED := .venv/requirements.txt
 TOOLS := .venv/requirements-dev.txt
 REPORT := $(DIRECTORY)/results/report.html
 STYLE := $(CURDIR)/workflow/report/report.css
-RUN := $(BIN)/snakemake --configfile $(CONFIG) --directory $(DIRECTORY)
+# Progress bars where make writes to a terminal, else a few lines per job.
+SHOWN := $(if $(MAKE_TERMOUT),--logger rich,--quiet rules)
+RUN := $(BIN)/snakemake $(SHOWN) --configfile $(CONFIG) --directory $(DIRECTORY)
 
 .DELETE_ON_ERROR:
 .PHONY: demo report test lint dry-run install tools
 
 demo: report
-	@ls $(abspath $(DIRECTORY))/results/*/atlas/index.html 2>/dev/null | sed "s/^/An atlas:   /"
-	@echo "The report: $(abspath $(REPORT))"
+	@$(BIN)/python -m rfatlas.tables.findings $(DIRECTORY)/results
 
 # Snakemake's report takes a while to build, so only if a result or a caption is newer than it.
 report: install

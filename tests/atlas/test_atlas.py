@@ -525,12 +525,20 @@ def test_the_start_page_leads_to_all_runs(tmp_path):
     entry = {"name": "demo", "network": "net.py:make", "weights": MARKUP, "dataset": "scenes"}
     entry |= {"layers": 1, "channels": 4, "activations": folder / "activations.h5"}
     runs = [
-        entry | {"atlas": True, "findings": False},
-        entry | {"name": "a b", "atlas": False, "findings": True},
+        entry | {"atlas": True, "findings": False, "claims": [], "picture": "00_conv1.png"},
+        entry
+        | {
+            "name": "a b",
+            "atlas": False,
+            "findings": True,
+            "claims": [f"1 of 4. {MARKUP}"],
+            "picture": "",
+        },
     ]
     page = atlas.start_page(runs, {"pair": ["demo", "a b"]})
     assert f"{100 * right:.1f} %" in page
     assert re.findall('href="(.*?)"', page.split("</style>")[1]) == [
+        "demo/atlas/index.html",
         "demo/atlas/index.html",
         "demo/channels.csv",
         "a%20b/findings.html",
@@ -539,7 +547,8 @@ def test_the_start_page_leads_to_all_runs(tmp_path):
         "compare/pair/matching.csv",
         "compare/pair/fractions.csv",
     ]
-    assert "<img" not in page
+    assert re.findall("<img src=(.*?) ", page) == ['"demo/00_conv1.png"']
+    assert "<li>1 of 4. &lt;img" in page
 
 
 # ---- runs that lack something

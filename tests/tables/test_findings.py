@@ -187,3 +187,29 @@ def test_the_page_links_each_row_and_escapes_names(selective):
     assert page.count(f'id="orientation/selective.csv:{line}"') == 1
     assert '<a href="orientation/selective.csv">' in page
     assert "−3.0" in page and "nan" not in page.lower().replace("findings", "")
+
+
+def test_the_terminal_is_told_the_gist_and_where_to_look(selective, tmp_path):
+    inactive = pd.DataFrame({"layer": ["conv1"], "conclusion": ["signal"]})
+    inactive["sentence"] = [
+        "2 of 64 are inactive. Without them 1.5 points are lost. By the loss, 3."
+    ]
+    tables = {"selective": selective, "inactive": inactive}
+    found = findings.collect("demo", {}, tables)
+    folder = tmp_path / "demo"
+    (folder / "atlas").mkdir(parents=True)
+    (folder / "findings.json").write_text(json.dumps(found))
+    for page in (folder / "atlas" / "index.html", tmp_path / "index.html"):
+        page.touch()
+    told = findings.told(tmp_path, 60).splitlines()
+    assert max(map(len, told[:-3])) <= 60
+    text = " ".join(line.strip() for line in told)
+    assert text.startswith("What demo shows: * In conv1, 30 of 40 responsive channels are")
+    assert (
+        "with random weights. * 2 of 64 are inactive. Without them 1.5 points are lost. Open"
+        in text
+    )
+    assert [line.strip() for line in told[-2:]] == [
+        str(tmp_path / "demo" / "atlas" / "index.html"),
+        str(tmp_path / "index.html"),
+    ]

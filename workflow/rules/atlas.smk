@@ -49,7 +49,13 @@ rule atlas_site:
 
 rule atlas_start:
     input:
-        expand("results/{run}/activations.h5", run=run_names()),
+        activations=expand("results/{run}/activations.h5", run=run_names()),
+        findings=[
+            f"results/{run}/findings.json" for run in run_names() if stage_on("findings", run)
+        ],
+        pictures=[
+            f"results/{run}/figures/overview" for run in run_names() if stage_on("figures", run)
+        ],
     output:
         "results/index.html",
     log:
@@ -75,6 +81,9 @@ rule atlas_start:
                 "channels": sum(layer["channels"] for layer in budget.layers[run].values()),
                 "atlas": stage_on("atlas", run),
                 "findings": stage_on("findings", run),
+                "picture": when(
+                    stage_on("figures", run), f"figures/overview/00_{run_layers(run)[0]}.png"
+                ),
             }
             for run in run_names()
         ],

@@ -603,7 +603,8 @@ def start_page(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[
     """Return the page that leads to the atlases of all runs.
 
     `runs` holds of each run `name`, `network`, `weights`, `dataset`, the path of its `activations`,
-    how many `layers` and `channels` are analysed, and whether it has an `atlas` and `findings`;
+    how many `layers` and `channels` are analysed, whether it has an `atlas` and `findings`, what
+    these say (`claims`, sentences), and the file of a `picture` in its folder, empty without;
     `groups` the runs that are compared, by the name of their group.
     """
     shown = []

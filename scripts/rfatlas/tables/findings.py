@@ -6,7 +6,12 @@ that other stages wrote, with intervals and the random twin, and in one sentence
 says which line of its table it is.
 """
 
+import json
 import math
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +131,34 @@ def collect(
     }
 
 
+def answers(findings: Mapping[str, Any]) -> list[str]:
+    """Return the gist of each answer in the findings of `collect`: its first sentence, of inactive
+    channels also what is lost without them."""
+    said = []
+    for claim in findings["claims"]:
+        sentences = re.split(r"(?<=\.)\s", claim["sentence"])
+        said.append(" ".join(sentences[: 1 + (claim["claim"] == "inactive_first_layer")]))
+    return [each for each in said if each]
+
+
+def told(results: Path, width: int) -> str:
+    """Return what a folder of results has found, for a terminal of `width` columns, and where to
+    look."""
+    lines = []
+    for file in sorted(results.glob("*/findings.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if said := answers(found):
+            lines += [f"What {found['run']} shows:"]
+            lines += [
+                textwrap.fill(each, width, initial_indent="* ", subsequent_indent="  ")
+                for each in said
+            ]
+    pages = [*sorted(results.glob("*/atlas/index.html")), results / "report.html"]
+    pages.append(results / "index.html")
+    lines += ["Open in a browser:", *(f"  {page.resolve()}" for page in pages if page.is_file())]
+    return "\n".join(lines)
+
+
 def page(findings: Mapping[str, Any], template: Path) -> str:
     """Return the findings of `collect` as one HTML page; names and sentences are escaped."""
     environment = jinja2.Environment(
@@ -221,3 +254,7 @@ def _percent(share: float | None) -> str:
 
 def _points(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
+
+
+if __name__ == "__main__":
+    print(told(Path(sys.argv[1]), shutil.get_terminal_size().columns))
