@@ -385,7 +385,8 @@ MODEL = f"{PACKED} model_weights"
 UNITS = f"{MODEL} activations_range activations_merge"
 FIELDS = f"{UNITS} receptive_fields"
 VIRTUAL = f"{FIELDS} virtual_filters_compose"
-TABLE = f"{VIRTUAL} gabor gratings color preferred_stimulus ablation ablation_gather channels_join"
+EFFECTS = "ablation_estimates ablation ablation_gather"
+TABLE = f"{VIRTUAL} gabor gratings color preferred_stimulus {EFFECTS} channels_join"
 GROUPS = "ablation_groups ablation_groups_tables"
 TOPICS = "overview orientation color gabor ablation gratings preferred_stimulus virtual_filters"
 FIGURES = " ".join(f"figures_{topic}" for topic in TOPICS.split())
@@ -401,7 +402,7 @@ TARGETS = {
     "gratings": f"{MODEL} gratings",
     "color": f"{VIRTUAL} color",
     "preferred_stimulus": f"{FIELDS} preferred_stimulus",
-    "ablation": f"{UNITS} ablation ablation_gather",
+    "ablation": f"{UNITS} {EFFECTS}",
     "channels": TABLE,
     "orientation": f"{TABLE} orientation_tables",
     "opponency": f"{TABLE} opponency_tables",

@@ -604,7 +604,7 @@ def start_page(runs: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[
 
     `runs` holds of each run `name`, `network`, `weights`, `dataset`, the path of its `activations`,
     how many `layers` and `channels` are analysed, whether it has an `atlas` and `findings`, what
-    these say (`claims`, sentences), and the file of a `picture` in its folder, empty without;
+    these say (`claims`, sentences), and where in its folder a `picture` may be;
     `groups` the runs that are compared, by the name of their group.
     """
     shown = []
