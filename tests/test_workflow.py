@@ -434,7 +434,7 @@ def test_a_run_may_go_without_stages_that_others_have(small):
     output = again(small, runs={"two": run}, models=models)
     found = jobs(output)
     assert {found[stage] for stage in ("gratings", "gabor")} == {2}, "of one alone"
-    assert found["virtual_filters_compose"] == 1 and found["receptive_fields"] == 2 * 3
+    assert found["virtual_filters_compose"] == 1 and found["receptive_fields"] == 2 * 2
     assert runs_drawn(output, "overview") == {"one", "two"}
     assert runs_drawn(output, "orientation") == runs_drawn(output, "gratings") == {"one"}
     assert found["channels_join"] == 2 and found["orientation_tables"] == 1
