@@ -132,7 +132,7 @@ def test_resnet20_gets_its_915_images_right(resnet20):
         ]
     assert right.sum() == 915
     # The last layer's ablation is a closed form on cached logits.
-    for layer in ("conv1", "layer2.1", "layer3.2"):
+    for layer in ("conv1", "layer1.2", "layer3.2"):
         with store.open(resnet20 / "resnet20" / "ablation" / f"{layer}.h5", "ablation") as file:
             known = file["intact/prediction"][:] == file["label"][:]
             assert (known == right[file["image"][:]]).all() and len(known) == 100, layer
