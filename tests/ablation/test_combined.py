@@ -107,3 +107,5 @@ def test_of_very_few_images_the_plain_mean_is_taken():
     rows = np.random.default_rng(0).permutation(IMAGES)[:12]
     found = sampled(change, known, 0, pilot=12, n=12)
     np.testing.assert_allclose(found["effect"], change[:, rows].mean(1))
+    two = sampled(change, known, 0, pilot=2, n=2)
+    assert np.isfinite(two["lo"]).all() and (two["lo"] < two["hi"]).all()

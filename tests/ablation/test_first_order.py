@@ -65,6 +65,26 @@ def test_changes_are_derivatives_towards_the_replacement(case, layer, mode):
         np.testing.assert_allclose(found, slope, rtol=2e-3, atol=2e-4 * np.abs(slope).max())
 
 
+def test_at_the_weights_the_replacement_is_the_network_without_filters(case):
+    network, images, means, _ = case
+    layers = {"maxpool": ("zero",), "layer1.0": ("zero",)}
+    none = {layer: np.zeros(64) for layer in layers}
+    (_, weight), (_, output) = (
+        first_order.FirstOrder(network, layers, none, site)(images, LABELS)
+        for site in ("weight", "output")
+    )
+    empty = copy.deepcopy(network)
+    with torch.no_grad():
+        empty.module.conv1.weight.zero_()
+    without = values(empty, "maxpool", network.preprocess(images))[0].mean((1, 2))
+    given = {"maxpool": without.numpy(), "layer1.0": np.zeros(64)}
+    # A constant map of this value, but for the border of the pooling, which is the same.
+    _, mean = first_order.FirstOrder(network, {"maxpool": ("mean",)}, given)(images, LABELS)
+    np.testing.assert_allclose(weight["maxpool", "zero"], mean["maxpool", "mean"], atol=1e-4)
+    assert not np.allclose(weight["maxpool", "zero"], output["maxpool", "zero"], atol=1e-3)
+    assert (weight["layer1.0", "zero"] == output["layer1.0", "zero"]).all()
+
+
 def test_behind_the_last_block_changes_are_exact(case):
     network, images, means, (intact, changes) = case
     before = odds_and_margin(network.module(network.preprocess(images))[:-1].detach().numpy())

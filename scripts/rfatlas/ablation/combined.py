@@ -86,7 +86,7 @@ def fit(change: np.ndarray, known: np.ndarray, flips: bool) -> Fit:
     residual, plain = ((each**2).sum(1) / (n - 1) for each in (rest, y))
     if flips:
         residual, plain = (_moderated(each, n) for each in (residual, plain))
-    return Fit(slope, r, residual, plain, n - 2)
+    return Fit(slope, r, residual, plain, n - 1 if n < _FEWEST else n - 2)
 
 
 def _moderated(variance: np.ndarray, n: int) -> np.ndarray:

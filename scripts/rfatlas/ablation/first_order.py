@@ -55,9 +55,14 @@ class FirstOrder:
         channels: int | None = None,
         memory_mb: float = 4000,
     ):
-        self._network, self._modes, self._channels, self._site = network, modes, channels, site
+        self._network, self._channels = network, channels
         self._replacements = {
             layer: ablate.Replacement(network, layer, means[layer]) for layer in modes
+        }
+        # What acts where a mode of the config is asked for.
+        self._modes = {
+            layer: {mode: self._replacements[layer].at(site, mode) for mode in asked}
+            for layer, asked in modes.items()
         }
         self._weights = {layer: network.graph.pooled_head(layer) for layer in modes}
         self._extract = channels_last(network.graph.extractor(list(modes)), network.device)
@@ -88,8 +93,9 @@ class FirstOrder:
             changes = {}
             for layer, value, *slopes in zip(values, values.values(), *gradients, strict=True):
                 value, *slopes = (_flat(x.detach(), self._channels) for x in (value, *slopes))
-                for mode in self._modes[layer]:
-                    change = self._replaced(layer, found[layer].detach(), mode) - value[:-1]
+                for mode, acting in self._modes[layer].items():
+                    other = self._replacements[layer].of(found[layer].detach(), acting)
+                    change = _flat(other, self._channels) - value[:-1]
                     if (weight := self._weights[layer]) is None:
                         made = torch.stack([(change * slope[:-1]).sum(2) for slope in slopes])
                     else:
@@ -97,10 +103,6 @@ class FirstOrder:
                         made -= intact[..., None]
                     changes[layer, mode] = made.float().cpu().numpy()
         return intact.float().cpu().numpy(), changes
-
-    def _replaced(self, layer: str, value: torch.Tensor, mode: str) -> torch.Tensor:
-        replacement = self._replacements[layer]
-        return _flat(replacement.of(value, replacement.at(self._site, mode)), self._channels)
 
 
 def _flat(values: torch.Tensor, channels: int | None) -> torch.Tensor:
@@ -159,24 +161,32 @@ def measure(
     start, stop = min(start, len(order)), min(stop, len(order))
     exact = min(exact or len(order), len(order))
     size = min(batch_size, first_order.batch)
+    kept = max(0, min(exact, stop) - start)
     totals: dict[str, np.ndarray] = {}
-    kept: dict[str, list[np.ndarray]] = {}
-    with task.bar(total=stop - start, unit="image", desc="images") as shown:
+    place = {"start": start, "stop": stop, "total": len(order)}
+    with (
+        store.create(task.output, {**task.attrs, **place}) as file,
+        task.bar(total=stop - start, unit="image", desc="images") as shown,
+    ):
+
+        def keep(name: str, first: int, values: np.ndarray) -> None:
+            """Write those of exact images to their places."""
+            if name not in file:
+                shape = (len(values), kept, *values.shape[2:])
+                file.create_dataset(name, shape, values.dtype)
+            few = max(0, min(values.shape[1], kept - first))
+            file[name][:, first : first + few] = values[:, :few]
+
         for first in range(start, stop, size):
             last = min(first + size, stop)
             rows = ablate.with_partner(order, first, last)
             intact, changes = first_order(ablate.read_rows(images, rows), labels[rows[:-1]])
-            few = slice(max(0, min(exact, last) - first))
-            kept.setdefault("intact", []).append(intact[:, few])
+            keep("intact", first - start, intact)
             for key, change in changes.items():
                 name = "/".join(("layer", *key))
                 total = combined.expected(*intact, *change).sum(1)
                 totals[f"{name}/expected"] = totals.get(f"{name}/expected", 0) + total
-                kept.setdefault(f"{name}/change", []).append(change[:, few])
+                keep(f"{name}/change", first - start, change)
             shown.update(last - first)
-    place = {"start": start, "stop": stop, "total": len(order)}
-    with store.create(task.output, {**task.attrs, **place}) as file:
-        for name, parts in kept.items():
-            file[name] = np.concatenate(parts, axis=1)
         for name, total in totals.items():
             file[name] = total

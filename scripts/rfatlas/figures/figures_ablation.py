@@ -75,6 +75,11 @@ def swept(table: pd.DataFrame, mode: str) -> pd.DataFrame:
     return table[table[column].notna()] if column in table else table.iloc[:0]
 
 
+def _interval(rows: pd.DataFrame, column: str) -> tuple[np.ndarray, ...]:
+    """Return a change and the ends of its interval, (C,) each."""
+    return tuple(rows[f"{column}{end}"].to_numpy(float) for end in ("", "_lo", "_hi"))
+
+
 @style.styled
 def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
     """Draw the change of top-1 accuracy without each channel, sorted, a panel per layer.
@@ -90,9 +95,7 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
     )
     for axes, (name, rows) in zip(panels, layers, strict=True):
         rows = rows.sort_values(f"{mode}_delta_top1", kind="stable")
-        change, low, high = (
-            rows[f"{mode}_delta_top1{end}"].to_numpy(float) for end in ("", "_lo", "_hi")
-        )
+        change, low, high = _interval(rows, f"{mode}_delta_top1")
         rank = np.arange(1, len(rows) + 1)
         axes.vlines(
             rank, low, high, color=style.SKY, linewidth=np.clip(90 / len(rows), 0.4, 3), alpha=0.6
@@ -135,9 +138,7 @@ def estimates(table: pd.DataFrame, run: str, mode: str) -> Figure:
     )
     for axes, (name, rows) in zip(panels, layers, strict=True):
         x = rows[f"{mode}_estimate_loss"].to_numpy(float)
-        y, low, high = (
-            rows[f"{mode}_delta_loss{end}"].to_numpy(float) for end in ("", "_lo", "_hi")
-        )
+        y, low, high = _interval(rows, f"{mode}_delta_loss")
         ends = [np.nanmin([x, y]), np.nanmax([x, y])]
         axes.plot(ends, ends, color=style.GREY, linewidth=0.8)
         axes.vlines(x, low, high, color=style.SKY, linewidth=1, alpha=0.6)
