@@ -20,7 +20,8 @@ def population(r: float, channels: int, seed: int, heavy: bool = False):
 def sampled(change, known, seed, flips=False, pilot=EXACT, n=EXACT):
     rows = np.random.default_rng(seed).permutation(IMAGES)[:n]
     mean = known.mean(1)
-    return combined.effects(change[:, rows], known[:, rows], mean, IMAGES, pilot, flips)
+    spread = known.var(1)
+    return combined.effects(change[:, rows], known[:, rows], mean, spread, IMAGES, pilot, flips)
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -81,7 +82,9 @@ def test_an_interval_is_as_narrow_as_asked_for_and_still_covers():
         pilot = combined.fit(change[:, rows[:60]], known[:, rows[:60]], False)
         count = np.maximum(60, combined.wanted(pilot, IMAGES, half))
         shown = np.where(np.arange(IMAGES) < count[:, None], change[:, rows], np.nan)
-        found = combined.effects(shown, known[:, rows], known.mean(1), IMAGES, 60, False)
+        found = combined.effects(
+            shown, known[:, rows], known.mean(1), known.var(1), IMAGES, 60, False
+        )
         assert (found["hi"] - found["effect"] <= half * (1 + 1e-9)).all()
         truth = change.mean(1)
         covered.append((found["lo"] <= truth) & (truth <= found["hi"]))
@@ -90,6 +93,18 @@ def test_an_interval_is_as_narrow_as_asked_for_and_still_covers():
     # (1.96 s / half)^2 images of an endless population, fewer of this one.
     endless = (1.96 / half) ** 2 * (1 - 0.7**2)
     assert np.mean(used) == pytest.approx(1 / (1 / endless + 1 / IMAGES), rel=0.1)
+
+
+def test_p_is_about_the_population_that_images_come_from():
+    """Data sets drawn from a population without an effect: p is uniform, however well the changes
+    of the images at hand are known; and one flip among all of them is no discovery."""
+    random = np.random.default_rng(4)
+    change = random.standard_normal((2000, IMAGES))
+    p = sampled(change, change + 1e-3 * random.standard_normal(change.shape), 0)["p"]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    flip = np.zeros((50, IMAGES))
+    flip[:, 7] = -1
+    assert sampled(flip, flip, 0, flips=True)["p"].min() > 0.2
 
 
 def test_expected_changes_are_those_of_loss_and_correctness():

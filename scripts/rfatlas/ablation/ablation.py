@@ -51,17 +51,19 @@ ESTIMATE_COLUMNS = (
 @dataclass(frozen=True)
 class Estimate:
     """What is expected of a layer in one mode (see `combined.expected`): `known` by target (C, n)
-    of the images at the first n places of the order, `mean` by target (C,) over all `images`."""
+    of the images at the first n places of the order, `mean` and variance (`spread`) by target (C,)
+    over all `images`."""
 
     known: Mapping[str, np.ndarray]
     mean: Mapping[str, np.ndarray]
+    spread: Mapping[str, np.ndarray]
     images: int
 
     @classmethod
     def none(cls, channels: int, n: int) -> "Estimate":
         """Return one that expects nothing of n images."""
-        known, mean = np.zeros((channels, n)), np.zeros(channels)
-        return cls(dict.fromkeys(combined.TARGETS, known), dict.fromkeys(combined.TARGETS, mean), n)
+        nothing = ((channels, n), channels, channels)
+        return cls(*(dict.fromkeys(combined.TARGETS, np.zeros(shape)) for shape in nothing), n)
 
 
 def read_estimates(ranges: Sequence[str | Path], layer: str) -> dict[str, Estimate]:
@@ -80,10 +82,11 @@ def read_estimates(ranges: Sequence[str | Path], layer: str) -> dict[str, Estima
     found = {}
     for mode, parts in changes.items():
         known = combined.expected(*before, *np.concatenate(parts, axis=1)).swapaxes(1, 2)
-        by_target = (
-            dict(zip(combined.TARGETS, each, strict=True)) for each in (known, sums[mode] / total)
+        mean, square = sums[mode] / total
+        values = (known, mean, square - mean**2)
+        found[mode] = Estimate(
+            *(dict(zip(combined.TARGETS, each, strict=True)) for each in values), total
         )
-        found[mode] = Estimate(*by_target, total)
     return found
 
 
@@ -338,7 +341,13 @@ def combine(
         n = change.shape[1]
         known = found.known[target][..., :n]
         effects = combined.effects(
-            change, known, found.mean[target], found.images, pilot, target == "top1"
+            change,
+            known,
+            found.mean[target],
+            found.spread[target],
+            found.images,
+            pilot,
+            target == "top1",
         )
         result[f"delta_{target}"] = effects["effect"]
         most = 1 if target == "top1" else np.inf

@@ -98,15 +98,18 @@ def effects(
     change: np.ndarray,
     known: np.ndarray,
     mean: np.ndarray,
+    spread: np.ndarray,
     images: int,
     pilot: int,
     flips: bool,
     confidence: float = 0.95,
 ) -> dict[str, np.ndarray]:
     """Return the mean change over all images of each channel: `effect`, its interval `lo`, `hi`,
-    `p` of the hypothesis that it is zero (Student's t), `r` and `variance_ratio`, (C,) each.
+    `p`, `r` and `variance_ratio`, (C,) each.
 
-    `variance_ratio` is how many times as many exact images the plain mean would need.
+    The interval is about these images, `p` (Student's t) about the population that they come from:
+    that the mean change there is zero. Else one flip among all images, known for certain, would be
+    a discovery. `variance_ratio` is how many times as many exact images the plain mean would need.
 
     Parameters
     ----------
@@ -114,8 +117,8 @@ def effects(
         (C, n) of exact images, NaN behind the last of each channel.
     known
         (C, n) expected changes of the same images.
-    mean
-        (C,) expected change over all images.
+    mean, spread
+        (C,) mean and variance of the expected change over all images.
     images
         How many these are.
     pilot
@@ -133,7 +136,8 @@ def effects(
     error = np.sqrt(variance)
     half = special.stdtrit(found.freedom, 0.5 + confidence / 2) * error
     with np.errstate(invalid="ignore", divide="ignore"):
-        t = np.where(effect == 0, 0, np.abs(effect) / error)
+        every = (found.slope**2 * spread + found.residual) / images
+        t = np.where(effect == 0, 0, np.abs(effect) / np.sqrt(variance + every))
         ratio = 1 / (variance / found.plain + 1 / images) / count
     return {
         "effect": effect,

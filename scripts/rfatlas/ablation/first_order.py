@@ -184,7 +184,8 @@ def measure(
             keep("intact", first - start, intact)
             for key, change in changes.items():
                 name = "/".join(("layer", *key))
-                total = combined.expected(*intact, *change).sum(1)
+                known = combined.expected(*intact, *change)
+                total = np.stack([known.sum(1), (known**2).sum(1)])
                 totals[f"{name}/expected"] = totals.get(f"{name}/expected", 0) + total
                 keep(f"{name}/change", first - start, change)
             shown.update(last - first)
