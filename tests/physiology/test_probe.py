@@ -218,6 +218,22 @@ def test_gratings_are_those_drawn_pixel_by_pixel():
     assert pictures.min() >= 0 and pictures.max() <= 1
 
 
+def test_every_grating_has_its_own_diameter_and_contrast():
+    one = Probe(loaded(resnet18(), 64), "layer1.0")
+    drawn = ([20.0, 70.0, 20.0], [0.1, 0.2, 0.1], [30.0, 0.0, 30.0])
+    whole = one.carriers(*drawn)
+    assert torch.equal(one.carriers(*drawn, one.size, 1.0), whole)
+    own = one.carriers(*drawn, [5.0, 9.0, 1000.0], [0.5, 0.25, 1.0]).numpy()
+    pixel = np.arange(one.crop) + 0.5
+    distance = np.hypot(pixel[:, None] - one.centre[0], pixel - one.centre[1])
+    for n, (diameter, contrast) in enumerate([(5, 0.5), (9, 0.25)]):
+        np.testing.assert_allclose(
+            own[n], contrast * whole[n] * (distance <= diameter / 2), atol=1e-7
+        )
+    # An aperture beyond the box is full.
+    assert (np.abs(own[2]) > 0).sum() > (np.abs(whole[2].numpy()) > 0).sum()
+
+
 def test_uniform_fields_and_pieces_of_images():
     one = Probe(loaded(resnet18(), 64), "layer1.0")
     colours = np.array([[0, 0, 0], [0.2, 0.4, 0.6]])

@@ -136,6 +136,15 @@ def measure(
         if rectified:
             file["unrectified"] = unrectified
         file["best"] = best.astype(np.int16)
+        known = best[:, 0] >= 0
+        shown = {
+            "orientation": orientation[best[:, 0]],
+            "frequency": frequency[best[:, 1]],
+            "diameter": float(probe.size),
+            "contrast": 1.0,
+        }
+        for name, values in shown.items():
+            file[f"shown_{name}"] = np.where(known, values, np.nan).astype(np.float32)
         for name, values in zip(_BLANKS, blanks, strict=True):
             file[name] = values
     columns = _columns(tuned, above[1:], best_response, blank, frequency, probe.stride)

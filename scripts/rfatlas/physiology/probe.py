@@ -115,10 +115,10 @@ class Probe:
     def at_places(
         self, show: Show, place: np.ndarray, axes: Sequence[np.ndarray], bar: Bar, name: str
     ) -> np.ndarray:
-        """Return the answers of each channel at its own place (C, 2), indices of orientation and
-        frequency, as `over_grid` does; NaN where these are -1.
+        """Return the answers of each channel at its own place (C, k), k indices of what the caller
+        likes, say of orientation and frequency, as `over_grid` does; NaN where these are -1.
 
-        `show` takes the two indices first. What several channels share is shown once.
+        `show` takes the indices first. What several channels share is shown once.
         """
         known = np.flatnonzero(place[:, 0] >= 0)
         shown, member = np.unique(place[known], axis=0, return_inverse=True)
@@ -139,14 +139,20 @@ class Probe:
     # ---- drawing
 
     def carriers(
-        self, orientation_deg: np.ndarray, frequency: np.ndarray, phase_deg: np.ndarray
+        self,
+        orientation_deg: np.ndarray,
+        frequency: np.ndarray,
+        phase_deg: np.ndarray,
+        diameter: np.ndarray | float | None = None,
+        contrast: np.ndarray | float = 1.0,
     ) -> torch.Tensor:
         """Return cosine gratings, float32 (n, crop, crop) in -1..1, in a round aperture.
 
-        cos(2 pi f (x cos theta + y sin theta) + phase), x to the right and y upwards from the
-        receptive field's centre: theta is the direction of modulation, degrees counter-clockwise
-        from +x, and the bars lie at theta + 90. The aperture is `size` wide; outside it the
-        carrier is 0. Arguments (n,) in degrees and cycles per pixel.
+        contrast * cos(2 pi f (x cos theta + y sin theta) + phase), x to the right and y upwards
+        from the receptive field's centre: theta is the direction of modulation, degrees
+        counter-clockwise from +x, and the bars lie at theta + 90. Arguments (n,) in degrees and
+        cycles per pixel; those of the aperture, in pixels (`size` where it is left out), and of
+        `contrast`, 0..1, may also be one number for all. Outside the aperture the carrier is 0.
         """
         theta, phase, frequency = (
             torch.as_tensor(np.asarray(values, float), device=self.device)[:, None]
@@ -159,13 +165,19 @@ class Probe:
         across = 2 * torch.pi * frequency * torch.sin(theta) * y
         rows = torch.stack([torch.cos(across), -torch.sin(across)], 2).float()
         columns = torch.stack([torch.cos(along), torch.sin(along)], 1).float()
-        return (rows @ columns).clamp_(-1, 1) * self.aperture()
+        height = torch.as_tensor(np.asarray(contrast, np.float32), device=self.device)
+        window = self.aperture(diameter) * height[..., None, None]
+        return (rows @ columns).clamp_(-1, 1) * window
 
-    def aperture(self) -> torch.Tensor:
-        """Return the round aperture, float32 (crop, crop), 1 inside and 0 outside."""
+    def aperture(self, diameter: np.ndarray | float | None = None) -> torch.Tensor:
+        """Return the round aperture, float32 (crop, crop), 1 where a pixel's centre is inside and 0
+        outside; of diameters (n,) in pixels one each, (n, crop, crop)."""
         pixel = torch.arange(self.crop, dtype=torch.float64, device=self.device) + 0.5
         distance = torch.hypot(pixel[:, None] - self.centre[0], pixel[None] - self.centre[1])
-        return (distance <= self.size / 2).float()
+        diameter = torch.as_tensor(
+            np.asarray(self.size if diameter is None else diameter, float), device=self.device
+        )
+        return (distance <= diameter[..., None, None] / 2).float()
 
     def paint(
         self, carriers: torch.Tensor, direction: tuple[float, float, float] = (1, 1, 1)
