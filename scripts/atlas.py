@@ -11,6 +11,7 @@ with jobs.job(snakemake) as log:
     atlas.build(
         atlas.Sources(
             run=params.run,
+            network=params.network,
             **{name: Path(files[name]) for name in single},
             source=params.source,
             stages=params.stages,

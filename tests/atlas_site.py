@@ -48,6 +48,7 @@ def sources(run: Run, folder: Path, *names: str) -> atlas.Sources:
     """The files of an invented run, of stages of these names."""
     return atlas.Sources(
         run=run.name,
+        network="demo_net.resnet",
         description=folder / "model.json",
         activations=folder / "activations.h5",
         images=folder / "images.h5",

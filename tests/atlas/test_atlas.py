@@ -220,7 +220,7 @@ def test_markup_in_names_is_text(built):
     page = atlas.render(
         atlas.TEMPLATE,
         run=MARKUP,
-        facts=dict.fromkeys(("images", "channels", "layers", "top1", "weights", "factory"), MARKUP),
+        facts=dict.fromkeys(("images", "channels", "layers", "top1", "weights", "network"), MARKUP),
         runs=[MARKUP],
     )
     assert "<img" not in page

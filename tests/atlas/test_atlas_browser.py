@@ -255,6 +255,19 @@ def test_all_channels_stand_in_network_order(page, site):
     assert len(page.all("#grid [role=img][aria-label='mean gradient of conv1 channel 3']")) == 1
 
 
+def test_a_class_without_a_name_is_told_by_its_number(page, site):
+    _, _, table = site
+    page.run(
+        "const { value } = rfatlas; rfatlas.value = (name, row) =>"
+        " name === 'preferred_class' ? null : value(name, row); rfatlas.grid.redraw()"
+    )
+    said = [cell.text for cell in page.all("#grid .cell-value")]
+    known = table["preferred_label"].notna() & ~table["inactive"].astype(bool)
+    label = table["preferred_label"].fillna(0).astype(int).astype(str)
+    wanted = ("class " + label).where(known, "").tolist()
+    assert said == wanted[: len(said)] and known[: len(said)].any()
+
+
 def test_sorting_by_a_column(page, site):
     _, _, table = site
     page.choose("#sort", "osi")

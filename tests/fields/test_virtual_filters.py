@@ -255,11 +255,24 @@ class TwoWays(nn.Module):
         return self.soft(self.both(self.left(x) + self.right(x)))
 
 
+class Normed(nn.Module):
+    """A layer norm over the channels, as ConvNeXt has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+        self.turned = nn.Identity()
+
+    def forward(self, x):
+        return self.turned(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize(
     ("make", "layer", "reason"),
     [
         (TwoWays, "both", "both terms of the sum add are equally deep"),
         (TwoWays, "soft", "the operation softmax is not linear"),
+        (Normed, "turned", "the operation layer_norm is not linear"),
     ],
 )
 def test_where_there_is_no_path_the_table_says_why(make, layer, reason):

@@ -83,6 +83,7 @@ BAD = [
     ("compare.groups", {"a/b": ["a", "b"]}, "compare.groups.a/b", ["letters, digits"]),
     ("compare.svcca_variance", 0, None, ["a number above 0 up to 1"]),
     ("compare.feature", "mean", None, ["image_mean, image_max"]),
+    ("ablation.precision", {"pilot": 20}, "ablation.precision", ["no width", "delta_top1"]),
     ("ablation_groups.modes", ["no"], "ablation_groups.modes[0]", ["zero, mean, shuffle, weight"]),
     ("ablation_groups.controls", 0, None, ["an integer from 1 to 10000"]),
     ("ablation_groups.groups.a-b", {"conv1": [0]}, "ablation_groups.groups.a-b", ["no name"]),

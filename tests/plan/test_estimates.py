@@ -297,7 +297,8 @@ def test_first_order_estimates_cost_three_passes_and_keep_those_of_exact_images(
     found = budget(count=1000, ablation=settings, activations={"range_size": 400})
     cost = found.cost("ablation_estimates", "a")
     assert cost.seconds == pytest.approx(3 * 2 * 400 / (10 * 4), rel=0.01)
-    assert cost.disk == (8 + 16) * (8 * 100 + 32)
+    # Of 1000 images 100 are exact: of all ranges together so many are kept.
+    assert cost.disk == pytest.approx((8 + 16) * (8 * 100 * 400 / 1000 + 32))
 
 
 def test_groups_cost_what_lies_behind_the_layer_for_every_set_and_image():

@@ -37,6 +37,7 @@ rule atlas_site:
     params:
         code=versions.digest("atlas"),
         run="{run}",
+        network=lambda wildcards: network_name(wildcards.run),
         stages=lambda wildcards: atlas_stages(wildcards.run),
         references=lambda wildcards: [
             compare_groups()[group][0] for group in atlas_groups(wildcards.run)
@@ -56,9 +57,9 @@ rule atlas_start:
     output:
         "results/index.html",
     log:
-        "logs/atlas/start.log",
+        "logs/atlas_start.log",
     benchmark:
-        "benchmarks/atlas/start.tsv"
+        "benchmarks/atlas_start.tsv"
     group:
         group_in_place("pages")
     conda:
@@ -71,7 +72,7 @@ rule atlas_start:
         runs=[
             {
                 "name": run,
-                "network": model_config(run)["factory"],
+                "network": network_name(run),
                 "weights": model_config(run)["weights"].rsplit("/", 1)[-1],
                 "dataset": run_dataset(run),
                 "layers": len(run_layers(run)),

@@ -23,6 +23,12 @@ os.environ.update(
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**28))
 
+# Threads of OpenMP that wait for each other sleep. By default they spin, on cores that other jobs or
+# other people's work could use, and on a busy machine for many times as long as the work takes.
+# Each job has as many as it was given: Snakemake sets OMP_NUM_THREADS. (libgomp; Intel's library.)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
 from rfatlas import stages
 from rfatlas.plan import config as rfatlas_config
 from rfatlas.files import paths, versions
@@ -49,6 +55,14 @@ def run_names():
 def model_config(run):
     """The entry of `models:` that a run uses."""
     return settings["models"][settings["runs"][run]["model"]]
+
+
+def network_name(run):
+    """What pages call the network of a run: its factory, behind the name that one such as timm's
+    takes."""
+    found = model_config(run)
+    name, factory = found["kwargs"].get("model_name"), found["factory"]
+    return f"{name} ({factory})" if name else factory
 
 
 def run_dataset(run):

@@ -430,7 +430,7 @@ def matches(
 
 @dataclass(frozen=True)
 class Sources:
-    """The files an atlas is made from.
+    """What an atlas is made from: names of the run and of its network, and files.
 
     `stages` is what the page is told of each stage: `stages.page`, and in `absent` why there is
     nothing of it. `files` are the HDF5 files of a stage, one per layer or one for all. `source` is
@@ -440,6 +440,7 @@ class Sources:
     """
 
     run: str
+    network: str
     description: Path
     activations: Path
     images: Path
@@ -476,7 +477,7 @@ def build(sources: Sources, folder: Path, log: Callable[[str], None] = lambda te
             "layers": len(layers),
             "top1": _top1(activations),
             "weights": str(description.get("weights_sha256", ""))[:12],
-            "factory": description.get("factory", ""),
+            "network": sources.network,
         }
         class_names = [str(name) for name in images.attrs["class_names"]]
     overview = {"classNames": class_names, "layers": layers, **_about(sources, table, layers)}

@@ -313,10 +313,19 @@ class Graph:
                 raise NoPath(f"the operation {name(node)} joins {len(above)} tensors")
             if name(node) not in _IDENTITIES:
                 if name(node) not in _LINEAR | operations.POOLINGS:
-                    raise NoPath(f"the operation {name(node)} is not linear")
+                    raise NoPath(f"the operation {self._bend(node)} is not linear")
                 nodes.append(node)
             node = above[0]
         return self._path(list(reversed(nodes)), sums)
+
+    def _bend(self, node: fx.Node) -> str:
+        """Return the name of the operation that a path ends at: where it only moves values, as
+        behind a layer norm, of the one that made them unless that one is linear."""
+        made = node
+        while name(made) in _MOVES and len(parents(made)) == 1:
+            made = parents(made)[0]
+        linear = name(made) in _LINEAR | _IDENTITIES | operations.POOLINGS
+        return name(node if linear or made.op == "placeholder" else made)
 
     def _path(self, nodes: list[fx.Node], sums: int) -> LinearPath:
         tensors = {key: value.cpu().double() for key, value in self._tensors.items()}

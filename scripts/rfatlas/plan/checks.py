@@ -34,6 +34,7 @@ def related(config: dict[str, Any], given: dict[str, Any]) -> Iterator[tuple[tup
         yield from _related_dataset(("datasets", name), dataset, explicit, name in datasets)
     yield from related_counts(config)
     yield from _related_stimuli(config)
+    yield from _related_ablation(config)
     yield from _related_groups(config)
 
 
@@ -124,6 +125,15 @@ def _related_stimuli(config: dict[str, Any]) -> Iterator:
             ("preferred_stimulus", "noise_starts"),
             "0 is not allowed without gradient_start and the stage receptive_fields; it must be at "
             "least 1",
+        )
+
+
+def _related_ablation(config: dict[str, Any]) -> Iterator:
+    precision = config["ablation"]["precision"]
+    if precision and precision["delta_loss"] is precision["delta_top1"] is None:
+        yield (
+            ("ablation", "precision"),
+            "asks for no width; give delta_loss, delta_top1 or both, or null for no precision",
         )
 
 

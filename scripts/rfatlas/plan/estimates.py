@@ -319,9 +319,10 @@ class Budget:
         return self._behind(run, layer, images, self._sets(layer))
 
     def _ablation_estimates(self, run: str) -> Cost:
-        """A range of images: a forward and two backward passes of each."""
+        """A range of images: a forward and two backward passes of each. The exact images are the
+        first; each range bears its share of them."""
         images = min(self._count(run), self.config["activations"]["range_size"])
-        exact = min(images, self._ablated(run))
+        exact = images * self._ablated(run) / self._count(run)
         sets = sum(self._sets(layer) for layer in self.layers[run].values())
         work = 3 * images * self._network(run)["gflops"]
         return self._cost(run, work, "forward", disk=sets * (8.0 * exact + 32))

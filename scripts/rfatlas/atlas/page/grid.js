@@ -107,13 +107,19 @@ rfatlas.grid = (() => {
       `${rfatlas.overview.thumbnails[kind]} of ${layer.name} channel ${channel}`);
   }
 
+  // The class that a channel prefers, by its number where it has no name; "" where none is known.
+  function preferred(row) {
+    const number = rfatlas.value("preferred_label", row);
+    return rfatlas.value("preferred_class", row) ?? (number === null ? "" : `class ${number}`);
+  }
+
   function makeCell(row, place, column) {
     const layer = rfatlas.overview.layers[rfatlas.layerOf(row)];
     const channel = rfatlas.channelOf(row);
     const sort = view.state.sort;
     const silent = rfatlas.value("inactive", row) === true;
     const shown = sort ? rfatlas.text(rfatlas.value(sort, row))
-      : silent ? "" : rfatlas.value("preferred_class", row) || "";
+      : silent ? "" : preferred(row);
     const name = `${layer.name} channel ${channel}`;
     const selected = view.state.selection.has(row);
     return html("div", {

@@ -27,7 +27,7 @@
     $("reset").addEventListener("click", reset);
     $("search").addEventListener("input", (event) => view.change({ search: event.target.value }));
     // What a cell says of its channel.
-    await rfatlas.need(["inactive", "preferred_class"]).catch(() => {});
+    await rfatlas.need(["inactive", "preferred_class", "preferred_label"]).catch(() => {});
     await rfatlas.address.setup(restore);
     // For measurements: tests/benchmarks/atlas.py reads the marks.
     performance.mark("ready");
