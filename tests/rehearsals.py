@@ -1,20 +1,25 @@
 """Many rehearsals (`snakemake --dry-run`) in little time, in folders that look finished.
 
-Snakemake is imported once; each rehearsal is the command itself in a forked process, two at a time.
-A folder is finished without any work: every output is made empty, and `snakemake --touch` puts on
-record what a real run would.
+Snakemake is imported once, with the plugin that it would look into; each rehearsal is the command
+itself in a forked process, two at a time. A folder is finished without any work: every output is
+made empty, and `snakemake --touch` puts on record what a real run would.
 """
 
+import contextlib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
+import snakemake_executor_plugin_slurm  # noqa: F401
 from snakemake import cli
 from snakemake.executors import touch
 
+from rfatlas import stages
+from rfatlas.files import versions
 from rfatlas.plan import schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +57,7 @@ def jobs(status: int, output: str) -> dict[str, int]:
 def _start(folder: Path, *words, making: bool = False) -> tuple[int, int]:
     """Start `snakemake` on the repository's Snakefile; (process, pipe of its output). With
     `making`, missing outputs of jobs that are touched are made, empty."""
-    schema.schema()
+    _known_to_all()
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -79,6 +84,15 @@ def _start(folder: Path, *words, making: bool = False) -> tuple[int, int]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+@cache
+def _known_to_all() -> None:
+    """Read the schema and the imports of the library, as otherwise each process would."""
+    schema.schema()
+    for stage in stages.STAGES:
+        with contextlib.suppress(FileNotFoundError):
+            versions.digest(stage.name)
 
 
 def _end(child: int, pipe: int) -> tuple[int, str]:

@@ -29,7 +29,8 @@ def requirements(name: str = "requirements.txt") -> dict[str, str]:
     lines = (ROOT / name).read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith(("#", "-r "))]
     assert len(pins) == len(set(pins)), "each library is named once"
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins), "every version is pinned"
+    pinned = re.compile(r"[\w.-]+(\[\w+\])?==[\w.]+")
+    assert all(map(pinned.fullmatch, pins)), "every version is pinned"
     return dict(pin.split("==") for pin in pins)
 
 
@@ -98,6 +99,7 @@ def register(monkeypatch, version):
 
 
 def forget():
+    versions._imports.cache_clear()
     versions.modules.cache_clear()
     versions.digest.cache_clear()
 
