@@ -16,7 +16,7 @@ rule activations_range:
         "benchmarks/activations_range/{run}/{start}-{stop}.tsv"
     conda:
         "../../environment.yaml"
-    threads: 4
+    threads: network_threads
     resources:
         **asks("activations", gpu=gpus()),
     params:

@@ -17,7 +17,7 @@ rule model_weights:
         "benchmarks/model_weights/{run}.tsv"
     conda:
         "../../environment.yaml"
-    threads: 4
+    threads: network_threads
     resources:
         **asks("model", gpu=gpus()),
     params:
