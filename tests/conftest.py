@@ -1,5 +1,8 @@
 """Fixtures that several test files share, and what the fuzz tests tell at the end."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,22 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Path:
+    """The folder of a finished run of tests/configs/reduced.yaml: that in RFATLAS_REFERENCE, or one
+    that is made here."""
+    if named := os.environ.get("RFATLAS_REFERENCE"):
+        return Path(named)
+    folder, root = tmp_path_factory.mktemp("reference"), Path(__file__).resolve().parents[1]
+    words = ["--configfile", root / "tests" / "configs" / "reduced.yaml", "--cores", "2"]
+    subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", root / "Snakefile", *words],
+        cwd=folder,
+        check=True,
+    )
+    return folder
+
+
 @pytest.fixture(scope="module")
 def walled(tmp_path_factory) -> Iterator[Path]:
     """A folder in a folder, so that what is written beside it is seen."""
@@ -33,8 +52,17 @@ def walled(tmp_path_factory) -> Iterator[Path]:
 LONGEST = ("test_real", "test_determinism", "test_workflow", "test_reruns", "test_faults")
 
 
+#: What `make quick` goes without, besides workflows and what is marked as slow: tests with these
+#: fixtures, and fuzz tests.
+SLOW_FIXTURES = {"browser", "shared_data"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Put the longest files first."""
+    """Mark slow tests, and put the longest files first."""
+    for item in items:
+        if item.path.stem.startswith("test_fuzz_") or SLOW_FIXTURES & {*item.fixturenames}:
+            item.add_marker("slow")
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 

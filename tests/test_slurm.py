@@ -103,17 +103,6 @@ def cluster():
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The folder of a local run of the reduced demo."""
-    if named := os.environ.get("RFATLAS_REFERENCE"):
-        return Path(named)
-    folder = tmp_path_factory.mktemp("reference")
-    with Run(folder, *DEMO, "--cores", 2) as run:
-        run.output()
-    return folder
-
-
 def cancel_once_begun(run: Run, comment: str, logs: Path) -> None:
     """Cancel the job with this comment when a script of it has opened its log below `logs`."""
     while run.process.poll() is None and not any(logs.rglob("*.log")):
@@ -166,6 +155,46 @@ def test_results_of_jobs_on_nodes_may_go_to_a_storage(cluster, reference, tmp_pa
     lines = differences(reference, storage)
     assert all(line.endswith(f": missing in {storage}") for line in lines), lines
     assert list(storage.rglob("logs/**/*.log"))
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """The bucket `atlas` on an S3 server that listens on loopback, and what Snakemake must be told
+    to find it."""
+    moto, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
+    for name in ("ACCESS_KEY", "SECRET_KEY"):
+        monkeypatch.setenv(f"SNAKEMAKE_STORAGE_S3_{name}", "test")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    words = ["--default-storage-provider", "s3", "--default-storage-prefix", "s3://atlas/mine"]
+    client = boto3.session.Session("test", "test", region_name="us-east-1")
+    bucket = client.resource("s3", endpoint_url=url).Bucket("atlas")
+    yield bucket, [*words, "--storage-s3-endpoint-url", url]
+    server.stop()
+
+
+def test_results_may_go_to_s3(reference, s3, tmp_path):
+    """Files and a folder are written there, read by later jobs, and up to date the next time."""
+    bucket, words = s3
+    targets = ["results/demo/activations.h5", "results/demo/figures/gratings"]
+    words = [*DEMO, "--cores", 2, *words, "--", *targets]
+    work, copy = tmp_path / "work", tmp_path / "copy"
+    work.mkdir()
+    with Run(work, *words) as run:
+        run.output()
+    assert not (work / "results").exists()
+    for item in bucket.objects.filter(Prefix="mine/"):
+        file = copy / item.key.removeprefix("mine/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        bucket.download_file(item.key, str(file))
+    assert {"logs", "benchmarks", "results"} <= {path.name for path in copy.iterdir()}
+    lines = differences(reference, copy)
+    assert all(line.endswith(f": missing in {copy}") for line in lines), lines
+    drawn = {path.name for path in (reference / targets[1]).iterdir()}
+    assert {path.name for path in (copy / targets[1]).iterdir()} == drawn
+    with Run(work, *words[:-3], "--dry-run", *words[-3:]) as run:
+        assert "Nothing to be done" in run.output()
 
 
 def attempts(folder: Path, name: str) -> int:
