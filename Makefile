@@ -1,5 +1,7 @@
 # make demo     photographs in, an atlas out: the demo, with its report
-# make test     the tests
+# make quick    a first answer of the tests, in a minute and a half: those that run no workflow, no
+#               browser and no real network, and take seconds (tests/conftest.py)
+# make test     all tests
 # make lint     style of the code and of the workflow
 # make dry-run  a rehearsal of every config
 # make install  .venv with what the workflow needs, and its library (pip install -e .)
@@ -20,9 +22,12 @@ STYLE := $(CURDIR)/workflow/report/report.css
 # Progress bars where make writes to a terminal, else a few lines per job.
 SHOWN := $(if $(MAKE_TERMOUT),--logger rich,--quiet rules)
 RUN := $(BIN)/snakemake $(SHOWN) --configfile $(CONFIG) --directory $(DIRECTORY)
+# A worker per core, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope \
+    --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: demo report test lint dry-run install tools
+.PHONY: demo report quick test lint dry-run install tools
 
 demo: report
 	@$(BIN)/python -m rfatlas.tables.findings $(DIRECTORY)/results
@@ -34,10 +39,11 @@ report: install
 	    -newer $(REPORT) -print -quit)" ]; then \
 	    $(RUN) --report $(REPORT) --report-stylesheet $(STYLE); fi
 
-# A worker per core, each with one thread.
+quick: tools
+	$(PYTEST) -m "not workflow and not slurm and not slow" $(ARGS)
+
 test: tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder \
-	    $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: tools
 	$(BIN)/ruff check
