@@ -150,12 +150,13 @@ def columns(prefix: str, source: Source | None, channels: int) -> dict[str, Any]
         for index, name in enumerate(PARAMETERS):
             found[name][rows] = fits.parameters[:, index]
             found[f"se_{name}"][rows] = fits.errors[:, index]
-        # A blob has a frequency and a length in cycles, but nowhere to point.
+        # A blob has a frequency and a size, but nowhere to point, nor a length along its bars.
         for name in ("theta_deg", "se_theta_deg"):
             found[name][rows[blob]] = np.nan
-        found["nx"] = found["sigma_x"] * found["frequency"]
-        found["ny"] = found["sigma_y"] * found["frequency"]
-        found["aspect"] = found["sigma_y"] / found["sigma_x"]
+        oriented = np.where(np.isnan(found["theta_deg"]), np.nan, 1)
+        found["nx"] = oriented * found["sigma_x"] * found["frequency"]
+        found["ny"] = oriented * found["sigma_y"] * found["frequency"]
+        found["aspect"] = oriented * found["sigma_y"] / found["sigma_x"]
         found["r2"][rows], found["osi"][rows] = fits.r2, fits.osi
         known[rows] = np.isfinite(fits.osi)
         for name, values in (

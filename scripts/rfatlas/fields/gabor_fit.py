@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from rfatlas.statistics import circular_difference
+
 #: Parameters of a fit, in the order of the arrays here.
 PARAMETERS = (
     "x", "y", "sigma_x", "sigma_y", "theta_deg", "frequency", "phase_deg", "amplitude", "offset",
@@ -39,11 +41,16 @@ ENERGY = 0.9
 #: Smallest sigma, in pixels: less is a single pixel.
 SIGMA_MIN = 0.4
 
-#: Starts of a field that are carried to the end, each with another carrier.
+#: Starts of a field, each with another carrier; the best is then turned by a right angle once.
 STARTS = 6
 
 #: Starts agree with the best one if they explain as much of the variance as it, up to this share.
 AGREEING = 1e-3
+
+#: A field is ambiguous if a start ends with an orientation more than so many degrees away from the
+#: best one's, explains at least the share `RIVAL` of what that explains, and leaves at most
+#: `RIVAL_REST` times as much.
+RIVAL_DEG, RIVAL, RIVAL_REST = 20.0, 0.9, 1.2
 
 #: A Gabor of an amplitude beyond so many times the field's largest value describes no field: its
 #: carrier is near zero at every pixel (near the Nyquist frequency).
@@ -573,10 +580,11 @@ class Fits:
 
     `parameters` and their standard errors `errors` (n, 9) in the order of `PARAMETERS`, x and y
     from the middle of the whole field; `r2` share of the window's variance that they explain;
-    `osi` see `selectivity`; `converged`; `agreeing` starts of `STARTS` that ended as well; `window`
-    edge of what was fitted; `reason` "" for an oriented field, else why there is no orientation
-    ("blob") or no fit at all ("blank", "small", "steep", "noise", "poor"; all that describes the
-    Gabor is NaN then).
+    `osi` see `selectivity`; `converged`; `agreeing` starts, the turned one among them, that ended
+    as well; `window` edge of what was fitted; `reason` "" for an oriented field, else why there is
+    no orientation ("blob") or no fit at all ("blank", "small", "steep", "noise", "poor", or
+    "ambiguous": Gabors of other orientations fit about as well; all that describes the Gabor is NaN
+    then).
     """
 
     parameters: np.ndarray
@@ -670,9 +678,9 @@ def fit(fields: np.ndarray) -> Fits:
             found.parameters[rows, 0] += left[part] - shift
             found.parameters[rows, 1] -= top[part] - shift
     found.reason[varied & (found.r2 <= noise_r2(found.window))] = "noise"
-    found.reason[(found.reason == "") & (found.r2 < POOR)] = "poor"
-    found.reason[(found.reason == "") & (found.osi < SELECTIVE_OSI)] = "blob"
-    nothing = np.isin(found.reason, ("steep", "noise", "poor"))
+    for reason, holds in (("poor", found.r2 < POOR), ("blob", found.osi < SELECTIVE_OSI)):
+        found.reason[np.isin(found.reason, ("", "ambiguous")) & holds] = reason
+    nothing = np.isin(found.reason, ("steep", "noise", "poor", "ambiguous"))
     for array in (found.parameters, found.errors, found.osi):
         array[nothing] = np.nan
     return found
@@ -683,16 +691,26 @@ def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits, field: int) -> None:
     m, size = cut.shape[:2]
     mean = cut.mean((1, 2))
     cut = cut - mean[:, None, None]
-    owner = np.repeat(np.arange(m), STARTS)
-    shape, z, rss, _ = refine(cut, owner, starts(cut).reshape(-1, 6), _ROUGH)
-    total = np.square(cut).sum((1, 2))
-    # Those on their way to become steep had better not be followed.
-    every = np.where(np.abs(z) > STEEP / 2, np.inf, rss).reshape(m, STARTS)
-    best = every.argmin(1) + STARTS * np.arange(m)
-    lowest = every.min(1)
-    found.agreeing[rows] = (every <= lowest[:, None] + AGREEING * total[:, None]).sum(1)
-    each = np.arange(m)
-    shape, z, lowest, found.converged[rows] = refine(cut, each, shape[best])
+    each, total = np.arange(m), np.square(cut).sum((1, 2))
+
+    def ends(shape: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape, z, rss, _ = refine(cut, owner, shape, _ROUGH)
+        # Those on their way to become steep had better not be followed.
+        rss = np.where(np.abs(z) > STEEP / 2, np.inf, rss)
+        return shape.reshape(m, -1, 6), rss.reshape(m, -1)
+
+    shape, every = ends(starts(cut).reshape(-1, 6), np.repeat(each, STARTS))
+    # What fits a ring or a plaid fits it as well when turned by a right angle.
+    turned, rss = ends(shape[each, every.argmin(1)] + [0, 0, 0, 0, np.pi / 2, 0], each)
+    shape, every = np.concatenate([shape, turned], 1), np.concatenate([every, rss], 1)
+    best, lowest = every.argmin(1), every.min(1)
+    found.agreeing[rows] = (every <= (lowest + AGREEING * total)[:, None]).sum(1)
+    theta = np.degrees(shape[..., _THETA])
+    other = circular_difference(theta, theta[each, best][:, None]) > RIVAL_DEG
+    rival = total - RIVAL * (total - lowest)
+    rival = every <= np.minimum(rival, RIVAL_REST * lowest)[:, None]
+    found.reason[rows[(rival & other).any(1)]] = "ambiguous"
+    shape, z, lowest, found.converged[rows] = refine(cut, each, shape[each, best])
     found.reason[rows[np.abs(z) > STEEP]] = "steep"
     found.r2[rows] = 1 - lowest / total
     moments = _Grid(size).moments(cut, each, shape)

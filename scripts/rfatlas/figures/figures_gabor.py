@@ -114,10 +114,11 @@ def _label(parameters: np.ndarray, r2: float, reason: str) -> tuple[list[sheets.
     _, _, sigma_x, sigma_y, theta, frequency = parameters[:6]
     if not np.isfinite(theta):
         return [(reason.replace("_", " "), style.VERMILLION)], style.VERMILLION
-    lines = [("blob", style.GREY) if reason else (f"{round(theta) % 180}°", style.INK)]
-    lines.append((f"R² {r2:.2f}", style.GREY))
-    lines.append((f"{sigma_x * frequency:.2f} × {sigma_y * frequency:.2f}", style.GREY))
-    return lines, style.GREY if reason else style.INK
+    fit = f"R² {r2:.2f}", style.GREY
+    if reason:
+        return [("blob", style.GREY), fit], style.GREY
+    cycles = f"{sigma_x * frequency:.2f} × {sigma_y * frequency:.2f}", style.GREY
+    return [(f"{round(theta) % 180}°", style.INK), fit, cycles], style.INK
 
 
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
