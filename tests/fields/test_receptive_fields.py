@@ -1,6 +1,8 @@
 """Receptive fields: exact crops against the whole image, planted and closed forms, brute-force
 sums."""
 
+from collections import OrderedDict
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from torch import nn
 
 from rfatlas.errors import RfatlasError
 from rfatlas.fields import crops, receptive_fields
+from rfatlas.figures import style
 from rfatlas.files import store
 from rfatlas.network import graph, model
 from rfatlas.network.geometry import Field, Geometry
@@ -131,7 +134,7 @@ def test_crop_gives_what_the_whole_image_gives(layer, tmp_path):
             assert value == pytest.approx(top["value"][c, k], abs=1e-5 * float(top["value"].max()))
             assert certificate[c, k] < 1e-4 * value
             # docs/files.md: S x S around the centre of the unit's box, zero outside the image.
-            t, u = (int(np.floor(start + p * stride - s / 2)) for p in (y, x))
+            t, u = np.floor(start + np.multiply((y, x), stride) - s / 2).astype(int)
             padded = np.pad(whole, ((0, 0), (s, s), (s, s)))[
                 :, s + t : 2 * s + t, s + u : 2 * s + u
             ]
@@ -155,9 +158,66 @@ def test_conv1_gradient_is_its_kernel_over_the_input_std(tmp_path):
     measure(network, "conv1", images, top, tmp_path / "conv1.h5", keep=1)
     kernel = network.module.conv1.weight.numpy() / np.array(STD).reshape(3, 1, 1)
     with h5py.File(tmp_path / "conv1.h5") as file:
-        assert file.attrs["size"] == 7 and file.attrs["stride"] == 2 and file.attrs["start"] == 0.5
+        assert file.attrs["size"] == 7 and file.attrs["stride"].tolist() == [2, 2]
+        assert file.attrs["start"].tolist() == [0.5, 0.5]
         np.testing.assert_allclose(file["gradient"][:, 0], kernel, rtol=1e-5, atol=1e-8)
         np.testing.assert_allclose(file["mean_gradient"][:], kernel, rtol=1e-5, atol=1e-8)
+
+
+def test_both_axes_of_an_oblong_kernel_are_told(tmp_path):
+    """The file and model.json say where each pixel of a window lies in the image, down and
+    across."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, (5, 4), stride=(2, 1), padding=(3, 1))
+    network, images = loaded(nn.Sequential(OrderedDict(conv1=conv)), 32), photographs(2, 32)
+    measure(network, "conv1", images, top_tables(network, "conv1", images, 4, 4), tmp_path / "x.h5")
+    top = top_tables(network, "conv1", images, 4, 4)
+    with h5py.File(tmp_path / "x.h5") as file:
+        size, start, stride = (file.attrs[key] for key in ("size", "start", "stride"))
+        gradient, patch = file["gradient"][:], file["patch"][:]
+    assert start.tolist() == [0.5 + 4 / 2 - 3, 0.5 + 3 / 2 - 1] and stride.tolist() == [2, 1]
+    described = model.describe(network.module, network.graph, network.description["input"])
+    assert described["layers"][0]["start"] == start.tolist()
+    weight = conv.weight.detach() / torch.tensor(STD)[:, None, None]
+    for c, k in np.ndindex(patch.shape[:2]):
+        first = np.floor(start + stride * top["yx"][c, k] - size / 2).astype(int)
+        blank = style.outside(top["yx"][c, k], start, stride, size, 32)
+        around = np.pad(images[top["image"][c, k]], ((9, 9), (9, 9), (0, 0)))
+        cut = around[first[0] + 9 :][:size, first[1] + 9 :][:, :size]
+        # The kernel's first pixel is at stride * position - padding.
+        y, x = top["yx"][c, k] * stride - (3, 1) - first
+        box = slice(y, y + 5), slice(x, x + 4)
+        assert np.array_equal(patch[c, k][box], cut[box]) and not cut[blank].any()
+        expected = np.zeros((3, size, size))
+        expected[:, *box] = weight[c]
+        np.testing.assert_allclose(gradient[c, k], expected * ~blank, rtol=1e-5, atol=1e-8)
+
+
+def test_units_on_the_edge_of_a_relu_or_a_pooling_are_found(tmp_path):
+    """On plain images differences of neighbours are exactly zero, and all places of a pooling equal
+    but for what is beside the image; means are neither."""
+    first, last = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+    with torch.no_grad():
+        first.weight.zero_()
+        first.weight[0, :, 1] = torch.tensor([-1.0, 0, 1])
+        first.weight[1, :, 1, 1] = 1
+        first.bias[:] = torch.tensor([0.0, 5.0])
+        last.weight[:, :, 0, 0] = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    images = np.full((2, 16, 16, 3), 128, np.uint8)
+    top = {
+        "image": np.tile([0, 1], (2, 1)),
+        "yx": np.full((2, 2, 2), 5),
+        "value": np.zeros((2, 2), np.float32),
+    }
+    for between, edges in ((nn.ReLU(), [True, False]), (nn.MaxPool2d(3, 1, 1), [True, True])):
+        network = loaded(nn.Sequential(OrderedDict(a=first, b=between, c=last)).eval(), 16)
+        with torch.no_grad():
+            value = network.graph.prefix("c")(network.preprocess(images))
+        top["value"] = value[:, :, 5, 5].numpy().T
+        table = measure(network, "c", images, top, tmp_path / "x.h5")
+        assert (table["certificate_max"] < 1e-6).all()
+        assert (table["gradient_change"] > 0.1).tolist() == edges
+        assert (table["gradient_change"] < 1e-6).tolist() == [not edge for edge in edges]
 
 
 def test_pixels_outside_the_box_change_nothing(tmp_path):

@@ -52,14 +52,14 @@ def written(tmp_path_factory) -> Path:
             kernel[1] = 0
             group["filter"] = kernel
             group["linear"] = np.tile(kernel, (1, 1, 2, 2))[..., :11, :11]
-            group.attrs.update(path=path, start=0.5, stride=2, size=7)
+            group.attrs.update(path=path, start=[0.5] * 2, stride=[2] * 2, size=7)
     for layer, (size, start) in {
         "conv1": (7, 0.5),
         "layer1.0": (19, 1.5),
         "layer1.1": (35, 1.5),
     }.items():
         channels = LAYERS[layer][1]
-        attrs = store.provenance("receptive_fields", {}) | {"start": start, "size": size}
+        attrs = store.provenance("receptive_fields", {}) | {"start": [start] * 2, "size": size}
         with store.create(folder / "receptive_fields" / f"{layer}.h5", attrs) as file:
             file["channel"] = np.arange(channels - 1, dtype=np.int32)
             y, x = np.indices((size, size))

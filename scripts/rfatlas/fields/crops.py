@@ -90,12 +90,12 @@ def window(field: Field, image_size: int) -> Window:
 
 def attributes(cut: Window) -> dict[str, Any]:
     """Return the attributes that tell a reader of a layer's file where its windows lie: `size`,
-    `stride`, `start` (the centre of unit 0) and `image_size`, in pixels."""
+    `stride` and `start` (the centre of unit 0) along (y, x), and `image_size`, in pixels."""
     geometry = cut.geometry
     return {
         "size": max(geometry.size) if geometry else cut.image_size,
-        "stride": max(geometry.stride) if geometry else 0,
-        "start": geometry.start[0] if geometry else cut.image_size / 2,
+        "stride": geometry.stride if geometry else (0, 0),
+        "start": geometry.start if geometry else (cut.image_size / 2,) * 2,
         "image_size": cut.image_size,
     }
 

@@ -35,6 +35,11 @@ ERF_THRESHOLD = 0.0455
 # that the two come from other weights or images; float32 rounding stays far below.
 _CERTIFICATE_LIMIT = 1e-2
 
+# So many of a channel's strongest units are looked at again, their pixels (0..1) moved by noise of
+# about what float32 rounds away: on the edge of a ReLU or a max pooling it decides which way the
+# gradient takes.
+_AGAIN, _NOISE = 2, 1e-7
+
 _CPU = torch.device("cpu")
 
 
@@ -67,13 +72,15 @@ def look(
     units: Units,
     rounds: list[np.ndarray],
     split: bool = False,
+    noise: float = 0.0,
 ) -> Iterator[tuple[Units, Seen]]:
     """Yield, per round of one batch (see `crops.batches`), its units and what they see.
 
     `network` gives a layer's value, or with `split` what `graph.split_block` does. `images` uint8
     (N, H, H, 3) is indexed by the units' image; `channels` maps their slots to channels of the
     layer. Gradients are with respect to pixels in 0..1. The sum of a round's units is
-    differentiated in one backward pass (two for both parts), as no crop sees another's unit.
+    differentiated in one backward pass (two for both parts), as no crop sees another's unit. With
+    `noise` every pixel is moved by at most so much.
     """
     device = model.device
 
@@ -90,7 +97,11 @@ def look(
         )
         for member in members
     ]
-    passes = crops.forward(model, network, pictures.float() / 255, places)
+    pixels = pictures.float() / 255
+    if noise:
+        random = torch.Generator().manual_seed(0)
+        pixels += noise * (2 * torch.rand(pixels.shape, generator=random) - 1).to(device)
+    passes = crops.forward(model, network, pixels, places)
     for member, (pixels, output, at, keep) in zip(members, passes, strict=True):
         corner = moved(
             *(
@@ -116,6 +127,33 @@ def look(
         inside = cut_windows(torch.ones_like(seen[:, :1]), *corner, cut.size)[:, 0] > 0
         image = cut_windows(seen, *corner, cut.size)
         yield member, Seen(value.detach(), gradient, image, inside, energy, parts)
+
+
+def gradient_change(
+    model: Any,
+    network: nn.Module,
+    cut: Window,
+    images: Any,
+    channels: np.ndarray,
+    units: Units,
+    gradient: torch.Tensor,
+    size: int,
+) -> np.ndarray:
+    """Return how far the gradients of each channel's strongest units move when rounding changes.
+
+    (C,) largest norm of the change over that of the gradient, the pixels moved by 1e-7; NaN for a
+    channel without units. `gradient` (C, keep, 3, S, S) are those without noise, of which two are
+    looked at again, `size` crops at a time; for the rest see `look`.
+    """
+    found = np.full(len(channels), np.nan)
+    units = units.take(np.flatnonzero(units.rank < min(_AGAIN, gradient.shape[1])))
+    for rounds in crops.batches(units, cut, size):
+        seen = look(model, network, cut, images, channels, units, rounds, noise=_NOISE)
+        for members, again in seen:
+            before = gradient[members.slot, members.rank].flatten(1)
+            moved = (again.gradient.cpu().flatten(1) - before).norm(dim=1)
+            np.fmax.at(found, members.slot, (moved / before.norm(dim=1)).numpy())
+    return found
 
 
 # ---- effective receptive field
@@ -224,6 +262,7 @@ class _Block:
             "patch": zeros(keep, *window, 3, dtype=torch.uint8, device=_CPU),
             "gradient": zeros(keep, 3, *window, dtype=torch.float32, device=_CPU),
             "certificate": torch.full((channels, k), np.nan),
+            "gradient_change": torch.full((channels,), np.nan, dtype=torch.float64),
         }
         self.parts = skip_residual.Sums(cut, channels, device) if split else None
         self.held |= self.parts.held if split else {}
@@ -289,6 +328,7 @@ class _Block:
             energy_inside = (held["inside"] / held["energy"]).astype(np.float32)
         return {
             "certificate": held["certificate"],
+            "gradient_change": held["gradient_change"],
             "energy_inside": energy_inside,
             "split_half": split_half,
             "erf_sigma": effective[:, 0],
@@ -363,6 +403,8 @@ def measure(
                         place = {"block": np.array(first), "finished": np.array(number)}
                         partial.save("state", block.state() | place)
                 progress.update(sum(map(len, rounds)))
+            changed = gradient_change(model, networks[False], *work, block.held["gradient"], batch)
+            block.held["gradient_change"] = torch.from_numpy(changed)
             partial.save(f"fields-{first:06d}", block.fields())
             partial.save(name, block.rows())
     blocks = [partial.load(name) for name in partial.names() if name.startswith("rows-")]
@@ -419,8 +461,8 @@ def check_certificate(
 
 #: Columns of the table besides layer and channel; those of the part `skip_residual` follow.
 COLUMNS = (
-    "n_units", "certificate_max", "energy_inside", "split_half", "erf_sigma", "erf_r2",
-    "erf_fraction",
+    "n_units", "certificate_max", "gradient_change", "energy_inside", "split_half", "erf_sigma",
+    "erf_r2", "erf_fraction",
 )  # fmt: skip
 
 

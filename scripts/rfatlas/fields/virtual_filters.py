@@ -335,8 +335,8 @@ def write(group: h5py.Group, found: Virtual | None, reason: str = "") -> None:
         path=found.path,
         convolutions=found.convolutions,
         size=max(found.geometry.size),
-        stride=max(found.geometry.stride),
-        start=found.geometry.start[0],
+        stride=found.geometry.stride,
+        start=found.geometry.start,
     )
     if found.linear is not None:
         group["linear"] = found.linear.astype(np.float32)

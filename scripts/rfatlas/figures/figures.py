@@ -33,9 +33,8 @@ EDGE_SIGMA = float(np.sqrt(-2 * np.log(1 - 0.9545)))
 
 #: Reasons of inactivity in channels.csv: how they are told, and their colour.
 INACTIVE = {
-    "filter_norm": ("weak filter", style.ORANGE),
-    "variance": ("low variance", style.PURPLE),
-    "filter_norm+variance": ("both", style.VERMILLION),
+    "weak": ("hardly drives the next layer", style.ORANGE),
+    "constant": ("never changes", style.VERMILLION),
 }
 
 PANELS = ("mean\nimage", "mean\ngradient", "effective\nRF")
@@ -113,7 +112,7 @@ def _field(place: Mapping, window: int, kind: str) -> str:
         return f"units see the whole image ({place['image_size']} px)"
     if place["size"] > window:
         return f"{size}, more than the image: shown are {window} px about its centre"
-    return f"{size}, stride {place['stride']} px"
+    return f"{size}, stride {' × '.join(map(str, dict.fromkeys(place['stride'])))} px"
 
 
 def _montage_label(facts: pd.Series, responds: bool) -> tuple[list[sheets.Line], str]:

@@ -68,8 +68,8 @@ def sheet(
     facts = f"{sheets.count(len(chosen), len(table))}   |   {PATHS[group.attrs['path']]}"
     if fields is not None:
         gradient = store.aligned(fields["mean_gradient"], fields["channel"], chosen)
-        starts, window = (group.attrs["start"], fields.attrs["start"]), gradient.shape[-1]
-        same = (shared(*starts, extent, window) for extent in kernel.shape[2:])
+        ways = zip(group.attrs["start"], fields.attrs["start"], kernel.shape[2:], strict=True)
+        same = (shared(*along, gradient.shape[-1]) for along in ways)
         columns["mean gradient,\nsame pixels"] = gradient[:, :, *same]
     if "linear" in group:
         columns["linear\nresponse"] = group["linear"][chosen]

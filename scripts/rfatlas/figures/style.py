@@ -336,13 +336,16 @@ def positive_rgb(field: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.nan_to_num(field) / display_range(field), 0, -1).clip(0, 1)
 
 
-def outside(yx: np.ndarray, start: float, stride: int, window: int, image: int) -> np.ndarray:
+def outside(
+    yx: np.ndarray, start: np.ndarray, stride: np.ndarray, window: int, image: int
+) -> np.ndarray:
     """Return (window, window) bool: which pixels of a unit's window lie outside the image.
 
-    `yx` is the unit's position, `start` and `stride` the layer's geometry in pixels; the window is
-    centred on the unit's receptive field, to the left and above where it cannot be exactly.
+    `yx` is the unit's position, `start` and `stride` (y, x) the layer's geometry in pixels; the
+    window is centred on the unit's receptive field, to the left and above where it cannot be
+    exactly.
     """
-    first = np.floor(start + stride * np.asarray(yx) - window / 2).astype(int)
+    first = np.floor(np.add(start, np.multiply(stride, yx)) - window / 2).astype(int)
     y, x = (position + np.arange(window) for position in first)
     return ((y < 0) | (y >= image))[:, None] | ((x < 0) | (x >= image))
 
