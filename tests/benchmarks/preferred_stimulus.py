@@ -45,7 +45,8 @@ def run_ours(probe: Probe, layer: str, channels: np.ndarray) -> np.ndarray:
         torch.zeros((0, n, 2), dtype=torch.int64),
     )
     fourier = stimulus.Fourier(square.size, COLOURS)
-    objective = stimulus.Objective(probe, square, fourier, climbs, 0, 0, max(1, probe.batch // 2))
+    batch = max(1, probe.batch // 2)
+    objective = stimulus.Objective(probe, square, fourier, climbs, 0, 0, batch, STEPS)
     starts = [stimulus.noise(square.size, 0, layer, int(channel), 0) for channel in channels]
     begin = fourier.encode(torch.from_numpy(np.stack(starts)))
     end = ascent.lbfgs(objective, begin, STEPS, None)

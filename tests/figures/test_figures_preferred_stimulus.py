@@ -42,6 +42,7 @@ def written(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
         "off_activation": [-1.0, np.nan, -2.0, np.nan],
         "stimulus_gain": [1.5, np.nan, 0.97, 2.25],
         "stimulus_gradient": [0.5, np.nan, -0.25, np.nan],
+        "stimulus_converged": [True, None, True, False],
     }
     for name, values in numbers.items():
         table[name] = pd.Series(values, MEASURED).reindex(range(8)).to_numpy()
@@ -102,7 +103,7 @@ def test_each_picture_stands_in_its_place(written):
     assert shown_patch[:9].min() >= 200 and np.ptp(shown_patch[:9], axis=-1).max() == 0
     assert shown_patch[:, :9].min() >= 200
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert {"gain 1.50", "gain 0.97", "silent", "r 0.50", "r −0.25"} <= set(texts)
+    assert {"gain 1.50", "gain 0.97", "gain ≥ 2.25", "silent", "r 0.50", "r −0.25"} <= set(texts)
     weak = next(text for text in figure.axes[0].texts if text.get_text() == "gain 0.97")
     assert weak.get_color() == style.VERMILLION
     assert "4 of 8 channels (4 measured)" in texts[1]

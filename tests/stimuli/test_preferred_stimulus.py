@@ -99,6 +99,10 @@ def test_a_kernel_prefers_its_signs_where_only_the_range_binds(optimizer, networ
     np.testing.assert_allclose(table["stimulus_agreement"], 1, atol=1e-6)
     np.testing.assert_allclose(table["off_agreement"], 1, atol=1e-6)
     np.testing.assert_allclose(table["stimulus_spread"], 0, atol=1e-5)
+    assert table[["stimulus_converged", "off_converged"]].all(axis=None)
+    assert found.table["stimulus_converged"].isna()[5]
+    early = measure(network, "conv1", tmp_path, replace(BARE, optimizer=optimizer, steps=3))
+    assert not early.table["stimulus_converged"][alive].any()
 
 
 @pytest.mark.parametrize("parametrisation", ["pixels", "fourier"])

@@ -79,7 +79,8 @@ def _label(facts: pd.Series) -> tuple[list[sheets.Line], str]:
         color = style.VERMILLION
     if np.isfinite(facts["stimulus_gain"]):
         weak = facts["stimulus_gain"] < 1
-        text = f"gain {facts['stimulus_gain']:.2f}"
+        rising = facts["stimulus_converged"] is not pd.NA and not facts["stimulus_converged"]
+        text = f"gain {'≥ ' * rising}{facts['stimulus_gain']:.2f}"
         lines.append((text, style.VERMILLION if weak else style.GREY))
     if np.isfinite(facts["stimulus_gradient"]):
         lines.append((style.minus(f"r {facts['stimulus_gradient']:.2f}"), style.GREY))

@@ -1,5 +1,5 @@
 """Stage `preferred_stimulus`: for every channel the input that drives its centre unit most, and the
-one that suppresses it most, found by ascent on the pixels.
+one that suppresses it most, as an ascent on the pixels finds them.
 
 Only the receptive-field box of the unit is optimised, on its exact crop (see `probe`): 7 pixels for
 a first layer of 7 x 7 kernels, whatever the size of the image. Several starts per channel tell how
@@ -44,6 +44,9 @@ _SMOOTHING = 0.01
 _STILL_SHARE = 0.2
 # The box is shifted at most by this share of its side.
 _JITTER_SHARE = 1 / 8
+# An ascent is at rest if what it maximises rises by no more than `_REST` of itself over the last
+# `_LAST_SHARE` of its steps, which are still.
+_LAST_SHARE, _REST = 1 / 8, 0.005
 # A unit whose value no stimulus changes by more than this share of its layer's usual maximum looks
 # at nothing.
 _CONSTANT = 1e-6
@@ -225,7 +228,13 @@ class Objective:
     tv: float
     #: Climbs that are evaluated at a time.
     batch: int
+    #: Evaluations that an ascent may take.
+    steps: int
     calls: int = 0
+
+    def __post_init__(self):
+        self._highest = torch.full_like(self.climbs.scale, -torch.inf)
+        self._earlier = self._highest
 
     def __call__(self, rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return values (r,) and gradients (r, ...) at the variables `x` of the climbs `rows`."""
@@ -244,8 +253,16 @@ class Objective:
             value = drive - share * (1 + drive.square()).sqrt()
             (gradients[part],) = torch.autograd.grad(value.sum(), variables)
             values[part] = value.detach()
+        if shift is None:
+            self._highest[rows] = torch.maximum(self._highest[rows], values)
         self.calls += 1
+        if self.calls <= self.steps - math.ceil(_LAST_SHARE * self.steps):
+            self._earlier = self._highest.clone()
         return values, gradients
+
+    def at_rest(self) -> torch.Tensor:
+        """Return whether each climb (n,) had come to rest when its steps ended."""
+        return self._highest - self._earlier <= _REST * self._highest.abs()
 
     @torch.no_grad()
     def reached(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -490,7 +507,7 @@ def _block(
         parametrisation = Fourier(square.size, colours, device)
     objective = Objective(
         probe, square, parametrisation, climbs, settings["l2"], settings["tv"],
-        max(1, probe.batch // 2),
+        max(1, probe.batch // 2), settings["steps"],
     )  # fmt: skip
     begin = parametrisation.encode(torch.from_numpy(every).to(device).flatten(0, 1))
     if settings["optimizer"] == "adam":
@@ -501,6 +518,7 @@ def _block(
     with torch.no_grad():
         images = parametrisation.decode(end)
     activation, value = (found.view(m, k).cpu().numpy() for found in objective.reached(images))
+    rest = objective.at_rest().view(m, k).cpu().numpy()
     images = images.view(m, k, *images.shape[1:]).cpu().numpy()
     result = {}
     for prefix, columns in (("", sign > 0), ("off_", sign < 0)):
@@ -512,6 +530,7 @@ def _block(
             f"{prefix}best": best,
             f"{prefix}activation": activation[:, columns][at],
             f"{prefix}value": values,
+            f"{prefix}rest": rest[:, columns][at],
             f"{prefix}agreement": agreement(own),
             f"{prefix}gradient": _similarity(own[at], gradient),
         }
@@ -532,8 +551,9 @@ def _similarity(images: np.ndarray, gradient: np.ndarray | None) -> np.ndarray:
 
 COLUMNS = (
     "layer", "channel", "stimulus_activation", "stimulus_gain", "stimulus_noise_gain",
-    "stimulus_start", "stimulus_agreement", "stimulus_spread", "stimulus_gradient",
-    "off_activation", "off_start", "off_agreement", "off_gradient", "stimulus_reason",
+    "stimulus_start", "stimulus_converged", "stimulus_agreement", "stimulus_spread",
+    "stimulus_gradient", "off_activation", "off_start", "off_converged", "off_agreement",
+    "off_gradient", "stimulus_reason",
 )  # fmt: skip
 
 
@@ -566,6 +586,7 @@ def _table(
         "stimulus_gain": activation / photograph,
         "stimulus_noise_gain": np.maximum(from_noise, 0 if rectified else -np.inf) / photograph,
         "stimulus_start": np.array(kinds, object)[rows["best"]],
+        "stimulus_converged": pd.array(rows["rest"], "boolean"),
         "stimulus_agreement": rows["agreement"],
         "stimulus_spread": (value.max(1) - value.min(1)) / largest_value,
         "stimulus_gradient": rows["gradient"],
@@ -573,12 +594,13 @@ def _table(
     off = {
         "off_activation": lowest,
         "off_start": np.array(off_kinds, object)[rows["off_best"]],
+        "off_converged": pd.array(rows["off_rest"], "boolean"),
         "off_agreement": rows["off_agreement"],
         "off_gradient": rows["off_gradient"],
     }
     measured = pd.DataFrame(on | off, index=channels)
-    measured.loc[nothing, list(on)] = np.nan
-    measured.loc[no_off, list(off)] = np.nan
+    measured.loc[nothing, list(on)] = pd.NA
+    measured.loc[no_off, list(off)] = pd.NA
     measured["stimulus_reason"] = np.select(
         [constant, silent, np.isnan(photograph)], ["constant", "silent", "no_photograph"], ""
     )
