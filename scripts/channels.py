@@ -11,7 +11,7 @@ with jobs.job(snakemake) as log:
         snakemake.params.layers,
         snakemake.input.tables,
         snakemake.params.inactive_norm,
-        snakemake.params.inactive_variance,
+        snakemake.params.inactive_drive,
         snakemake.params.orientation_osi,
         snakemake.params.first,
     )

@@ -36,7 +36,7 @@ with jobs.job(snakemake) as log:
     description = model.describe(network, traced, input)
     loaded = model.load(snakemake.output.weights)
     for layer in description["layers"]:
-        layer["filter_norm"] = model.filter_norms(traced, layer["name"])
+        layer |= model.norms(traced, layer["name"])
     description |= {
         "run": snakemake.wildcards.run,
         "factory": config["factory"],

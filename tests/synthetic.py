@@ -68,6 +68,7 @@ class Run:
         self.filter_norm = {
             layer.name: random.uniform(0.5, 1, layer.channels) for layer in self.layers
         }
+        self.next_norm = {layer.name: np.ones(layer.channels) for layer in self.layers}
         self.logits = random.normal(0, 1, (self.images, self.classes)).astype(np.float32)
 
     def write(self, folder: Path) -> Path:
@@ -96,8 +97,9 @@ class Run:
                     "rf_kind": "global" if layer.size is None else "exact",
                     "probed": [],
                     "stride": layer.stride,
-                    "start": layer.start,
+                    "start": None if layer.start is None else [layer.start] * 2,
                     "filter_norm": self.filter_norm[layer.name].tolist(),
+                    "next_norm": self.next_norm[layer.name].tolist(),
                 }
                 for layer in self.layers
             ],
@@ -206,7 +208,7 @@ class Run:
             file["mean_image"], file["mean_gradient"] = means["image"], means["gradient"]
             file["mean_abs_gradient"], file["effective"] = means["abs_gradient"], means["effective"]
             file["channel"] = np.arange(layer.channels, dtype=np.int32)
-            file.attrs.update(stride=layer.stride, start=layer.start, image_size=IMAGE)
+            file.attrs.update(stride=[layer.stride] * 2, start=[layer.start] * 2, image_size=IMAGE)
             file.attrs.update(size=layer.size or IMAGE, whole_image=layer.size is None)
         lines = ["layer,channel,n_units,split_half,erf_sigma,erf_r2"]
         for channel in range(layer.channels):

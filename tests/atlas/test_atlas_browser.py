@@ -744,9 +744,9 @@ def test_the_first_numbers_are_those_that_mean_something(page, tmp_path):
     rows.loc[:1, "erf_sigma"] = 2.5
     rows.loc[:1, "erf_r2"] = [0.49, 0.51]
     rows.to_csv(path, index=False)
-    # A filter norm of nothing makes the third channel inactive.
+    # That nothing reads the third channel makes it inactive.
     description = json.loads((folder / "model.json").read_text())
-    description["layers"][0]["filter_norm"][2] = 0.0
+    description["layers"][0]["next_norm"][2] = 0.0
     (folder / "model.json").write_text(json.dumps(description))
     table = write_table(run, folder, more)
     assert table["inactive"].tolist()[:3] == [False, False, True]

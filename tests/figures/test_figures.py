@@ -291,7 +291,8 @@ def test_a_large_montage_is_small_enough_for_a_report(tmp_path):
         file["count"] = np.full((32, 224, 224), 9)
         for index, name in enumerate(("mean_image", "mean_gradient", "effective")):
             file[name] = means[:, index]
-        file.attrs.update(size=899, stride=32, start=112, image_size=224, whole_image=False)
+        file.attrs.update(size=899, stride=[32] * 2, start=[112] * 2)
+        file.attrs.update(image_size=224, whole_image=False)
     top = {"top_image": np.ones((32, 9), int), "top_yx": np.zeros((32, 9, 2), int)}
     table = pd.DataFrame({"channel": np.arange(512), "inactive": False, "rf_kind": "exact"})
     stem = tmp_path / "montage"
@@ -318,7 +319,7 @@ def many_layers(layers: int = 18) -> pd.DataFrame:
                     "depth": depth,
                     "rectified": depth > 0,
                     "rf_size": 7 + 60 * depth if depth < layers - 1 else np.nan,
-                    "inactive_reason": random.choice(["", "", "filter_norm", "variance"]),
+                    "inactive_reason": random.choice(["", "", "weak", "constant"]),
                     "fraction_active": random.uniform(),
                     "erf_sigma": random.uniform(1, 2 + 5 * depth),
                     "erf_r2": random.uniform(),

@@ -1,5 +1,7 @@
 """Graph: cutting, naming and receptive-field arithmetic, against the plain network and autograd."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -232,6 +234,54 @@ def test_filter_norm_is_the_norm_of_the_response_to_unit_impulses():
     assert torch.allclose(traced.filter_norms("conv1").float(), response.norm(dim=0), rtol=1e-4)
     assert torch.equal(traced.filter_norms("maxpool"), traced.filter_norms("conv1"))
     assert torch.allclose(traced.filter_norms("layer2.0").float(), deep.norm(dim=0), rtol=1e-4)
+
+
+def test_next_norms_are_those_of_the_weights_that_read_a_channel():
+    torch.manual_seed(4)
+    network = MAKE["resnet18"]().eval()
+    with torch.no_grad():
+        for child in network.modules():
+            if isinstance(child, nn.BatchNorm2d):
+                child.running_var.uniform_(0.5, 2)
+                child.weight.uniform_(-1, 1)
+    traced = graph.trace(network, torch.zeros(1, 3, 64, 64))
+
+    def scale(norm):
+        return (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+
+    def squares(conv, norm):
+        return (conv.weight.detach() * scale(norm).view(-1, 1, 1, 1)).square().sum((0, 2, 3))
+
+    # The stream of layer1 is read by both of its blocks, and twice by the first of layer2.
+    first, second, third = network.layer1[0], network.layer1[1], network.layer2[0]
+    stream = squares(second.conv1, second.bn1) + squares(third.conv1, third.bn1)
+    stream += squares(*third.downsample)
+    found = [traced.next_norms(name).float() for name in ("maxpool", "layer1.0", "conv1")]
+    expected = (squares(first.conv1, first.bn1) + stream).sqrt()
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[1], stream.sqrt(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[2], expected * scale(network.bn1).abs(), rtol=1e-4, atol=0)
+    inner = squares(first.conv2, first.bn2).sqrt()
+    torch.testing.assert_close(traced.next_norms("layer1.0.bn1").float(), inner, rtol=1e-4, atol=0)
+    last = network.fc.weight.detach().norm(dim=0)
+    torch.testing.assert_close(traced.next_norms("layer4.1").float(), last, rtol=1e-4, atol=0)
+    assert traced.next_norms("fc") is None
+
+
+def test_next_norms_of_groups_and_of_flattened_maps():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        OrderedDict(
+            a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 4, 3, groups=2), c=nn.Flatten(),
+            d=nn.Linear(4 * 16, 5),
+        )
+    )  # fmt: skip
+    traced = graph.trace(network, torch.zeros(1, 3, 8, 8))
+    grouped, flat = network.b.weight.detach(), network.d.weight.detach()
+    squares = torch.cat([half.square().sum((0, 2, 3)) for half in grouped.split(2)])
+    torch.testing.assert_close(traced.next_norms("a").float(), squares.sqrt())
+    squares = flat.view(5, 4, 16).square().sum((0, 2))
+    torch.testing.assert_close(traced.next_norms("b").float(), squares.sqrt())
 
 
 class ByValues(nn.Module):

@@ -129,7 +129,7 @@ def test_description_of_torchvision_networks(network):
     layers = {layer["name"]: layer for layer in description["layers"]}
     assert layers["layer2.0"] | {"gflops": 0} == {
         "name": "layer2.0", "channels": 128, "height": 8, "width": 8, "rectified": True,
-        "size": 67, "stride": 8, "start": 0.5, "gflops": 0, "rf_kind": "exact", "probed": [],
+        "size": 67, "stride": 8, "start": [0.5, 0.5], "gflops": 0, "rf_kind": "exact", "probed": [],
     }  # fmt: skip
     assert layers["avgpool"]["size"] is None
     assert description["n_classes"] == 5

@@ -101,7 +101,7 @@ BAD = [
         ["filter_norm, osi"],
     ),
     ("channels.inactive_norm", 1.5, None, ["a number from 0 to 1"]),
-    ("channels.inactive_variance", "small", None, ["a number from 0 to 1"]),
+    ("channels.inactive_drive", "small", None, ["a number from 0 to 1"]),
     ("runs", {}, None, ["at least one"]),
     ("figures", 1, None, ["a mapping"]),
     ("device", "cpu\n", None, ["auto, cpu, cuda or cuda:N"]),

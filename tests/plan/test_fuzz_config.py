@@ -75,7 +75,7 @@ DESCRIPTION = {
             "rectified": True,
             "size": 7,
             "stride": 2,
-            "start": 0.5,
+            "start": [0.5, 0.5],
             "rf_kind": "exact",
             "probed": [],
             "gflops": 0.05,

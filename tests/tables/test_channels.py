@@ -2,20 +2,24 @@
 
 import importlib
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from synthetic import Layer, Run
+from torch import nn
 
 from rfatlas import stages
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
+from rfatlas.network import graph
 from rfatlas.tables import channels
 
 ROOT = Path(__file__).resolve().parents[2]
-NORM, VARIANCE, OSI = 0.1, 0.001, 0.5
+NORM, DRIVE, OSI = 0.1, 0.03, 0.5
 
 
 def layer_tables(folder: Path) -> list[Path]:
@@ -30,7 +34,7 @@ def build(run: Run, folder: Path, tables=None, layers=None, first=None) -> pd.Da
         layers or [layer.name for layer in run.layers],
         layer_tables(folder) if tables is None else tables,
         NORM,
-        VARIANCE,
+        DRIVE,
         OSI,
         first,
     )
@@ -147,23 +151,65 @@ def test_planted_inactive_channels_are_found_and_no_others(tmp_path):
     run.filter_norm["layer1.0"][:] = 1
     run.filter_norm["layer1.0"][[1, 3]] = 0.099, 0.101
     run.value["layer1.0"][:, 4] *= 1e-3
-    run.filter_norm["layer1.0"][6] = 0.01
+    run.next_norm["layer1.0"][5] = 0.001
     run.value["layer1.0"][:, 6] = 0
+    # Weak, but heard.
+    run.value["layer1.0"][:, 7] *= 1e-3
+    run.next_norm["layer1.0"][7] = 1e3
     table = build(run, run.write(tmp_path))
-    reasons = table.loc[table["layer"] == "layer1.0", "inactive_reason"].tolist()
-    expected = ["", "filter_norm", "", "", "variance", "", "filter_norm+variance", ""]
-    assert reasons == expected
+    rows = table[table["layer"] == "layer1.0"]
+    expected = ["", "", "", "", "weak", "weak", "constant", ""]
+    assert rows["inactive_reason"].tolist() == expected
+    assert rows["weak_filter"].tolist() == [False, True] + [False] * 6
     assert (table["inactive"] == (table["inactive_reason"] != "")).all()
     assert table["inactive"].sum() == 3
 
 
 def test_inactive_where_the_rule_is_degenerate():
-    # A silent channel stays inactive when most of the layer is silent and the median variance 0.
-    reasons = channels.inactive(np.ones(3), np.array([0.0, 0.0, 1.0]), NORM, VARIANCE)
-    assert reasons.tolist() == ["variance", "variance", ""]
-    # Layers without filters have no norm: only the variance counts.
-    reasons = channels.inactive(np.full(3, np.nan), np.array([1, 1, 1e-4]), NORM, VARIANCE)
-    assert reasons.tolist() == ["", "", "variance"]
+    # One channel that varies does not make itself inactive, nor do those that never change pass.
+    variance = np.array([0.0, 0.0, 1.0])
+    drive = channels.next_drive(variance, np.ones(3))
+    assert drive.tolist() == [0, 0, 1]
+    assert channels.inactive(variance, drive, DRIVE).tolist() == ["constant", "constant", ""]
+    # Layers that filters do not read have no norms: only the variance counts.
+    variance = np.array([1, 1, 1e-4])
+    drive = channels.next_drive(variance, np.full(3, np.nan))
+    assert channels.inactive(variance, drive, DRIVE).tolist() == ["", "", "weak"]
+    assert channels.weak_filter(np.full(2, np.nan), NORM).isna().all()
+
+
+def test_a_factor_that_moves_to_the_next_layer_makes_no_channel_inactive():
+    """Filter norms of 0.3 to 100 by factors that the next layer undoes; two channels are silent."""
+    torch.manual_seed(0)
+    first, norm, second = nn.Conv2d(3, 18, 5), nn.BatchNorm2d(18), nn.Conv2d(18, 8, 3)
+    network = nn.Sequential(OrderedDict(conv1=first, bn=norm, relu=nn.ReLU(), conv2=second)).eval()
+    images = torch.rand(4, 3, 32, 32)
+    factor = torch.logspace(np.log10(0.3), 1, 18)
+    factor[17] = 100
+    with torch.no_grad():
+        first.weight /= first.weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        first.weight[4] *= 1e-3
+        second.weight[:, 9] *= 1e-3
+        # No ReLU is always shut.
+        first.bias.fill_(0.5)
+    found, outputs = [], []
+    for _ in range(2):
+        traced = graph.trace(network, images[:1])
+        with torch.no_grad():
+            variance = traced.extractor(["relu"], False)(images)["relu"].var((0, 2, 3)).numpy()
+            outputs.append(network(images))
+        drive = channels.next_drive(variance, traced.next_norms("relu").numpy())
+        weak = channels.weak_filter(traced.filter_norms("relu").numpy(), NORM)
+        found.append((drive, channels.inactive(variance, drive, DRIVE), weak))
+        with torch.no_grad():
+            first.weight *= factor.view(-1, 1, 1, 1)
+            first.bias *= factor
+            second.weight /= factor.view(1, -1, 1, 1)
+    torch.testing.assert_close(*outputs)
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4)
+    for _, reasons, _ in found:
+        assert np.flatnonzero(reasons != "").tolist() == [4, 9]
+    assert found[0][2].sum() == 1 and found[1][2].sum() >= 13
 
 
 def test_geometry_statistics_and_unbounded_fields(tmp_path):

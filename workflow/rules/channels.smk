@@ -32,7 +32,7 @@ rule channels_join:
         code=versions.digest("channels"),
         layers=lambda wildcards: run_layers(wildcards.run),
         inactive_norm=settings["channels"]["inactive_norm"],
-        inactive_variance=settings["channels"]["inactive_variance"],
+        inactive_drive=settings["channels"]["inactive_drive"],
         orientation_osi=settings["channels"]["orientation_osi"],
         # A stage that looks at the first channels of a layer only has no rows for the others.
         first={

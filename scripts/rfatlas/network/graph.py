@@ -491,6 +491,68 @@ class Graph:
             return None
         return norms[0] if norms.ndim == 2 else norms[0, :, 0, 0]
 
+    def next_norms(self, layer: str) -> torch.Tensor | None:
+        """Return what the filters that read a layer next make of each channel (C,), float64: the L2
+        norm of all their weights for it, batch norms before and behind them folded in.
+
+        Whatever keeps channels apart may lie between, and counts as the identity: activation
+        functions, poolings, sums (a skip connection leads to the filters of later blocks). None
+        where anything else reads the layer, or nothing does.
+        """
+        start = self.node(layer)
+        channels = shape(start)[1]
+        squares = torch.zeros(channels, dtype=torch.float64)
+        seen, stack = {start}, [(start, torch.ones(channels, dtype=torch.float64))]
+        while stack:
+            node, scale = stack.pop()
+            if node is self._output or not node.users:
+                return None
+            for user in node.users:
+                if self._is_filter(user):
+                    weight = self._read_weight(user, channels)
+                    if weight is None:
+                        return None
+                    squares += (weight * scale).square().sum(1).sum(0)
+                    continue
+                if not self._keeps_channels(user, channels):
+                    return None
+                if user not in seen:
+                    seen.add(user)
+                    factor = 1.0
+                    if name(user) == "batch_norm":
+                        factor = batch_norm_scale(self._resolved(arguments(user))).cpu()
+                    stack.append((user, scale * factor))
+        return squares.sqrt()
+
+    def _read_weight(self, node: fx.Node, channels: int) -> torch.Tensor | None:
+        """Return the weights of a filter for each channel that it reads (outputs, taps, channels),
+        with what lies behind folded in; None where it does not read them one by one."""
+        weight = self._weight(node).detach().cpu().double()
+        a = arguments(node)
+        if a.get("transposed") or weight.ndim < 2:
+            return None
+        groups = a.get("groups", 1)
+        inputs = weight.shape[1] * groups
+        if inputs % channels:
+            return None
+        factor = self._folded_factor(node).cpu().view(-1, *[1] * (weight.ndim - 1))
+        weight = (weight * factor).view(groups, len(weight) // groups, weight.shape[1], -1)
+        # A channel is an input, or after flattening so many inputs in a row.
+        weight = weight.permute(1, 3, 0, 2).flatten(2).unflatten(2, (channels, -1))
+        return weight.permute(0, 1, 3, 2).flatten(1, 2)
+
+    def _keeps_channels(self, node: fx.Node, channels: int) -> bool:
+        kind, own = name(node), shape(node)
+        if own is None:
+            return False
+        if kind in operations.RESHAPES:
+            return len(own) in (2, 4) and own[1] % channels == 0
+        known = operations.POOLINGS | operations.ADAPTIVE | operations.PADDINGS
+        known |= {"batch_norm", "mean"}
+        known = kind in known or node in self._blurs or operations.is_pointwise(node)
+        mixes = kind in {"channel_shuffle", "getitem", "expand", "expand_as"}
+        return known and not mixes and own[1:2] == (channels,)
+
     def _upstream(self, node: fx.Node | None) -> set[fx.Node]:
         needed, stack = set(), [node]
         while stack:
@@ -567,19 +629,26 @@ class Graph:
         """Return the norms (C,) of a convolution's or linear layer's filters, times what a batch
         norm and a constant directly behind it multiply them with."""
         norms = self._weight(node).detach().double().flatten(1).norm(dim=1)
+        return norms * self._folded_factor(node).abs()
+
+    def _folded_factor(self, node: fx.Node) -> torch.Tensor:
+        """Return what a batch norm and a constant directly behind a convolution or linear layer
+        multiply its channels with (C,), float64."""
+        weight = self._weight(node)
+        found = torch.ones(len(weight), dtype=torch.float64, device=weight.device)
         while len(node.users) == 1:
             (node,) = node.users
             if name(node) == "batch_norm":
-                norms = norms * batch_norm_scale(self._resolved(arguments(node))).abs()
+                found = found * batch_norm_scale(self._resolved(arguments(node)))
                 continue
             constants = [one for one in node.all_input_nodes if one.op == "get_attr"]
             if name(node) != "mul" or len(constants) != 1 or len(parents(node)) != 1:
                 break
             factor = self._tensors[constants[0].target]
-            if factor.numel() != len(norms):
+            if factor.numel() != len(found):
                 break
-            norms = norms * factor.double().flatten().abs()
-        return norms
+            found = found * factor.double().flatten()
+        return found
 
     def _flops(self, node: fx.Node) -> float:
         if node not in self._filters | self._blurs:

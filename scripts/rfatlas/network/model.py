@@ -170,7 +170,7 @@ def describe(module: nn.Module, traced: graph.Graph, input: Mapping[str, Any]) -
 
     `input` as `resolve_input` gives it. Each entry of `layers` holds name, channels, height, width,
     rectified, cumulative gflops, `rf_kind` (see `geometry.Field.kind`), and the local receptive
-    field's size, stride and start in pixels (null where a unit has no place in the image).
+    field's size, stride and start (y, x) in pixels (null where a unit has no place in the image).
     """
     names = traced.layers()
     default = default_layers(module, traced)
@@ -252,15 +252,17 @@ def _describe_layer(traced: graph.Graph, name: str) -> dict[str, Any]:
         "probed": list(field.probed),
         "size": max(field.local.size) if field.local else None,
         "stride": max(field.local.stride) if field.local else None,
-        "start": field.local.start[0] if field.local else None,
+        "start": list(field.local.start) if field.local else None,
         "gflops": traced.gflops(name),
     }
 
 
-def filter_norms(traced: graph.Graph, name: str) -> list[float]:
-    """Return the filter norm of every channel of a layer; NaN where no single filter feeds it."""
-    norms = traced.filter_norms(name)
-    return [math.nan] * traced.shape(name)[0] if norms is None else norms.tolist()
+def norms(traced: graph.Graph, name: str) -> dict[str, list[float]]:
+    """Return of every channel of a layer `filter_norm`, of the filter that feeds it, and
+    `next_norm`, of those that read it (see `Graph`); NaN where these are not known."""
+    found = {"filter_norm": traced.filter_norms(name), "next_norm": traced.next_norms(name)}
+    unknown = [math.nan] * traced.shape(name)[0]
+    return {key: unknown if one is None else one.tolist() for key, one in found.items()}
 
 
 # ---- batch norm of a random network

@@ -32,9 +32,10 @@ TOP_CLASSES = 100
 #: Columns that this stage makes itself, in the order of the table; those of other stages follow.
 COLUMNS = (
     *KEY, "depth", "rectified", "rf_size", "rf_local_size", "rf_kind", "rf_probed", "rf_stride",
-    "rf_start", "filter_norm", "inactive", "inactive_reason", "activation_mean", "activation_var",
-    "activation_max", "fraction_active", "class_selectivity", "preferred_class", "preferred_label",
-    "n_top", "n_top_classes",
+    "rf_start_y", "rf_start_x", "filter_norm", "weak_filter", "next_norm", "next_drive", "inactive",
+    "inactive_reason", "activation_mean", "activation_var", "activation_max", "fraction_active",
+    "class_selectivity", "preferred_class", "preferred_label", "n_top",
+    "n_top_classes",
 )  # fmt: skip
 
 #: The column of each estimate of a channel's orientation, and every two of them.
@@ -52,26 +53,34 @@ DERIVED = (
 )
 
 
-def inactive(
-    filter_norm: np.ndarray, variance: np.ndarray, norm_share: float, variance_share: float
-) -> np.ndarray:
-    """Name why each channel of one layer is inactive: (C,) of str, "" for an active channel, else
-    "filter_norm", "variance" or both, joined by "+".
+def next_drive(variance: np.ndarray, next_norm: np.ndarray) -> np.ndarray:
+    """Return how strongly each channel of one layer drives what reads it (C,), over the layer's
+    median of the channels that drive it at all.
 
-    By filter norms (NaN where the layer has no filter) and activation variances (C,): a channel is
-    inactive below `norm_share` of the layer's largest norm, or below `variance_share` of its median
-    variance. One that never changes (variance 0) is inactive even if more than half of the layer
-    is, and the median with it, 0; likewise a filter of norm 0.
+    The standard deviation of its activation times the norm (C,) of the weights that the next
+    filters have for it (see `Graph.next_norms`): a factor that is moved from a channel's own filter
+    to those weights, as ReLU allows, changes nothing. Where these norms are not known (NaN) the
+    standard deviation alone.
     """
-    norm, variance = np.asarray(filter_norm, float), np.asarray(variance, float)
-    known = norm[np.isfinite(norm)]
-    # Comparisons with NaN are false: an unknown norm accuses nobody.
-    weak = (norm < norm_share * (known.max() if known.size else np.nan)) | (norm == 0)
-    silent = (variance < variance_share * np.median(variance)) | (variance == 0)
-    reasons = np.where(weak, "filter_norm", "").astype(object)
-    reasons[silent & weak] += "+"
-    reasons[silent] += "variance"
-    return reasons
+    norm = np.asarray(next_norm, float)
+    drive = np.sqrt(variance) * np.where(np.isfinite(norm), norm, 1)
+    some = drive[drive > 0]
+    return drive / np.median(some) if some.size else drive
+
+
+def inactive(variance: np.ndarray, drive: np.ndarray, share: float) -> np.ndarray:
+    """Name why each channel of one layer is inactive: (C,) of str, "" for an active channel,
+    "constant" for one of variance (C,) 0, "weak" for one whose `next_drive` (C,) is below
+    `share`."""
+    return np.select([variance == 0, drive < share], ["constant", "weak"], "").astype(object)
+
+
+def weak_filter(filter_norm: np.ndarray, share: float) -> pd.array:
+    """Return whether the norm (C,) of each filter of one layer is below `share` of the largest, as
+    Kobayashi & Shouno (2020) told inactive channels; missing where it is not known."""
+    known = np.isfinite(filter_norm)
+    largest = filter_norm[known].max(initial=0)
+    return pd.array(np.where(known, filter_norm < share * largest, None), "boolean")
 
 
 def class_selectivity(
@@ -125,12 +134,12 @@ def activation_table(
     layers: Sequence[Mapping],
     class_names: Sequence[str],
     inactive_norm: float,
-    inactive_variance: float,
+    inactive_drive: float,
 ) -> pd.DataFrame:
     """Return this stage's own columns (`COLUMNS`) for every channel of every layer of a run.
 
     `layers` are those of model.json in network order; `class_names` the name of each class, "" or
-    nothing where unknown; for the rest see `inactive`.
+    nothing where unknown; for the rest see `weak_filter` and `inactive`.
     """
     labels = activations["output/labels"][:]
     counts = np.bincount(labels[labels >= 0])
@@ -138,17 +147,17 @@ def activation_table(
     for depth, layer in enumerate(layers):
         name, channels = layer["name"], layer["channels"]
         group = activations[name]
-        norm = layer.get("filter_norm")
-        norm = np.full(channels, np.nan) if norm is None else np.array(norm, float)
+        norm, next_norm = (np.array(layer[key], float) for key in ("filter_norm", "next_norm"))
         variance = group["var"][:]
-        reasons = inactive(norm, variance, inactive_norm, inactive_variance)
+        drive = next_drive(variance, next_norm)
+        reasons = inactive(variance, drive, inactive_drive)
         n_top, n_classes = top_classes(group["top_per_image_image"][:], labels)
         selectivity, preferred = np.full(channels, np.nan), np.full(channels, -1)
         if counts.size:
             class_mean = group["class_mean"][:]
             every = np.pad(counts, (0, len(class_mean) - len(counts)))
             selectivity, preferred = class_selectivity(class_mean, every)
-        size, kind = layer["size"], layer["rf_kind"]
+        size, kind, start = layer["size"], layer["rf_kind"], layer["start"]
         columns = {
             "layer": name,
             "channel": np.arange(channels),
@@ -159,8 +168,12 @@ def activation_table(
             "rf_kind": kind,
             "rf_probed": " ".join(layer["probed"]),
             "rf_stride": pd.array([layer["stride"]] * channels, "Int64"),
-            "rf_start": pd.array([layer["start"]] * channels, "Float64").astype(float),
+            "rf_start_y": np.nan if start is None else start[0],
+            "rf_start_x": np.nan if start is None else start[1],
             "filter_norm": norm,
+            "weak_filter": weak_filter(norm, inactive_norm),
+            "next_norm": next_norm,
+            "next_drive": drive,
             "inactive": reasons != "",
             "inactive_reason": reasons,
             "activation_mean": group["mean"][:],
@@ -241,7 +254,7 @@ def build(
     layers: Iterable[str],
     tables: Iterable[str | Path],
     inactive_norm: float,
-    inactive_variance: float,
+    inactive_drive: float,
     orientation_osi: float,
     first: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
@@ -251,8 +264,8 @@ def build(
     packed images (for the names of the classes), `layers` the names of those that are analysed.
     `tables` are paths `.../<stage>/<layer>.csv`, or `.../<stage>.csv` of a stage whose jobs do
     whole runs; the columns follow in their order. `first` maps stages to how many channels of each
-    layer they looked at: their columns are empty for the others. For the rest see `inactive` and
-    `derived`. Raises RfatlasError as `join` does.
+    layer they looked at: their columns are empty for the others. For the rest see `weak_filter`,
+    `inactive` and `derived`. Raises RfatlasError as `join` does.
     """
     wanted = set(layers)
     described = json.loads(Path(description).read_text(encoding="utf-8"))["layers"]
@@ -264,7 +277,7 @@ def build(
             [layer for layer in described if layer["name"] in wanted],
             class_names,
             inactive_norm,
-            inactive_variance,
+            inactive_drive,
         )
     by_stage: dict[str, list[Path]] = {}
     for path in map(Path, tables):

@@ -11,9 +11,9 @@ rfatlas.passport = (() => {
   const GOOD_FIT = 0.5;
   const MODES = ["zero", "mean", "shuffle"];
   // How far the other numbers can be trusted.
-  const TRUST = ["split_half", "n_units", "certificate_max", "energy_inside", "erf_r2", "gabor_r2",
+  const TRUST = ["split_half", "n_units", "certificate_max", "gradient_change", "energy_inside", "erf_r2", "gabor_r2",
     "gabor_n_starts_agreeing", "gabor_converged", "grating_blank_dependent", "sf_aliased",
-    "stimulus_agreement", "stimulus_gain", "virtual_match", "zero_n_exact", "zero_n_estimate", "zero_q"];
+    "stimulus_agreement", "stimulus_converged", "stimulus_gain", "virtual_match", "zero_n_exact", "zero_n_estimate", "zero_q"];
   let dialog, current = null;
 
   function setup(element) {
