@@ -12,6 +12,7 @@ from synthetic import Run
 from rfatlas import stages
 from rfatlas.atlas import atlas
 from rfatlas.files import store
+from rfatlas.physiology import tuning
 from rfatlas.tables import channels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,11 @@ def write_gratings(path: Path, channels: int) -> dict[str, np.ndarray]:
         strength = [unrectified[c, b[0], b[1]].max() for c, b in enumerate(best)]
         wave = np.cos(np.radians(fine - 10 * np.arange(channels)[:, None])).clip(0)
         file["best_response"] = (np.array(strength)[:, None] * wave).astype(np.float32)
+        file["tuned"] = tuning.mean_above(unrectified, np.zeros(channels), rectified=True)
+        file["size_diameter"], file["contrast"] = 2.0 ** np.arange(1, 5), 0.1 * 2.0 ** np.arange(4)
+        for part in ("size", "contrast"):
+            file[f"{part}_response"] = np.tile([0.0, 1, 2, 1], (channels, 1))
+            file[f"{part}_fit"] = np.tile([0.1, 1, 1.9, 1.1], (channels, 1))
     return {"orientation": orientation, "frequency": frequency}
 
 

@@ -85,6 +85,14 @@ def test_circular_difference_is_the_shortest_way_round():
     assert np.isnan(statistics.circular_difference(np.nan, 3))
 
 
+@pytest.mark.parametrize("period", [180, 360])
+def test_wrapped_angles_are_below_the_period_also_in_a_table(period):
+    angle = np.array([period - 1e-9, -1e-17, -1e-9, period, 3 * period + 12.25, -0.5, np.nan])
+    found = statistics.wrapped(angle, period)
+    assert found[:-1].tolist() == [0, 0, 0, 0, 12.25, period - 0.5] and np.isnan(found[-1])
+    assert [float(f"{value:.9g}") < period for value in found[:-1]] == [True] * 6
+
+
 def test_correlation_is_scipys_by_rows():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 5, 40))

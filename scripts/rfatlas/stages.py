@@ -76,6 +76,7 @@ class Stage:
 
 _UNDRIVEN = ("no_response", "no grating takes it above its answer to grey")
 _WEAK = ("weak", "its largest response is too small to measure")
+_OUT_OF_RANGE = ("out_of_range", "it likes finer gratings than can be measured")
 
 
 #: In the order of the work, which is also the order of the columns in channels.csv.
@@ -255,11 +256,48 @@ STAGES: tuple[Stage, ...] = (
         files=("results/{run}/gratings/{layer}.h5",),
         switch=True,
         off_when="no tuning is wanted",
-        version=2,
+        version=3,
         mem_mb=3000,
         columns=True,
         reason="grating_reason",
-        reasons=(_UNDRIVEN, _WEAK),
+        reasons=(_UNDRIVEN, _WEAK, _OUT_OF_RANGE),
+        figures="gratings",
+    ),
+    Stage(
+        "size",
+        "Size",
+        "finds the aperture that suits each channel, and its tuning to size",
+        "layer",
+        switch=True,
+        off_when="gratings as wide as the receptive field are enough",
+        part_of="gratings",
+        columns=True,
+        reason="size_reason",
+        reasons=(
+            _UNDRIVEN,
+            _WEAK,
+            _OUT_OF_RANGE,
+            ("small", "its field is too small to tell sizes apart"),
+        ),
+        figures="gratings",
+    ),
+    Stage(
+        "contrast",
+        "Contrast",
+        "finds the contrast that suits each channel, its response to contrast and to a mask",
+        "layer",
+        switch=True,
+        off_when="gratings of full contrast are enough",
+        part_of="gratings",
+        columns=True,
+        reason="contrast_reason",
+        reasons=(
+            _UNDRIVEN,
+            _WEAK,
+            _OUT_OF_RANGE,
+            ("unsaturated", "no contrast comes near its maximum"),
+            ("saturated", "the lowest contrast gives half of its maximum"),
+        ),
         figures="gratings",
     ),
     Stage(
@@ -271,7 +309,7 @@ STAGES: tuple[Stage, ...] = (
         files=("results/{run}/color/{layer}.h5",),
         switch=True,
         off_when="no colour tuning is wanted",
-        version=1,
+        version=2,
         mem_mb=3000,
         columns=True,
         reason="color_reason",

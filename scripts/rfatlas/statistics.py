@@ -66,6 +66,12 @@ def newcombe(
     )
 
 
+def wrapped(angle: np.ndarray, period: float) -> np.ndarray:
+    """Return angles in [0, period), elementwise, to six decimals: a table, which holds no more of
+    them, never shows `period` itself."""
+    return np.round(angle, 6) % period
+
+
 def circular_difference(a: np.ndarray, b: np.ndarray, period: float = 180) -> np.ndarray:
     """Return the distance between two directions on a circle, elementwise: 0 to half a period.
 

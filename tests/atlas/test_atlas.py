@@ -404,6 +404,8 @@ def test_tuning_curves_pass_through_the_best_grating(tmp_path):
         across = np.exp(1 - np.log2(axes["frequency"] / 0.1) ** 2) / np.pi
         assert found["frequency"]["values"][channel] == pytest.approx(across, rel=2e-3)
         assert len(found["phase"]["values"][channel]) == 24
+        for part in ("size", "contrast"):
+            assert found[part]["values"][channel] == [[0, 1, 2, 1], [0.1, 1, 1.9, 1.1]]
     assert all(found[name]["values"][5] is None for name in found)
     surface = found["surface"]
     assert surface["frequency"] == axes["frequency"].tolist()

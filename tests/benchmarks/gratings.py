@@ -4,8 +4,9 @@ passes of the whole network, on the CPU.
 The peer shows the same stimuli, pasted into full grey images, to the whole network and takes the
 centre unit of the layer from a hook. Both see a share of the default grid of orientations,
 frequencies and phases, since each stimulus takes the same time; where they see the same ones, their
-answers are compared. Drawing the gratings counts for both. The last line is one JSON object of
-ratios by layer: the peer's time per stimulus over ours.
+answers are compared. Drawing the gratings counts for both. Then the same for gratings of all
+diameters and contrasts, as the parts `size` and `contrast` show them. The last line is one JSON
+object of ratios by layer, the latter as `size/<layer>`: the peer's time per stimulus over ours.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import torch
 
 from rfatlas.network import graph, model
 from rfatlas.network.torchvision_ops import torchvision
-from rfatlas.physiology import tuning
+from rfatlas.physiology import contrast, size, tuning
 from rfatlas.physiology.probe import GREY, Probe
 
 LAYERS = ("conv1", "maxpool", "layer1.1", "layer2.0", "layer2.1", "layer3.0")
@@ -55,19 +56,15 @@ def main() -> None:
             tuning.frequencies(probe.size, FREQUENCIES),
             tuning.phases(PHASES),
         )
-        grid = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], 1)
-        random = np.random.default_rng(0)
-        shown = np.sort(random.permutation(len(grid))[: arguments.share])
-        ours = grid[random.permutation(len(grid))[: arguments.ours]]
+        own = (size.diameters(probe.size, 12), contrast.contrasts(12))
 
         def draw(stimuli, probe=probe):
             return probe.paint(probe.carriers(*stimuli.T))
 
         def run_ours(stimuli, probe=probe, draw=draw):
-            size = probe.batch
             parts = [
-                probe.respond(draw(stimuli[first : first + size]))[0]
-                for first in range(0, len(stimuli), size)
+                probe.respond(draw(stimuli[first : first + probe.batch]))[0]
+                for first in range(0, len(stimuli), probe.batch)
             ]
             return np.concatenate(parts)
 
@@ -86,23 +83,29 @@ def main() -> None:
             handle.remove()
             return torch.cat(found).numpy()
 
-        mine, theirs = run_ours(grid[shown]), run_peer(grid[shown])
-        error = np.abs(mine - theirs).max() / np.abs(theirs).max()
-        assert error < 1e-4, f"{layer}: the answers differ by {error:.2g} of the largest"
-        times = {"ours": [], "peer": []}
-        for _ in range(arguments.repeats):
-            for name, run, stimuli in (("ours", run_ours, ours), ("peer", run_peer, grid[shown])):
-                begun = time.perf_counter()
-                run(stimuli)
-                times[name].append((time.perf_counter() - begun) / len(stimuli))
-        each = {name: float(np.median(values)) for name, values in times.items()}
-        ratios[layer] = round(each["peer"] / each["ours"], 2)
-        print(
-            f"{layer}: crop {probe.crop} px, batch {probe.batch}, {len(grid)} stimuli; ours "
-            f"{1e3 * each['ours']:.3f} ms per stimulus, whole network {1e3 * each['peer']:.2f} ms "
-            f"(from {len(shown)} of them)",
-            flush=True,
-        )
+        for name, grid in ((layer, axes), (f"size/{layer}", (*axes, *own))):
+            random = np.random.default_rng(0)
+            grid = np.stack([axis.ravel() for axis in np.meshgrid(*grid, indexing="ij")], 1)
+            shown = np.sort(random.permutation(len(grid))[: arguments.share])
+            ours = grid[random.permutation(len(grid))[: arguments.ours]]
+            mine, theirs = run_ours(grid[shown]), run_peer(grid[shown])
+            error = np.abs(mine - theirs).max() / np.abs(theirs).max()
+            assert error < 1e-4, f"{name}: the answers differ by {error:.2g} of the largest"
+            times = {"ours": [], "peer": []}
+            for _ in range(arguments.repeats):
+                for who, run in (("ours", run_ours), ("peer", run_peer)):
+                    stimuli = ours if who == "ours" else grid[shown]
+                    begun = time.perf_counter()
+                    run(stimuli)
+                    times[who].append((time.perf_counter() - begun) / len(stimuli))
+            each = {who: float(np.median(values)) for who, values in times.items()}
+            ratios[name] = round(each["peer"] / each["ours"], 2)
+            print(
+                f"{name}: crop {probe.crop} px, batch {probe.batch}, {len(grid)} stimuli; ours "
+                f"{1e3 * each['ours']:.3f} ms per stimulus, whole network "
+                f"{1e3 * each['peer']:.2f} ms (from {len(shown)} of them)",
+                flush=True,
+            )
     print(json.dumps(ratios))
 
 

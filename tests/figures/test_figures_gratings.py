@@ -20,6 +20,7 @@ from rfatlas.files import store
 from rfatlas.physiology import tuning
 
 ORIENTATION, FREQUENCY = tuning.orientations(24), tuning.frequencies(11, 6)
+CONTRAST = np.array([0.05, 0.1, 0.5, 1.0])
 PREFERRED = np.array([0.0, 45.0, 90.0, 120.0, 30.0, 0.0])
 
 
@@ -44,7 +45,10 @@ def write(folder: Path, with_fields: bool = True) -> pd.DataFrame:
     with store.create(folder / "gratings" / "conv1.h5", attrs) as file:
         file["channel"] = np.arange(6, dtype=np.int32)
         file["orientation"], file["frequency"] = ORIENTATION, FREQUENCY
-        file["response"], file["blank"], file["best"] = response, np.zeros(6, np.float32), best
+        file["tuned"], file["best"] = tuning.mean_above(response, np.zeros(6)), best
+        file["size_diameter"], file["contrast"] = 2.0 ** np.arange(1, 5), CONTRAST
+        file["size_response"] = [[1.0, 2, 4, 3 - channel] for channel in range(5)] + [[np.nan] * 4]
+        file["contrast_response"] = np.append(np.tile(CONTRAST, (5, 1)), [[np.nan] * 4], 0)
     if with_fields:
         attrs = store.provenance("receptive_fields", {})
         with store.create(folder / "receptive_fields" / "conv1.h5", attrs) as file:
@@ -64,6 +68,8 @@ def write(folder: Path, with_fields: bool = True) -> pd.DataFrame:
             "f1_f0": [1.57] * 4 + [np.nan] * 2,
             "orientation_selective": [True] * 4 + [False, np.nan],
             "grating_reason": np.where(silent, "no_response", None),
+            "grating_suppressed": [True] * 4 + [False, None],
+            "contrast_saturated": [False] * 5 + [None],
         }
     )
 
@@ -204,6 +210,32 @@ def test_the_script_draws_every_layer(tmp_path, monkeypatch, with_fields):
     }
     settings = {"run": "demo", "layers": ["conv1"], "channels": 4}
     found = by_script("figures_gratings", tmp_path, given, settings)
+    assert list(found) == ["00_conv1", "contrast", "size"]
     with Image.open(found["00_conv1"]) as image:
         place = drawn.sheets.layout(4, 3 if with_fields else 2, drawn.SIDE)
         assert image.size == (place.width, place.height)
+
+
+@pytest.mark.parametrize("key", drawn.PARTS)
+def test_curves_of_a_layer_are_shares_of_their_largest_value(tmp_path, key):
+    table, part = write(tmp_path), drawn.PARTS[key]
+    with store.open(tmp_path / "gratings" / "conv1.h5") as file:
+        axis, response = file[part.axis][:], file[f"{key}_response"][:]
+    flagged = table[part.flag].isin([True]).to_numpy()
+    figure = drawn.curves({"conv1": (axis, response, flagged)}, "demo", part)
+    assert overlaps(figure) == [] and cut_off(figure) == []
+    (panel,) = figure.axes
+    assert panel.get_title("left") == f"conv1   {flagged.sum()} of 5"
+    shown = {
+        to_rgb(each.get_color()[0][:3]): each.get_segments()
+        for each in panel.collections
+        if len(each.get_segments())
+    }
+    lines = [line for color in (style.BLUE, style.GREY) for line in shown.get(to_rgb(color), [])]
+    assert len(lines) == 5 and len(shown.get(to_rgb(style.BLUE), [])) == flagged.sum()
+    for line, row in zip(lines, response, strict=False):
+        np.testing.assert_allclose(line, np.stack([axis, row / row.max()], 1))
+    median = panel.lines[0].get_xydata()[:, 1]
+    expected = response[:5] / response[:5].max(1, keepdims=True)
+    np.testing.assert_allclose(median, np.median(expected, 0))
+    assert len(panel.lines) == (2 if key == "contrast" else 1)

@@ -13,20 +13,24 @@ from test_receptive_fields import MEAN, STD, loaded, resnet18
 from torch import nn
 
 from rfatlas.files import store
-from rfatlas.physiology import gratings, tuning
+from rfatlas.physiology import contrast, gratings, size, tuning
 from rfatlas.physiology.probe import Probe
 
 EXTENT = 64
-SETTINGS = {"orientations": 36, "frequencies": 12, "phases": 8, "f1_phases": 24}
-SMALL = {"orientations": 8, "frequencies": 4, "phases": 4, "f1_phases": 12}
+CURVES = {"diameters": 12, "contrasts": 12}
+SETTINGS = {"orientations": 36, "frequencies": 12, "phases": 8, "f1_phases": 24, **CURVES}
+SMALL = {"orientations": 8, "frequencies": 4, "phases": 4, "f1_phases": 12, **CURVES}
+PARTS = ("size", "contrast")
 ATTRS = store.provenance("gratings", {})
 GREY_IMAGE = np.full((EXTENT, EXTENT, 3), 0.5)
 
 
-def measure(network, layer, output: Path, settings=SETTINGS, mean_image=GREY_IMAGE, batch=None):
+def measure(
+    network, layer, output: Path, settings=SETTINGS, mean_image=GREY_IMAGE, batch=None, parts=PARTS
+):
     probe = Probe(network, layer)
     probe.batch = batch or probe.batch
-    gratings.measure(probe, layer, mean_image, settings, task("gratings", output))
+    gratings.measure(probe, layer, mean_image, settings, parts, task("gratings", output))
     return pd.read_csv(output.with_suffix(".csv"))
 
 
@@ -251,6 +255,36 @@ def test_an_energy_unit_is_complex_and_frequencies_above_the_layers_own_are_mark
     assert table["sf_aliased"].tolist() == [False, True]
 
 
+def test_a_unit_that_likes_finer_gratings_than_the_axis_has_is_out_of_range(tmp_path):
+    """0.6 cycles/pixel along the diagonal: 0.424 along x and along y. What is left of it on the
+    axis would be tuned to something else."""
+    fields = [gabor_field(11, theta, f, 90, 2.2, 2.2) for theta, f in ((45, 0.6), (30, 0.36))]
+    fields = np.array(fields)[:, None] * np.ones((1, 3, 1, 1))
+    network = network_of(np.concatenate([fields, 1e3 * fields[1:]]))
+    table = measure(network, "conv1", tmp_path / "x.h5")
+    assert table["grating_reason"].fillna("").tolist() == ["out_of_range", "", ""]
+    assert table.loc[0, ["osi", "sf_cpp", "full_osi", "suppression_index"]].isna().all()
+    assert table["size_reason"][0] == table["contrast_reason"][0] == "out_of_range"
+    assert table["sf_cpp"][1:].to_numpy() == pytest.approx(0.36, rel=0.05)
+
+
+def test_nothing_moves_a_linear_unit(tmp_path):
+    """Its own grating is that of full contrast in the whole field, to the last digit."""
+    x, y = axes(11)
+    blob = np.exp(-(x**2 + y**2) / 18)
+    kernels = coloured(np.concatenate([planted_gabors(30, 11, 4), blob[None]]))
+    table = measure(network_of(kernels), "conv1", tmp_path / "x.h5")
+    assert (table["grating_contrast"] == 1).all() and not table["contrast_saturated"].any()
+    assert table["contrast_half"].to_numpy() == pytest.approx(0.5, rel=0.01)
+    assert table["cross_orientation_index"].max() < 0.01
+    still = table["grating_diameter_px"] == 11
+    assert still.mean() > 0.9 and (still == ~table["grating_suppressed"]).all()
+    for name in gratings.FULL:
+        pd.testing.assert_series_equal(
+            table.loc[still, name], table.loc[still, f"full_{name}"], check_names=False
+        )
+
+
 # ---- rectified layers
 
 
@@ -283,23 +317,26 @@ def test_a_rectified_unit_is_read_as_if_it_had_been_shown_every_phase(tmp_path):
         assert np.array_equal(file["response"][:], file["unrectified"][:].clip(0))
 
 
-@pytest.mark.parametrize("layer", ["conv1", "maxpool", "layer2.0", "layer4.1"])
-def test_responses_are_those_of_the_whole_network(layer, tmp_path):
+@pytest.mark.parametrize(
+    ("layer", "parts"), [("conv1", PARTS), ("maxpool", PARTS), ("layer2.0", ()), ("layer4.1", ())]
+)
+def test_responses_are_those_of_the_whole_network(layer, parts, tmp_path):
     """Gratings drawn pixel by pixel in a grey image, the whole network, a hook."""
     network = loaded(resnet18(3), 96)
-    measure(network, layer, tmp_path / "x.h5", SMALL, np.full((96, 96, 3), 0.5))
+    measure(network, layer, tmp_path / "x.h5", SMALL, np.full((96, 96, 3), 0.5), parts=parts)
     with store.open(tmp_path / "x.h5", "gratings") as file:
         response, blank = file["response"][:], file["blank"][:]
         theta, frequency, phase = (file[k][:] for k in ("orientation", "frequency", "phase"))
         best, best_response = file["best"][:], file["best_response"][:]
+        own = file["shown_diameter"][:], file["shown_contrast"][:]
         f1_phase, size = file["f1_phase"][:], file.attrs["size"]
     geometry, extent = network.graph.field(layer).local, network.graph.shape(layer)[1]
     centre = geometry.start[0] + extent // 2 * geometry.stride[0]
     x, y = np.arange(96) + 0.5 - centre, centre - np.arange(96)[:, None] - 0.5
-    window = np.hypot(x, y) <= size / 2
 
-    def drawn(t, f, p):
+    def drawn(t, f, p, diameter=size, contrast=1.0):
         along = x * np.cos(np.radians(t)) + y * np.sin(np.radians(t))
+        window = contrast * (np.hypot(x, y) <= diameter / 2)
         return 0.5 + 0.5 * window * np.cos(2 * np.pi * f * along + np.radians(p))
 
     def whole(pictures):
@@ -322,10 +359,15 @@ def test_responses_are_those_of_the_whole_network(layer, tmp_path):
     for place, row in zip(places, expected, strict=True):
         np.testing.assert_allclose(response[(slice(None), *place)], row, atol=2e-5 * scale)
     np.testing.assert_allclose(blank, whole([np.full((96, 96), 0.5)])[0], atol=2e-5 * scale)
-    channel = int(np.argmax(best_response.max(1, initial=-1, where=best[:, :1] >= 0)))
-    i, j = best[channel]
-    expected = whole([drawn(theta[i], frequency[j], p) for p in f1_phase])[:, channel]
-    np.testing.assert_allclose(best_response[channel], expected, atol=2e-5 * scale)
+    for channel in (
+        int(np.nanargmax(own[1])),
+        int(np.nanargmin(own[0])),
+        int(np.nanargmin(own[1])),
+    ):
+        (i, j), shown = best[channel], [values[channel] for values in own]
+        pictures = [drawn(theta[i], frequency[j], p, *shown) for p in f1_phase]
+        expected = whole(pictures)[:, channel]
+        np.testing.assert_allclose(best_response[channel], expected, atol=2e-5 * scale)
 
 
 def test_threads_and_batches_change_nothing(tmp_path):
@@ -336,7 +378,7 @@ def test_threads_and_batches_change_nothing(tmp_path):
         for number, (count, batch) in enumerate([(1, None), (2, None), (1, 7)]):
             torch.set_num_threads(count)
             output = tmp_path / f"{number}.h5"
-            tables.append(measure(network, "layer1.0", output, SMALL, batch=batch))
+            tables.append(measure(network, "layer1.0", output, SMALL, batch=batch, parts=("size",)))
     finally:
         torch.set_num_threads(threads)
     for other in tables[1:]:
@@ -393,7 +435,7 @@ def test_a_layer_that_nothing_drives(tmp_path):
     assert table[["osi", "f1_f0", "sf_lowpass", "grating_response"]].isna().all(axis=None)
     with h5py.File(tmp_path / "x.h5") as file:
         assert (file["best"][:] == -1).all() and np.isnan(file["best_response"][:]).all()
-    assert list(table.columns) == list(gratings.COLUMNS)
+    assert list(table.columns) == [*gratings.COLUMNS, *size.COLUMNS, *contrast.COLUMNS]
 
 
 # ---- the file

@@ -44,6 +44,43 @@ def test_frequencies_reach_from_half_a_cycle_to_the_highest(size, count):
         assert np.log2(frequency[-1] / frequency[0]) / (len(frequency) - 2) > 0.7
 
 
+@pytest.mark.parametrize("count", [12, 36])
+def test_finer_gratings_can_be_drawn(count):
+    theta, frequency = tuning.finer(tuning.orientations(count))
+    angle = np.radians(theta)
+    highest = frequency * np.maximum(np.abs(np.cos(angle)), np.abs(np.sin(angle)))
+    assert highest.max() < 0.5 and frequency.min() > tuning.HIGHEST_CPP
+    assert set(theta[frequency == frequency.min()]) == set(tuning.orientations(count))
+    # The diagonals have the finest.
+    assert set(theta[frequency == frequency.max()]) == {45, 135}
+
+
+# ---- phase
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_means_over_phase_are_integrals(count):
+    """max(cos(p + shift) - threshold, 0) at every phase: sin(w) - w cos(w) over pi, w = acos of the
+    threshold. Of 72 plain samples the mean is up to 6e-4 off at 0."""
+    for threshold in (0.0, 0.3, 0.9):
+        shift = np.radians(np.linspace(0, 360 / count, 64, endpoint=False))
+        phase = np.radians(tuning.phases(count))
+        found = tuning.mean_above(np.cos(phase + shift[:, None]), np.full(64, threshold))
+        width = np.arccos(threshold)
+        exact = (np.sin(width) - width * np.cos(width)) / np.pi
+        np.testing.assert_allclose(found, exact, rtol=3e-6 / (1 - threshold) ** 1.5)
+    assert tuning.mean_above(np.cos(phase)[None] - 2, np.zeros(1)) == 0
+    above = tuning.mean_above(np.cos(phase)[None] + 2, np.zeros(1))
+    assert above == pytest.approx(2)
+
+
+def test_means_of_rectified_polynomials_are_those_of_many_samples():
+    random = np.random.default_rng(2)
+    curve = random.normal(size=(50, 8))
+    brute = tuning.periodic(curve, 360_000).clip(0).mean(1)
+    np.testing.assert_allclose(tuning.mean_above(curve, np.zeros(50)), brute, atol=2e-5)
+
+
 # ---- orientation
 
 

@@ -221,13 +221,23 @@ def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():
 
 def test_gratings_cost_the_crop_for_every_stimulus():
     settings = {"orientations": 24, "frequencies": 10, "phases": 8, "f1_phases": 30}
-    found = budget(gratings=settings)
-    near = ((9 + 1) / 100) ** 2 * 1.0 * (24 * 10 * 8 + 8 * 30)
-    far = 2.0 * (24 * 10 * 8 + 16 * 30)
-    assert work(found, "gratings") == pytest.approx((near + far) / (10 * 4), rel=0.01)
-    # In 32 bits; of the rectified layer also what enters its last ReLU.
+    settings |= {"diameters": 9, "contrasts": 7}
+    coarse = 12 * 10 * 4
+    for parts, grids, own in (
+        ((), 0, 0),
+        (("size",), 3, 9 * 8),
+        (("contrast",), 3, 7 * 8 + 5 * 8),
+        (("size", "contrast"), 3 + 4 * 3, 9 * 8 + 7 * 8 + 5 * 8),
+    ):
+        switches = {part: part in parts for part in ("size", "contrast")}
+        found = budget(gratings=settings, stages=switches)
+        every = 24 * 10 * 8 + grids * coarse
+        near = ((9 + 1) / 100) ** 2 * 1.0 * (every + 8 * (30 + own))
+        far = 2.0 * (every + 16 * (30 + own))
+        assert work(found, "gratings") == pytest.approx((near + far) / (10 * 4), rel=0.01)
+    # In 32 bits, and the means over phases; of the rectified layer also what enters its last ReLU.
     sizes = {layer: cost.disk for layer, cost in costs(found, "gratings").items()}
-    assert sizes == {"near": 8 * 24 * 10 * 8 * 4, "far": 16 * 24 * 10 * 8 * 4 * 2}
+    assert sizes == {"near": 8 * 24 * 10 * (8 + 1) * 4, "far": 16 * 24 * 10 * (8 * 2 + 1) * 4}
 
 
 def test_preferred_stimuli_cost_a_crop_twice_for_every_step_of_every_ascent():

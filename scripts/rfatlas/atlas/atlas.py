@@ -30,7 +30,6 @@ import pandas as pd
 from rfatlas import stages, statistics
 from rfatlas.atlas import pictures
 from rfatlas.files import store
-from rfatlas.physiology import tuning
 
 #: A text column with at most so many different values is offered as a choice.
 MOST_CHOICES = 40
@@ -259,7 +258,8 @@ def curves(files: Mapping[str, h5py.File | h5py.Group], channels: int) -> dict[s
 
     Each is `values` by channel, None where a channel has none, and what they have in common. Curves
     have an `axis` (n,) and n values: `orientation` (degrees), `frequency` (cycles per pixel),
-    `phase` (degrees) of the best grating; `hue` (degrees in the DKL plane); `direction` of
+    `phase` (degrees) of the best grating; `size` (diameter in pixels) and `contrast`, with n values
+    measured and n of a fit; `hue` (degrees in the DKL plane); `direction` of
     chromatic gratings (degrees, the plane's other half is the same); `axes`, with an `axis` of
     frequencies and n values for each of L+M, L-M, S-(L+M). `surface` has two axes, `orientation`
     and `frequency`, and the responses to all gratings as bytes, 255 for the largest, in base64.
@@ -273,26 +273,28 @@ def curves(files: Mapping[str, h5py.File | h5py.Group], channels: int) -> dict[s
 
 
 def grating_curves(file: h5py.File, channels: int) -> dict[str, Any]:
-    """Return the curves through each channel's best grating: what the indices were read from."""
-    rectified = "unrectified" in file
-    response, blank = file["unrectified" if rectified else "response"], file["blank"][:]
-    rows, best = file["channel"][:], file["best"][:]
-    tuned = tuning.mean_above(response[:], blank, rectified)
+    """Return the curves through each channel's own grating: what the indices were read from."""
+    rows, best, tuned = file["channel"][:], file["best"][:], file["tuned"][:]
     answers = (best >= 0).all(1)
     each = np.arange(len(rows))
-    phase = (file["best_response"][:] - blank[:, None]).clip(0)
+    phase = (file["best_response"][:] - file["blank"][:][:, None]).clip(0)
     surface = [
         _base64((255 * (one.clip(0) / one.max())).round(), "u1") if known else None
         for one, known in zip(tuned, answers, strict=True)
     ]
     axes = {name: _rounded(file[name][:]) for name in ("orientation", "frequency")}
     curve = partial(_curve, known=answers, rows=rows, channels=channels)
-    return {
+    found = {
         "orientation": curve(file["orientation"], tuned[each, :, best[:, 1]]),
         "frequency": curve(file["frequency"], tuned[each, best[:, 0]]),
         "phase": curve(file["f1_phase"], phase),
         "surface": {**axes, "values": _by_channel(surface, answers, rows, channels)},
     }
+    for part, axis in (("size", "size_diameter"), ("contrast", "contrast")):
+        if axis in file:
+            pair = np.stack([file[f"{part}_response"][:], file[f"{part}_fit"][:]], 1)
+            found[part] = curve(file[axis], pair)
+    return found
 
 
 def color_curves(file: h5py.File, channels: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rfatlas.statistics import circular_difference
+from rfatlas.statistics import circular_difference, wrapped
 
 #: Parameters of a fit, in the order of the arrays here.
 PARAMETERS = (
@@ -731,13 +731,11 @@ def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits, field: int) -> None:
 def canonical(parameters: np.ndarray) -> np.ndarray:
     """Return the same Gabors with amplitude >= 0, theta in [0, 180) and phase in [-180, 180)."""
     result = np.array(parameters, float)
-    theta, phase = result[:, 4] % 360, result[:, 6]
+    theta, phase = wrapped(result[:, 4], 360), result[:, 6]
     phase = np.where(result[:, 7] < 0, phase + 180, phase)
-    theta = np.where(theta >= 360, 0, theta)
     turned = theta >= 180
     result[:, 4] = np.where(turned, theta - 180, theta)
-    phase = (np.where(turned, -phase, phase) + 180) % 360 - 180
-    result[:, 6] = np.where(phase >= 180, -180, phase)
+    result[:, 6] = wrapped(np.where(turned, -phase, phase) + 180, 360) - 180
     result[:, 7] = np.abs(result[:, 7])
     return result
 

@@ -1,4 +1,5 @@
-"""Topic gratings of the figures: how the channels of a layer are tuned, a sheet per layer.
+"""Topic gratings of the figures: how the channels of a layer are tuned, a sheet per layer, and how
+all of them answer to gratings of all sizes and contrasts.
 
 Per channel its mean gradient, the polar tuning curve at its best frequency, and the map of its
 responses over orientation and frequency. Everything is read from the files of the stages `gratings`
@@ -8,7 +9,8 @@ Orientations are directions of modulation, degrees counter-clockwise from the ri
 points to the right belongs to a channel that likes upright bars.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import h5py
 import matplotlib
@@ -16,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rfatlas.figures import sheets, style
 from rfatlas.files import store
@@ -77,10 +80,8 @@ def sheet(
     total, orientations = len(file["channel"]), len(file["orientation"])
     rows = sheets.chosen(total, channels)
     chosen, frequency = file["channel"][rows], file["frequency"][:]
-    rectified = "unrectified" in file
-    response = file["unrectified" if rectified else "response"][rows]
-    response = tuning.mean_above(response, file["blank"][rows], rectified)
-    best, stride = file["best"][rows].astype(int), int(file.attrs["stride"])
+    response, best = file["tuned"][rows].astype(float), file["best"][rows].astype(int)
+    stride = int(file.attrs["stride"])
     headings = ["tuning\ncurve", "orientation ×\nfrequency"]
     gradient = np.full((len(rows), 1), np.nan)
     if fields is not None:
@@ -89,7 +90,7 @@ def sheet(
     at = len(headings) - 2
     facts = (
         f"{sheets.count(len(rows), total)}   |   {orientations} orientations from the right (0°) "
-        f"counter-clockwise, maps from 0° upwards   |   gratings {file.attrs['size']} px wide"
+        f"counter-clockwise, maps from 0° upwards   |   field {file.attrs['size']} px"
     )
     layout = sheets.layout(len(rows), len(headings), SIDE)
     page = sheets.Sheet(layout, f"{run} · {layer} · gratings", facts, headings)
@@ -160,9 +161,86 @@ def _label(facts: pd.Series, selective: bool) -> tuple[list[sheets.Line], str]:
     return lines, style.INK
 
 
+# ---- curves of a whole layer
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the stage gratings whose curves are drawn: the title of its figure, the name of the
+    curves' axis in the file and its label, the column that flags channels, what it says of them,
+    and the curve of a channel that does nothing else, over that axis."""
+
+    title: str
+    axis: str
+    label: str
+    flag: str
+    says: str
+    plain: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+PARTS = {
+    "size": Part(
+        "Size tuning", "size_diameter", "diameter (px)", "grating_suppressed",
+        "suppressed by their whole field",
+    ),
+    "contrast": Part(
+        "Responses to contrast", "contrast", "contrast", "contrast_saturated",
+        "half of the maximum at a quarter of full contrast", np.asarray,
+    ),
+}  # fmt: skip
+
+
+@style.styled
+def curves(
+    layers: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], run: str, part: Part
+) -> Figure:
+    """Draw the curves of all channels, a panel per layer, each as a share of its largest value.
+
+    `layers` hold by name their axis (n,), rising, responses (C, n), NaN for channels without, and
+    which channels are flagged, bool (C,).
+    """
+    figure, panels = style.panel_grid(
+        len(layers), (1.75, 1.5), 0.5, part.label, "response / largest", alike=True
+    )
+    for panel, (name, (axis, response, flagged)) in zip(panels, layers.items(), strict=True):
+        known = np.nanmax(response, 1, initial=0) > 0
+        shares, marked = response[known] / response[known].max(1, keepdims=True), flagged[known]
+        alpha = float(np.clip(12 / max(len(shares), 1), 0.08, 0.5))
+        for rows, color in ((shares[~marked], style.GREY), (shares[marked], style.BLUE)):
+            lines = np.stack([np.broadcast_to(axis, rows.shape), rows], 2)
+            panel.add_collection(LineCollection(lines, color=color, linewidth=0.6, alpha=alpha))
+        if len(shares):
+            panel.plot(axis, np.median(shares, 0), color=style.INK, linewidth=1.8)
+        if part.plain:
+            panel.plot(axis, part.plain(axis), color=style.ORANGE, linestyle=(0, (3, 2)))
+        panel.set(xscale="log", xlim=axis[[0, -1]], ylim=(0, 1.05))
+        panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_title(f"{name}   {marked.sum()} of {len(shares)}", fontsize=8.5)
+    handles = [
+        style.mark(part.says, style.BLUE, line="-"),
+        style.mark("other channels", style.GREY, line="-"),
+        style.mark("median", style.INK, line="-", linewidth=1.8),
+    ]
+    if part.plain:
+        handles.append(style.mark("a linear channel", style.ORANGE, line=(0, (3, 2))))
+    facts = f"Each channel's own grating; numbers: {part.says}"
+    return style.headed(figure, f"{run} · {part.title}", facts, handles, len(handles))
+
+
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
-    """Yield the sheet of each layer with its name, from the files and settings of its rule."""
+    """Yield the sheet of each layer with its name, and the figures of the parts that were on, from
+    the files and settings of its rule."""
     tables = rows_by_layer(store.read_table(given.channels))
     files = sheets.files(given, params.layers, "gratings", "receptive_fields")
+    found: dict[str, dict[str, tuple]] = {name: {} for name in PARTS}
     for name, layer, file, fields in files:
         yield name, sheet(file, fields, tables[layer], params.channels, params.run, layer)
+        for key, part in PARTS.items():
+            if part.axis in file:
+                flagged = tables[layer][part.flag].isin([True, "True"]).to_numpy()
+                found[key][layer] = file[part.axis][:], file[f"{key}_response"][:], flagged
+    for key, layers in found.items():
+        if layers:
+            yield key, curves(layers, params.run, PARTS[key])

@@ -31,6 +31,7 @@ from rfatlas.network import graph
 from rfatlas.network.model import LoadedModel, normalise
 from rfatlas.physiology import color_rules, colorspace, tuning
 from rfatlas.physiology.probe import GREY, Bar, Probe
+from rfatlas.statistics import wrapped
 
 #: The axes of gratings: the opponent ones, then those of code values (Rafegas & Vanrell 2018).
 AXES = (*colorspace.AXES, "RGB", "R-G", "R+G-2B")
@@ -118,7 +119,7 @@ def linear(fields: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         balance = maps.sum((2, 3)) / np.where(total > _EMPTY * total.max(1)[:, None], total, np.nan)
         share = energy[:, 1:].sum(1) / energy.sum(1)
-    hue = np.degrees(np.arctan2(along[:, 2], along[:, 1])) % 360
+    hue = wrapped(np.degrees(np.arctan2(along[:, 2], along[:, 1])), 360)
     coloured = np.abs(along[:, 1:]).max(1) > _EMPTY * np.abs(along).max(1)
     hue = np.where(coloured, hue, np.nan)
     columns = dict(zip(LINEAR, (*weights.T, share, *balance.T, hue), strict=True))
@@ -230,14 +231,14 @@ def hue_tuning(response: np.ndarray, hue_deg: np.ndarray) -> tuple[np.ndarray, n
     total = response.sum(1)
     vector = response @ np.exp(1j * np.radians(hue_deg))
     mean = np.divide(vector, total, out=np.full(len(total), np.nan, complex), where=total > 0)
-    return np.degrees(np.angle(mean)) % 360, np.abs(mean)
+    return wrapped(np.degrees(np.angle(mean)), 360), np.abs(mean)
 
 
 def preferred_direction(response: np.ndarray, direction_deg: np.ndarray) -> np.ndarray:
     """Return the preferred direction (C,) in degrees, [0, 180), of responses (C, n) to gratings in
     directions (n,) evenly spaced over half the circle; NaN without any response."""
     vector = response @ np.exp(2j * np.radians(direction_deg))
-    angle = np.degrees(np.angle(vector)) / 2 % 180
+    angle = wrapped(np.degrees(np.angle(vector)) / 2, 180)
     return np.where(np.abs(vector) > 0, angle, np.nan)
 
 

@@ -1,12 +1,17 @@
-"""Stage `gratings`: the tuning of every channel to orientation, spatial frequency and phase.
+"""Stage `gratings`: the tuning of every channel to orientation, spatial frequency and phase, with
+its parts `size` and `contrast`.
 
 Achromatic drifting gratings are shown to the centre unit of a layer (see `probe`): every
-orientation at every frequency at several phases, all channels at once, then each channel's best
-grating at more phases for F1/F0. Also the blank, mid grey, and for comparison a black field
-and the mean of the data set's images.
+orientation at every frequency at several phases, all channels at once, at full contrast in an
+aperture as wide as the field. A coarser grid of them is shown in smaller apertures, and at lower
+contrasts as long as a channel is compressive, so that each channel is read in the aperture and at
+the contrast where it can tell gratings apart. What follows is at its own best grating: more phases
+for F1/F0, all diameters, all contrasts, a mask across it. Also the blank, mid grey, and for
+comparison a black field and the mean of the data set's images.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,77 +19,262 @@ import pandas as pd
 
 from rfatlas.files import store
 from rfatlas.files.task import Task
-from rfatlas.physiology import tuning
-from rfatlas.physiology.probe import GREY, Probe
+from rfatlas.physiology import contrast, size, tuning
+from rfatlas.physiology.probe import GREY, Bar, Probe
 
 #: A channel is called orientation-selective, in the comparison of blanks, from this `osi` on.
 SELECTIVE_OSI = 0.5
 
+#: From so many orientations and phases on, the coarse grid has every other one.
+FINE_ORIENTATIONS, FINE_PHASES = 16, 8
+
 _BLANKS = ("blank", "blank_black", "blank_mean_image")
 
-_TUNING = (
-    "osi", "osi_sf_mean", "circular_variance", "orientation_deg", "bandwidth_deg", "sf_cpp",
-    "sf_bandwidth_oct",
+#: What is also told of the full contrast in the largest aperture, with the prefix `full_`.
+FULL = (
+    "osi", "circular_variance", "orientation_deg", "bandwidth_deg", "sf_cpp", "sf_bandwidth_oct",
 )  # fmt: skip
 
+#: Columns of the table; those of the parts that are on follow.
 COLUMNS = (
-    "layer", "channel", *_TUNING, "sf_lowpass", "sf_highpass", "sf_aliased", "f1_f0",
-    "grating_response", "grating_blank", "grating_blank_dependent", "grating_reason",
+    "layer", "channel", "osi", "osi_sf_mean", *FULL[1:], "sf_lowpass", "sf_highpass", "sf_aliased",
+    "f1_f0", "grating_response", "grating_contrast", "grating_diameter_px", "grating_suppressed",
+    "grating_blank", "grating_blank_dependent", *(f"full_{name}" for name in FULL),
+    "grating_reason",
 )  # fmt: skip
+
+
+# ---- which gratings a channel is read at
+
+
+@dataclass
+class Own:
+    """Where each channel of a layer is read.
+
+    `aperture` and `level` (C,), indices of apertures and contrasts; `moved` (C,), whether these are
+    others than the largest and full contrast; `response` float32 (C, orientation, frequency, phase)
+    to the coarse grid there; `suppressed` (C,), by the largest aperture.
+    """
+
+    aperture: np.ndarray
+    level: np.ndarray
+    moved: np.ndarray
+    response: np.ndarray
+    suppressed: np.ndarray
+
+
+def find_own(screen: "Screen", largest: np.ndarray, blank: np.ndarray) -> Own:
+    """Find the aperture, and then the contrast, at which each channel is read.
+
+    `largest` float32 (C, orientation, frequency, phase) are the smooth answers to the coarse grid
+    in the largest aperture at full contrast, `blank` (C,) those to mid grey.
+    """
+    row, last = np.arange(len(blank)), len(screen.apertures) - 1
+    grids = [*(screen.coarse(diameter, 1.0) for diameter in screen.apertures[:-1]), largest]
+    peaks = np.stack([screen.best_above(grid, blank) for grid in grids])
+    driven = tuning.driven(peaks.max(0)[:, None], blank) == ""
+    aperture, suppressed = size.best_aperture(peaks)
+    aperture, suppressed = np.where(driven, aperture, last), suppressed & driven
+    response, level = np.stack(grids)[aperture, row], np.zeros(len(row), int)
+    for place, diameter in enumerate(screen.apertures):
+        left, top = driven & (aperture == place), peaks[place]
+        for step, height in enumerate(screen.levels[1:], 1):
+            if not left.any():
+                break
+            grid = screen.coarse(diameter, height)
+            peak = screen.best_above(grid, blank)
+            top = np.maximum(top, peak)
+            left &= peak >= contrast.COMPRESSIVE * top
+            level[left], response[left] = step, grid[left]
+    moved = (aperture < last) | (level > 0)
+    return Own(aperture, level, moved, response, suppressed)
 
 
 # ---- from responses to the table
 
 
-def _labels(tuned: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels (C,) of channels above a blank: driven, and orientation-selective."""
-    answers = tuning.driven(tuned, blank) == ""
-    row = np.arange(len(tuned))
-    found = tuning.orientation_tuning(tuned[row, :, tuning.best(tuned)[1]])
-    return answers, answers & (found["osi"] >= SELECTIVE_OSI) & ~np.isnan(found["bandwidth_deg"])
+@dataclass
+class Read:
+    """The tuning of a layer above one blank.
 
-
-def _columns(
-    tuned: np.ndarray,
-    other: Iterable[tuple[np.ndarray, np.ndarray]],
-    best_response: np.ndarray,
-    blank: np.ndarray,
-    frequency: np.ndarray,
-    stride: int,
-) -> dict[str, Any]:
-    """Return the columns `COLUMNS` but the key, (C,) each (see docs/columns.md).
-
-    `tuned` (C, orientation, frequency) are mean responses above the `blank` (C,), `other` those
-    above other blanks, with these; `best_response` (C, n) activations to each channel's best
-    grating at n phases. `frequency` in cycles per pixel; `stride` of the layer's units in pixels, 0
-    where there is no such thing.
+    `reason` (C,) why there is none, "" otherwise; `tuned` (C, orientation, frequency) the mean
+    responses in each channel's own aperture at its own contrast, `best` (C, 2) the indices of the
+    largest, -1 without tuning; `columns` the indices of tuning and, as `full_`, those at full
+    contrast in the largest aperture.
     """
-    reason = tuning.driven(tuned, blank)
-    answers = reason == ""
-    found = tuning.grid_tuning(tuned, frequency)
-    found["osi_sf_mean"] = tuning.orientation_tuning(tuned.mean(2))["osi"]
-    found["f1_f0"] = tuning.f1_f0(tuning.rectify(best_response, blank))
-    found["grating_response"] = tuned.reshape(len(tuned), -1).max(1)
-    differs = np.zeros(len(tuned), bool)
-    for above in other:
-        for mine, theirs in zip(_labels(tuned, blank), _labels(*above), strict=True):
-            differs |= mine != theirs
 
-    def flag(values: np.ndarray, known: np.ndarray = answers) -> pd.array:
-        return pd.array(np.where(known, values, None), "boolean")
+    reason: np.ndarray
+    tuned: np.ndarray
+    best: np.ndarray
+    columns: dict[str, np.ndarray]
 
-    return {
-        **{name: np.where(answers, values, np.nan) for name, values in found.items()},
-        "sf_lowpass": flag(found["sf_lowpass"]),
-        "sf_highpass": flag(found["sf_highpass"]),
-        "sf_aliased": flag(found["sf_cpp"] * stride > 0.5, answers & (stride > 0)),
-        "grating_blank": blank,
-        "grating_blank_dependent": differs,
-        "grating_reason": reason,
-    }
+    @property
+    def selective(self) -> np.ndarray:
+        """Whether each channel (C,) is orientation-selective."""
+        return (self.columns["osi"] >= SELECTIVE_OSI) & ~np.isnan(self.columns["bandwidth_deg"])
+
+
+def read(
+    screen: "Screen", largest: np.ndarray, own: Own, finer: np.ndarray, blank: np.ndarray
+) -> Read:
+    """Read the tuning of a layer above a `blank` (C,).
+
+    `largest` (C, orientation, frequency) are the mean responses to all gratings at full contrast in
+    the largest aperture, `finer` (C,) the best of those above the axis of frequencies.
+    """
+    tuned, moved = largest.copy(), own.moved
+    if moved.any():
+        # Between the orientations of the coarse grid as between those of the curve.
+        coarse = screen.above(own.response[moved], blank[moved]).swapaxes(1, 2)
+        fine = tuning.periodic(coarse, len(screen.orientation))
+        tuned[moved] = fine.swapaxes(1, 2).clip(0)
+    peak = np.maximum(largest.max((1, 2)), tuned.max((1, 2)))
+    reason = tuning.driven(peak[:, None], blank)
+    reason[(reason == "") & (finer > tuning.OUT_OF_RANGE * peak)] = "out_of_range"
+    known = reason == ""
+    best = np.where(known[:, None], np.stack(tuning.best(tuned), 1), -1)
+    columns = tuning.grid_tuning(tuned, screen.frequency)
+    columns["osi_sf_mean"] = tuning.orientation_tuning(tuned.mean(2))["osi"]
+    columns["grating_response"] = tuned.max((1, 2))
+    full = tuning.grid_tuning(largest, screen.frequency)
+    there = tuning.driven(largest, blank) == ""
+    columns = {
+        name: values if values.dtype == bool else np.where(known, values, np.nan)
+        for name, values in columns.items()
+    } | {f"full_{name}": np.where(known & there, full[name], np.nan) for name in FULL}
+    return Read(reason, tuned, best, columns)
+
+
+def _flag(values: np.ndarray, known: np.ndarray) -> pd.array:
+    return pd.array(np.where(known, values, None), "boolean")
 
 
 # ---- one layer
+
+
+class Screen:
+    """Where the gratings of one layer's experiment are shown.
+
+    `apertures` in pixels, rising, and `levels` of contrast, falling; `settings` the counts of
+    `measure`.
+    """
+
+    def __init__(self, probe: Probe, settings: Mapping[str, int], parts: Collection[str], bar: Bar):
+        self.probe, self.bar = probe, bar
+        self.apertures = size.apertures(probe.size) if "size" in parts else np.array([probe.size])
+        self.levels = contrast.STEPS if "contrast" in parts else np.ones(1)
+        self.orientation = tuning.orientations(settings["orientations"])
+        self.frequency = tuning.frequencies(probe.size, settings["frequencies"])
+        self.phase = tuning.phases(settings["phases"])
+        # Every which orientation and phase the coarse grid has.
+        self.orientation_step, self.phase_step = (
+            2 if len(axis) % 2 == 0 and len(axis) >= least else 1
+            for axis, least in ((self.orientation, FINE_ORIENTATIONS), (self.phase, FINE_PHASES))
+        )
+        self.rectified = False
+
+    @property
+    def coarse_orientation(self) -> np.ndarray:
+        """The orientations of the coarse grid."""
+        return self.orientation[:: self.orientation_step]
+
+    @property
+    def coarse_phase(self) -> np.ndarray:
+        """The phases of the coarse grid, and of masks."""
+        return self.phase[:: self.phase_step]
+
+    def show(self, *drawn: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `Probe.respond` does to gratings; see `Probe.carriers`."""
+        return self.probe.respond(self.probe.paint(self.probe.carriers(*drawn)))
+
+    def grid(self) -> np.ndarray:
+        """Return the answers (2, C, orientation, frequency, phase) to all gratings at full contrast
+        in the largest aperture; from then on it is known whether the layer ends in a ReLU."""
+        axes = (self.orientation, self.frequency, self.phase)
+        answers = self.probe.over_grid(self.show, axes, self.bar, "grid")
+        self.rectified = tuning.is_rectified(*answers)
+        return answers
+
+    def smooth(self, answers: np.ndarray) -> np.ndarray:
+        """Return of answers (2, ...) those that are smooth over phase: what enters the ReLU."""
+        return answers[int(self.rectified)]
+
+    def coarse(self, diameter: float, height: float) -> np.ndarray:
+        """Return the smooth answers (C, orientation, frequency, phase) to the coarse grid in an
+        aperture of some pixels at some contrast."""
+        axes = (self.coarse_orientation, self.frequency, self.coarse_phase)
+        name = f"{diameter:.3g} px, contrast {height:.2g}"
+        return self.smooth(
+            self.probe.over_grid(
+                lambda *drawn: self.show(*drawn, diameter, height), axes, self.bar, name
+            )
+        )
+
+    def finer(self) -> np.ndarray:
+        """Return the smooth answers (C, n, phase) to gratings above the axis of frequencies."""
+        theta, frequency = tuning.finer(self.coarse_orientation)
+        axes = (np.arange(len(theta)), self.phase)
+        return self.smooth(
+            self.probe.over_grid(
+                lambda n, phase: self.show(theta[n], frequency[n], phase), axes, self.bar, "finer"
+            )
+        )
+
+    def above(self, smooth: np.ndarray, blank: np.ndarray) -> np.ndarray:
+        """Return the means of smooth answers (C, ..., phase) above the blank (C,)."""
+        return tuning.mean_above(smooth, blank, self.rectified)
+
+    def best_above(self, smooth: np.ndarray, blank: np.ndarray) -> np.ndarray:
+        """Return the largest (C,) of `above`."""
+        return self.above(smooth, blank).reshape(len(blank), -1).max(1)
+
+    # ---- at each channel's own grating: a place (C, 4) holds the indices of its orientation,
+    # frequency, aperture and level, -1 where it has none
+
+    def phases(self, place: np.ndarray, phase: np.ndarray) -> np.ndarray:
+        """Return the answers (C, phase) to its own grating at phases (n,)."""
+
+        def show(i: np.ndarray, j: np.ndarray, d: np.ndarray, c: np.ndarray, phase: np.ndarray):
+            drawn = self.orientation[i], self.frequency[j], phase
+            return self.show(*drawn, self.apertures[d], self.levels[c])
+
+        return self.probe.at_places(show, place, [phase], self.bar, "best")[0]
+
+    def sizes(self, place: np.ndarray, diameter: np.ndarray) -> np.ndarray:
+        """Return the smooth answers (C, diameter, phase) to its own grating in all diameters."""
+
+        def show(i: np.ndarray, j: np.ndarray, c: np.ndarray, diameter: np.ndarray, phase):
+            drawn = self.orientation[i], self.frequency[j], phase
+            return self.show(*drawn, diameter, self.levels[c])
+
+        axes, own = (diameter, self.phase), place[:, [0, 1, 3]]
+        return self.smooth(self.probe.at_places(show, own, axes, self.bar, "size"))
+
+    def contrasts(self, place: np.ndarray, height: np.ndarray) -> np.ndarray:
+        """Return the smooth answers (C, contrast, phase) to its own grating at all contrasts."""
+
+        def show(i: np.ndarray, j: np.ndarray, d: np.ndarray, height: np.ndarray, phase):
+            drawn = self.orientation[i], self.frequency[j], phase
+            return self.show(*drawn, self.apertures[d], height)
+
+        axes, own = (height, self.phase), place[:, :3]
+        return self.smooth(self.probe.at_places(show, own, axes, self.bar, "contrast"))
+
+    def plaids(self, place: np.ndarray) -> np.ndarray:
+        """Return the smooth answers (C, phase of the mask, phase) to its own grating under a mask
+        across it, of the same contrast, at most `contrast.PLAID`; the last without the mask."""
+        count = len(self.coarse_phase)
+
+        def show(i: np.ndarray, j: np.ndarray, d: np.ndarray, c: np.ndarray, mask, phase):
+            height = np.minimum(self.levels[c], contrast.PLAID)
+            there, turn = np.where(mask < count, height, 0), self.coarse_phase[mask % count]
+            theta, own = self.orientation[i], (self.frequency[j], self.apertures[d])
+            carriers = self.probe.carriers(theta, own[0], phase, own[1], height)
+            carriers += self.probe.carriers(theta + 90, own[0], turn, own[1], there)
+            return self.probe.respond(self.probe.paint(carriers))
+
+        axes = (np.arange(count + 1), self.phase)
+        return self.smooth(self.probe.at_places(show, place, axes, self.bar, "plaids"))
 
 
 def measure(
@@ -92,61 +282,95 @@ def measure(
     layer: str,
     mean_image: np.ndarray,
     settings: Mapping[str, int],
+    parts: Collection[str],
     task: Task,
 ) -> None:
     """Write `<layer>.h5` (docs/files.md) and its table.
 
     `mean_image` float (H, H, 3) in 0..1; `settings` the counts `orientations`, `frequencies`,
-    `phases`, `f1_phases`.
+    `phases`, `f1_phases`, `diameters`, `contrasts`; `parts` which of "size" and "contrast" are on.
     """
-    orientation = tuning.orientations(settings["orientations"])
-    frequency = tuning.frequencies(probe.size, settings["frequencies"])
-    phase, f1_phase = (tuning.phases(settings[key]) for key in ("phases", "f1_phases"))
-
-    def show(orientation: np.ndarray, frequency: np.ndarray, phase: np.ndarray) -> Any:
-        return probe.respond(probe.paint(probe.carriers(orientation, frequency, phase)))
-
+    screen = Screen(probe, settings, parts, task.bar)
     fields = (
         probe.uniform([[GREY] * 3]),
         probe.uniform([[0, 0, 0]]),
         probe.cut(mean_image[None]),
     )
     blanks = [probe.respond(field)[0][0] for field in fields]
-    response, unrectified = probe.over_grid(show, (orientation, frequency, phase), task.bar, "grid")
-    rectified = tuning.is_rectified(response, unrectified)
-    smooth = unrectified if rectified else response
-    above = [(tuning.mean_above(smooth, blank, rectified), blank) for blank in blanks]
-    tuned, blank = above[0]
-    # Each channel's best grating, where any drives it, at more phases; what several share is shown
-    # once.
-    best = np.stack(tuning.best(tuned), 1)
-    best[tuning.driven(tuned, blank) != ""] = -1
-    (best_response, _) = probe.at_places(
-        lambda i, j, phase: show(orientation[i], frequency[j], phase),
-        best,
-        [f1_phase],
-        task.bar,
-        "best",
-    )
+    blank = blanks[0]
+    response, unrectified = answers = screen.grid()
+    smooth, finer = screen.smooth(answers), screen.finer()
+    own = find_own(screen, smooth[:, :: screen.orientation_step, :, :: screen.phase_step], blank)
+    reads = [
+        read(screen, screen.above(smooth, other), own, screen.best_above(finer, other), other)
+        for other in blanks
+    ]
+    found = reads[0]
+    known = found.reason == ""
+    place = np.column_stack([found.best, own.aperture, own.level])
+    place[~known] = -1
+    shown = {
+        "orientation": screen.orientation[place[:, 0]],
+        "frequency": screen.frequency[place[:, 1]],
+        "diameter": screen.apertures[place[:, 2]],
+        "contrast": screen.levels[place[:, 3]],
+    }
+    shown = {name: np.where(known, values, np.nan) for name, values in shown.items()}
+    f1_phase = tuning.phases(settings["f1_phases"])
+    best_response = screen.phases(place, f1_phase)
+    differs = [(other.reason == "") != known for other in reads[1:]]
+    differs += [other.selective != found.selective for other in reads[1:]]
+    columns = found.columns | {
+        "f1_f0": np.where(known, tuning.f1_f0(tuning.rectify(best_response, blank)), np.nan),
+        "sf_aliased": found.columns["sf_cpp"] * probe.stride > 0.5,
+        "grating_contrast": shown["contrast"],
+        "grating_diameter_px": shown["diameter"],
+        "grating_suppressed": own.suppressed,
+        "grating_blank": blank,
+        "grating_blank_dependent": np.any(differs, 0),
+        "grating_reason": found.reason,
+    }
+    flags = {"sf_lowpass": known, "sf_highpass": known, "grating_suppressed": known}
+    flags["sf_aliased"] = known & (probe.stride > 0)
+    for name, where in flags.items():
+        columns[name] = _flag(columns[name], where)
+    data = {
+        "response": response,
+        "phase": screen.phase,
+        "f1_phase": f1_phase,
+        "best": found.best.astype(np.int16),
+        "best_response": best_response,
+        "tuned": found.tuned.astype(np.float32),
+        **{f"shown_{name}": values.astype(np.float32) for name, values in shown.items()},
+        **dict(zip(_BLANKS, blanks, strict=True)),
+    }
+    if screen.rectified:
+        data["unrectified"] = unrectified
+    names = list(COLUMNS)
+    if "size" in parts:
+        diameter = size.diameters(probe.size, settings["diameters"])
+        curve = screen.above(screen.sizes(place, diameter), blank)
+        added, fitted = size.tuning(curve, diameter, found.reason)
+        columns |= added
+        names += size.COLUMNS
+        data |= {"size_diameter": diameter, "size_response": curve.astype(np.float32)}
+        data["size_fit"] = fitted.astype(np.float32)
+    if "contrast" in parts:
+        height = contrast.contrasts(settings["contrasts"])
+        curve = screen.above(screen.contrasts(place, height), blank)
+        plaid = screen.above(screen.plaids(place), blank)
+        added, fitted = contrast.tuning(
+            curve, height, plaid[:, :-1].mean(1), plaid[:, -1], found.reason
+        )
+        columns |= added
+        columns["contrast_saturated"] = _flag(columns["contrast_saturated"], known)
+        names += contrast.COLUMNS
+        data |= {"contrast": height, "contrast_response": curve.astype(np.float32)}
+        data["contrast_fit"] = fitted.astype(np.float32)
     with store.create(task.output, {**task.attrs, **probe.place()}) as file:
         file["channel"] = np.arange(probe.channels, dtype=np.int32)
-        file["orientation"], file["frequency"] = orientation, frequency
-        file["phase"], file["f1_phase"] = phase, f1_phase
-        file["response"], file["best_response"] = response, best_response
-        if rectified:
-            file["unrectified"] = unrectified
-        file["best"] = best.astype(np.int16)
-        known = best[:, 0] >= 0
-        shown = {
-            "orientation": orientation[best[:, 0]],
-            "frequency": frequency[best[:, 1]],
-            "diameter": float(probe.size),
-            "contrast": 1.0,
-        }
-        for name, values in shown.items():
-            file[f"shown_{name}"] = np.where(known, values, np.nan).astype(np.float32)
-        for name, values in zip(_BLANKS, blanks, strict=True):
+        file["orientation"], file["frequency"] = screen.orientation, screen.frequency
+        for name, values in data.items():
             file[name] = values
-    columns = _columns(tuned, above[1:], best_response, blank, frequency, probe.stride)
     rows = pd.DataFrame({"layer": layer, "channel": np.arange(probe.channels), **columns})
-    store.write_table(rows[list(COLUMNS)], task.table)
+    store.write_table(rows[names], task.table)

@@ -35,6 +35,10 @@ ONE_THREAD_GFLOP = 0.2
 # Axes of the stage color's gratings.
 _AXES = 6
 
+# Smaller apertures, and lower contrasts in each, in which the stage gratings shows its coarse grid:
+# there are up to four and seven; an early layer needs one of either.
+_APERTURES, _LEVELS = 3, 3
+
 # Channels that the stage compare takes at a time, `similarity.TILE`.
 _TILE = 4096
 
@@ -278,11 +282,19 @@ class Budget:
 
     def _gratings(self, run: str, layer: Mapping[str, Any]) -> Cost:
         settings, channels = self.config["gratings"], layer["channels"]
+        on = {part: entries.stage_on(self.config, part, run) for part in ("size", "contrast")}
+        orientations, phases = settings["orientations"], settings["phases"]
+        coarse_phases = phases // 2 if phases % 2 == 0 and phases >= 8 else phases
         # In very large fields there are one or two more frequencies; at worst every channel likes
         # another grating best.
-        grid = settings["orientations"] * settings["frequencies"]
-        stimuli = grid * settings["phases"] + min(channels, grid) * settings["f1_phases"]
-        size = 4.0 * channels * grid * settings["phases"] * _sides(layer)
+        grid = orientations * settings["frequencies"]
+        coarse = grid / 2 * coarse_phases
+        apertures = 1 + _APERTURES * on["size"]
+        own = settings["f1_phases"] + settings["diameters"] * phases * on["size"]
+        own += (settings["contrasts"] + coarse_phases + 1) * phases * on["contrast"]
+        stimuli = grid * phases + min(channels, grid) * own
+        stimuli += coarse * (apertures - 1 + apertures * _LEVELS * on["contrast"])
+        size = 4.0 * channels * grid * (phases * _sides(layer) + 1)
         return self._looks(run, layer, stimuli / 2, "forward", size)
 
     def _color(self, run: str, layer: Mapping[str, Any]) -> Cost:

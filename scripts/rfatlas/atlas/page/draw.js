@@ -117,13 +117,13 @@ rfatlas.draw = (() => {
       const points = s.values.map((v, k) => [px(x[k]), py(v ?? 0)]);
       parts.push(svg("path", { d: path(points), fill: "none", stroke: colour, "stroke-width": 2,
         "stroke-dasharray": s.dash }));
-      for (const [cx, cy] of points.length <= 40 ? points : []) {
+      for (const [cx, cy] of points.length <= 40 && !s.dash ? points : []) {
         parts.push(svg("circle", { cx: cx.toFixed(1), cy: cy.toFixed(1), r: 2, fill: colour }));
       }
       if (series.length > 1) {
         parts.push(
           svg("line", { x1: left + 76 * i, x2: left + 76 * i + 16, y1: 8, y2: 8, stroke: colour,
-            "stroke-width": 2 }),
+            "stroke-width": 2, "stroke-dasharray": s.dash }),
           svg("text", { x: left + 76 * i + 20, y: 11.5 }, s.name));
       }
     });

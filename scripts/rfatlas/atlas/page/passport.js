@@ -13,6 +13,7 @@ rfatlas.passport = (() => {
   // How far the other numbers can be trusted.
   const TRUST = ["split_half", "n_units", "certificate_max", "gradient_change", "energy_inside", "erf_r2", "gabor_r2",
     "gabor_n_starts_agreeing", "gabor_converged", "grating_blank_dependent", "sf_aliased",
+    "grating_suppressed", "contrast_saturated", "size_r2", "contrast_r2",
     "stimulus_agreement", "stimulus_converged", "stimulus_gain", "virtual_match", "zero_n_exact", "zero_n_estimate", "zero_q"];
   let dialog, current = null;
 
@@ -390,7 +391,13 @@ rfatlas.passport = (() => {
   }
 
   // What is drawn of a stage; their sections come first, in this order.
-  const CHARTS = { gratings: tuning, color: colours, ablation: effects };
+  const CHARTS = {
+    gratings: tuning,
+    size: withFit("size", "Size tuning", "diameter (px)", "size_summation_px"),
+    contrast: withFit("contrast", "Response to contrast", "contrast", "contrast_half"),
+    color: colours,
+    ablation: effects,
+  };
 
   function tuning(stage, of) {
     const { data, i, label, get } = of;
@@ -417,6 +424,18 @@ rfatlas.passport = (() => {
         title: `Response of ${label} to the phase of its best grating` }),
       "Phase of the best grating", of, "phase"),
     ];
+  }
+
+  // Responses of the channel's own grating over a logarithmic axis, and a curve fitted to them.
+  function withFit(kind, caption, xLabel, mark) {
+    return (stage, of) => {
+      const found = curve(of, kind);
+      if (!found) return [gap(caption, stage, of)];
+      const [values, fit] = found;
+      return [chart(lines({ x: of.data[kind].axis, log: true, xLabel, yLabel: "response",
+        series: [{ name: "measured", values }, { name: "fit", values: fit, dash: "4 3" }],
+        mark: of.get(mark), title: `${caption} of ${of.label}` }), caption, of, kind)];
+    };
   }
 
   function colours(stage, of) {
