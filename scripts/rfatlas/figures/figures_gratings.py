@@ -167,25 +167,26 @@ def _label(facts: pd.Series, selective: bool) -> tuple[list[sheets.Line], str]:
 @dataclass(frozen=True)
 class Part:
     """A part of the stage gratings whose curves are drawn: the title of its figure, the name of the
-    curves' axis in the file and its label, the column that flags channels, what it says of them,
-    and the curve of a channel that does nothing else, over that axis."""
+    curves' axis in the file and its label, the column that flags channels, what it calls them and
+    what that means, and the curve of a linear channel over that axis."""
 
     title: str
     axis: str
     label: str
     flag: str
-    says: str
-    plain: Callable[[np.ndarray], np.ndarray] | None = None
+    flagged: str
+    meaning: str
+    linear: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 PARTS = {
     "size": Part(
         "Size tuning", "size_diameter", "diameter (px)", "grating_suppressed",
-        "suppressed by their whole field",
+        "suppressed", "by more than a tenth in their whole field",
     ),
     "contrast": Part(
         "Responses to contrast", "contrast", "contrast", "contrast_saturated",
-        "half of the maximum at a quarter of full contrast", np.asarray,
+        "saturated", "half of the maximum at a quarter of full contrast", np.asarray,
     ),
 }  # fmt: skip
 
@@ -211,21 +212,21 @@ def curves(
             panel.add_collection(LineCollection(lines, color=color, linewidth=0.6, alpha=alpha))
         if len(shares):
             panel.plot(axis, np.median(shares, 0), color=style.INK, linewidth=1.8)
-        if part.plain:
-            panel.plot(axis, part.plain(axis), color=style.ORANGE, linestyle=(0, (3, 2)))
+        if part.linear:
+            panel.plot(axis, part.linear(axis), color=style.ORANGE, linestyle=(0, (3, 2)))
         panel.set(xscale="log", xlim=axis[[0, -1]], ylim=(0, 1.05))
         panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(f"{name}   {marked.sum()} of {len(shares)}", fontsize=8.5)
     handles = [
-        style.mark(part.says, style.BLUE, line="-"),
+        style.mark(part.flagged, style.BLUE, line="-"),
         style.mark("other channels", style.GREY, line="-"),
         style.mark("median", style.INK, line="-", linewidth=1.8),
     ]
-    if part.plain:
+    if part.linear:
         handles.append(style.mark("a linear channel", style.ORANGE, line=(0, (3, 2))))
-    facts = f"Each channel's own grating; numbers: {part.says}"
+    facts = f"Each channel's own grating; {part.flagged}: {part.meaning}"
     return style.headed(figure, f"{run} · {part.title}", facts, handles, len(handles))
 
 
