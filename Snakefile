@@ -3,6 +3,7 @@
 #   snakemake --cores 8                                   the demo (config/config.yaml)
 #   snakemake --cores 8 --configfile my.yaml              a config of your own
 #   snakemake images --cores 8 --configfile my.yaml       one stage (names below)
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -51,7 +52,7 @@ for stage in [stage for stage in stages.STAGES if not stage.part_of]:
 onstart:
     if not workflow.touch:
         try:
-            announce()
+            announce(logger.info)
         except RfatlasError as error:
             raise WorkflowError(str(error)) from None
 

@@ -1,8 +1,8 @@
 """Many rehearsals (`snakemake --dry-run`) in little time, in folders that look finished.
 
-Snakemake is imported once, with the plugin that it would look into; each rehearsal is the command
-itself in a forked process, two at a time. A folder is finished without any work: every output is
-made empty, and `snakemake --touch` puts on record what a real run would.
+Snakemake and its plugins are imported once; each rehearsal is the command itself in a forked
+process, two at a time. A folder is finished without any work: every output is made empty, and
+`snakemake --touch` puts on record what a real run would.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-import snakemake_executor_plugin_slurm  # noqa: F401
 from snakemake import cli
 from snakemake.executors import touch
 
@@ -88,7 +87,9 @@ def _start(folder: Path, *words, making: bool = False) -> tuple[int, int]:
 
 @cache
 def _known_to_all() -> None:
-    """Read the schema and the imports of the library, as otherwise each process would."""
+    """Read the plugins of Snakemake, the schema and the imports of the library, as otherwise each
+    process would."""
+    cli.get_argument_parser()
     schema.schema()
     for stage in stages.STAGES:
         with contextlib.suppress(FileNotFoundError):

@@ -1,5 +1,6 @@
 """What scripts share: log file, one clear line for bad input, an end when the run is killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -72,6 +73,22 @@ def test_bad_input_is_one_line_and_a_bug_a_traceback(tmp_path, kind):
         assert "results/b.png: no room" in log and "Traceback" not in log
     else:
         assert "ZeroDivisionError: oops" in log and "Traceback" in log
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_job_writes_to_a_terminal_unless_a_logger_draws_on_it(tmp_path, drawn):
+    reading, writing = os.openpty()
+    command = [sys.executable, "-c", SCRIPT, str(SCRIPTS), "bad"]
+    environment = os.environ | ({"RFATLAS_DRAWN": "1"} if drawn else {})
+    subprocess.run(command, cwd=tmp_path, stderr=writing, env=environment, check=False)
+    os.close(writing)
+    said = b""
+    # Behind the end of what was written there is an error.
+    with contextlib.suppress(OSError):
+        while more := os.read(reading, 10_000):
+            said += more
+    os.close(reading)
+    assert (b"hello" in said and b"3 is not 4" in said) != drawn and bool(said) != drawn
 
 
 def test_a_job_ends_when_its_snakemake_is_killed(tmp_path):

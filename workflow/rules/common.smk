@@ -29,6 +29,10 @@ os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**28))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
+# Jobs write no lines of their own where a logger draws on the terminal, such as --logger rich.
+if any(handler.writes_to_stream for handler in workflow.logger_manager.plugin_handlers):
+    os.environ["RFATLAS_DRAWN"] = "1"
+
 from rfatlas import stages
 from rfatlas.plan import config as rfatlas_config
 from rfatlas.files import paths, versions
@@ -459,10 +463,10 @@ if workflow.is_main_process:
             print(f"rfatlas: no ablation of run {run}: {reason}", file=sys.stderr)
 
 
-def announce():
-    """Print what the jobs that will run cost; RfatlasError if the disk is too small for them."""
+def announce(say):
+    """Say what the jobs that will run cost; RfatlasError if the disk is too small for them."""
     rows = budget.rows(workflow.dag.needrun_jobs(exclude_finished=False))
-    print(budget.table(rows), file=sys.stderr)
+    say(budget.table(rows))
     # Where results go to a storage, this disk holds a few of them at a time.
     if workflow.storage_settings.default_storage_provider is None:
         estimates.check_disk(rows, Path.cwd())
@@ -473,6 +477,6 @@ def rehearsed():
     """Announce what a dry run would do, for which Snakemake calls no hook."""
     if workflow.dryrun and workflow.dag and len(workflow.dag):
         try:
-            announce()
+            announce(lambda text: print(text, file=sys.stderr))
         except RfatlasError as error:
             print(f"rfatlas: {error}", file=sys.stderr)

@@ -24,16 +24,16 @@ _log_stream: TextIO | None = None
 def job(snakemake: Any) -> Iterator[logging.Logger]:
     """Run the body of a script of the workflow.
 
-    Logs to the rule's log file and, on a terminal, to it. A RfatlasError or a full disk ends the
-    job with one line and exit status 1; any other exception leaves its traceback in the log.
-    When Snakemake is killed the job ends, too, within two seconds.
+    Logs to the rule's log file and to a terminal that is its own. A RfatlasError or a full disk
+    ends the job with one line and exit status 1; any other exception leaves its traceback in the
+    log. When Snakemake is killed the job ends, too, within two seconds.
     """
     global _log_stream
     log_path = Path(snakemake.log[0])
     log_path.parent.mkdir(parents=True, exist_ok=True)
     _log_stream = log_path.open("w", buffering=1)
     handlers: list[logging.Handler] = [logging.StreamHandler(_log_stream)]
-    if sys.stderr.isatty():
+    if _terminal():
         handlers.append(logging.StreamHandler(sys.stderr))
     logging.basicConfig(
         level=logging.INFO,
@@ -56,12 +56,17 @@ def job(snakemake: Any) -> Iterator[logging.Logger]:
             file = getattr(error, "filename", None) or next(iter(snakemake.output), "the output")
             error = disk.no_room(file)
         log.error("%s", error)
-        # Without a terminal handler, whoever started Snakemake would see nothing of it.
-        if len(handlers) == 1:
+        # Without a terminal, whoever started Snakemake would see nothing of it.
+        if not sys.stderr.isatty():
             print(f"rfatlas: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
         logging.shutdown()
+
+
+def _terminal() -> bool:
+    """Whether there is a terminal, on which no logger of Snakemake draws (see common.smk)."""
+    return sys.stderr.isatty() and "RFATLAS_DRAWN" not in os.environ
 
 
 def _snakemakes() -> list[psutil.Process]:
@@ -130,9 +135,9 @@ def limit_threads(threads: int) -> None:
 
 
 def progress(iterable: Iterable | None = None, unit: str = "image", **options: Any) -> tqdm:
-    """Return a progress bar of tqdm with rate and remaining time: on a terminal there, else a line
-    in the log now and then."""
-    terminal = sys.stderr.isatty()
+    """Return a progress bar of tqdm with rate and remaining time: on a terminal of the job's own
+    there, else a line in the log now and then."""
+    terminal = _terminal()
     return tqdm(
         iterable,
         unit=unit,

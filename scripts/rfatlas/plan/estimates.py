@@ -161,8 +161,8 @@ class Budget:
         where = f"{self.gpus} GPUs" if self.gpus else "the CPU"
         width = max(map(len, rows), default=5)
         lines = [
-            f"rfatlas: estimates for the jobs that will run, networks on {where}, cores: "
-            f"{self.cores} (resources/rates.csv)",
+            f"rfatlas: estimates for the jobs that will run (networks on {where}, "
+            f"cores: {self.cores})",
             f"  {'stage':{width}}  jobs         h:min:s      disk",
         ]
         for name, row in [*rows.items(), ("total", total)]:
