@@ -1,6 +1,6 @@
 # make demo     photographs in, an atlas out: the demo, with its report
-# make quick    a first answer of the tests, in a minute and a half: those that run no workflow, no
-#               browser and no real network, and take seconds (tests/conftest.py)
+# make quick    a first answer in about a minute: the tests of config, plan, photographs, files and
+#               tables, and of the house, without workflows, networks, browser and fuzz
 # make test     all tests
 # make lint     style of the code and of the workflow
 # make dry-run  a rehearsal of every config
@@ -39,8 +39,10 @@ report: install
 	    -newer $(REPORT) -print -quit)" ]; then \
 	    $(RUN) --report $(REPORT) --report-stylesheet $(STYLE); fi
 
+# A file is in by its folder; what is slow in it is marked so, by hand or by tests/conftest.py.
 quick: tools
-	$(PYTEST) -m "not workflow and not slurm and not slow" $(ARGS)
+	$(PYTEST) -m "not workflow and not slurm and not slow" $(ARGS) $(wildcard tests/test_*.py) \
+	    $(addprefix tests/,plan sources images files tables)
 
 test: tools
 	$(PYTEST) $(ARGS)

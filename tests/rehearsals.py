@@ -5,6 +5,7 @@ process, two at a time. A folder is finished without any work: every output is m
 `snakemake --touch` puts on record what a real run would.
 """
 
+import atexit
 import contextlib
 import os
 import re
@@ -63,6 +64,8 @@ def _start(folder: Path, *words, making: bool = False) -> tuple[int, int]:
         os.close(writing)
         return child, reading
     status = 1
+    # What is left to be said at the end is Snakemake's, not this process's own.
+    atexit._clear()
     try:
         os.close(reading)
         os.chdir(folder)
@@ -80,6 +83,7 @@ def _start(folder: Path, *words, making: bool = False) -> tuple[int, int]:
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -9,6 +9,9 @@ from rfatlas import demo_net, models
 from rfatlas.network import graph, model
 from rfatlas.network.torchvision_ops import torchvision
 
+# Networks of ImageNet's size.
+pytestmark = pytest.mark.slow
+
 INPUT = {"resize": 64, "crop": 64, "mean": [0.5] * 3, "std": [0.25] * 3}
 PAIRS = [
     ("rfatlas.models.plainnet18", "torchvision.models.resnet18", 8, 17),
