@@ -31,7 +31,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 # Jobs write no lines of their own where a logger draws on the terminal, such as --logger rich.
 if any(handler.writes_to_stream for handler in workflow.logger_manager.plugin_handlers):
-    os.environ["RFATLAS_DRAWN"] = "1"
+    os.environ.update(RFATLAS_DRAWN="1")
 
 from rfatlas import stages
 from rfatlas.plan import config as rfatlas_config
