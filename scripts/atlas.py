@@ -20,6 +20,7 @@ with jobs.job(snakemake) as log:
                 for stage in params.stages
             },
             findings=Path(files.findings) if files.findings else None,
+            card=[Path(file) for file in files.card],
             matched=list(zip(params.references, map(Path, files.matched), strict=True)),
             runs=params.runs,
         ),

@@ -1,4 +1,5 @@
-"""Answer the paper's three claims for one run: findings.json and a page."""
+"""Answer the paper's three claims, and how much it is like V1, for one run: findings.json and a
+page."""
 
 import json
 from pathlib import Path

@@ -1,15 +1,12 @@
-"""Count what the estimates of orientation and frequency say of the layers of one run."""
+"""Count what the estimates of orientation say of the layers of one run."""
 
 from rfatlas.files import jobs, store
 from rfatlas.tables import orientation
 
 with jobs.job(snakemake):
-    table = store.read_table(snakemake.input.channels)
-    reference = store.read_table(snakemake.input.reference)
     found = orientation.tables(
-        table,
-        reference,
-        dict(snakemake.params.settings),
+        store.read_table(snakemake.input.channels),
+        snakemake.params.thresholds,
         snakemake.params.orientation_osi,
         store.read_table(snakemake.input.twin) if snakemake.input.twin else None,
         snakemake.params.twin,

@@ -31,7 +31,7 @@ READERS = {
     "scenes": "images",
     "images": "model activations receptive_fields gratings color preferred_stimulus "
     "ablation channels ablation_groups figures atlas",
-    "model": "activations receptive_fields virtual_filters gabor gratings color "
+    "model": "activations receptive_fields virtual_filters gabor gratings color texture "
     "preferred_stimulus ablation channels ablation_groups compare findings figures atlas",
     "activations": "receptive_fields color preferred_stimulus ablation channels "
     "ablation_groups compare figures atlas",
@@ -40,10 +40,12 @@ READERS = {
     "gabor": "channels figures atlas",
     "gratings": "channels figures atlas",
     "color": "channels figures atlas",
+    "texture": "channels figures atlas",
     "preferred_stimulus": "channels figures atlas",
     "ablation": "channels figures atlas",
-    "channels": "orientation opponency ablation_groups compare figures atlas",
+    "channels": "orientation v1 opponency ablation_groups compare figures atlas",
     "orientation": "findings figures",
+    "v1": "findings figures atlas",
     "opponency": "findings figures",
     "ablation_groups": "findings figures",
     "compare": "figures atlas",
@@ -285,10 +287,11 @@ SWITCHES = [f"stages.{stage}" for stage in EVERY]
 # What is off with a switch besides the stage itself, and what is off in a run without the stage.
 OFF = {
     "receptive_fields": {"gabor"},
+    "gratings": {"texture"},
     "color": {"opponency"},
     "ablation": {"ablation_groups"},
 }
-OFF_IN_RUN = {stage: off for stage, off in OFF.items() if stage != "receptive_fields"}
+OFF_IN_RUN = {stage: off for stage, off in OFF.items() if stage in ("color", "ablation")}
 
 
 def expected(key: str, off=OFF) -> set[str]:
@@ -386,7 +389,9 @@ UNITS = f"{MODEL} activations_range activations_merge"
 FIELDS = f"{UNITS} receptive_fields"
 VIRTUAL = f"{FIELDS} virtual_filters_compose"
 EFFECTS = "ablation_estimates ablation ablation_gather"
-TABLE = f"{VIRTUAL} gabor gratings color preferred_stimulus {EFFECTS} channels_join"
+TABLE = f"{VIRTUAL} gabor gratings color texture_responses preferred_stimulus {EFFECTS}"
+TABLE += " channels_join"
+COUNTS = f"{TABLE} orientation_tables v1_tables opponency_tables"
 GROUPS = "ablation_groups ablation_groups_tables"
 TOPICS = "overview orientation color gabor ablation gratings preferred_stimulus virtual_filters"
 FIGURES = " ".join(f"figures_{topic}" for topic in TOPICS.split())
@@ -401,18 +406,18 @@ TARGETS = {
     "gabor": f"{VIRTUAL} gabor",
     "gratings": f"{MODEL} gratings",
     "color": f"{VIRTUAL} color",
+    "texture": f"{MODEL} texture_responses",
     "preferred_stimulus": f"{FIELDS} preferred_stimulus",
     "ablation": f"{UNITS} {EFFECTS}",
     "channels": TABLE,
     "orientation": f"{TABLE} orientation_tables",
+    "v1": f"{TABLE} v1_tables",
     "opponency": f"{TABLE} opponency_tables",
     "ablation_groups": f"{TABLE} {GROUPS}",
     "compare": f"{TABLE} compare_tables",
-    "findings": f"{TABLE} orientation_tables opponency_tables {GROUPS} findings_page",
-    "figures": f"{TABLE} orientation_tables opponency_tables {GROUPS} compare_tables {FIGURES} "
-    "figures_compare figures_accuracy",
-    "atlas": f"{TABLE} orientation_tables opponency_tables {GROUPS} compare_tables findings_page "
-    "atlas_site atlas_start",
+    "findings": f"{COUNTS} {GROUPS} findings_page",
+    "figures": f"{COUNTS} {GROUPS} compare_tables {FIGURES} figures_compare figures_accuracy",
+    "atlas": f"{COUNTS} {GROUPS} compare_tables findings_page atlas_site atlas_start",
 }
 TARGETS["all"] = f"{TARGETS['figures']} {TARGETS['atlas']}"
 

@@ -25,8 +25,8 @@ OF_LAYERS = (
     "receptive_fields gabor gratings color preferred_stimulus ablation ablation_groups".split()
 )
 TARGETS = [f"all_{stage}" for stage in OF_LAYERS] + (
-    "all scenes train_demo images model activations virtual_filters channels orientation opponency "
-    "compare findings figures atlas".split()
+    "all scenes train_demo images model activations virtual_filters texture channels orientation "
+    "v1 opponency compare findings figures atlas".split()
 )
 STAGES = [target.removeprefix("all_") for target in TARGETS if target != "all"]
 

@@ -326,6 +326,25 @@ STAGES: tuple[Stage, ...] = (
         ),
     ),
     Stage(
+        "texture",
+        "Texture",
+        "measures responses to naturalistic textures and to noise of the same spectrum",
+        "run",
+        reads=("model",),
+        files=("results/{run}/texture.h5", "results/{run}/texture.csv"),
+        switch=True,
+        off_when="responses to textures are not wanted",
+        like="gratings",
+        version=1,
+        mem_mb=3000,
+        columns=True,
+        reason="texture_reason",
+        reasons=(
+            ("no_response", "neither a texture nor noise takes it above its answer to grey"),
+            _WEAK,
+        ),
+    ),
+    Stage(
         "preferred_stimulus",
         "Preferred stimuli",
         "finds the inputs that drive each channel most and least",
@@ -386,8 +405,20 @@ STAGES: tuple[Stage, ...] = (
         "run",
         reads=("channels",),
         files=tuple(
-            f"results/{{run}}/orientation/{name}.csv"
-            for name in ("agreement", "selective", "v1", "v1_medians", "frequency")
+            f"results/{{run}}/orientation/{name}.csv" for name in ("agreement", "selective")
+        ),
+        follows=("gabor", "gratings"),
+        figures="orientation",
+    ),
+    Stage(
+        "v1",
+        "Macaque V1",
+        "compares the layers with the primary visual cortex of macaques",
+        "run",
+        reads=("channels",),
+        files=tuple(
+            f"results/{{run}}/v1/{name}.csv"
+            for name in ("histograms", "properties", "scores", "scales")
         ),
         follows=("gabor", "gratings"),
         figures="orientation",
@@ -436,7 +467,7 @@ STAGES: tuple[Stage, ...] = (
         "Findings",
         "answers the paper's claims in numbers",
         "run",
-        reads=("model", "orientation", "opponency", "ablation_groups"),
+        reads=("model", "orientation", "v1", "opponency", "ablation_groups"),
         files=("results/{run}/findings.json", "results/{run}/findings.html"),
         follows=("gratings", "color", "ablation"),
     ),

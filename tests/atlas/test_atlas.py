@@ -236,7 +236,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(built):
         assert not re.search(r"https?://|@import|\bfetch\(|XMLHttpRequest|innerHTML", text), path
     page = (folder / "atlas" / "index.html").read_text(encoding="utf-8")
     for name in re.findall(r'(?:src|href)="([^"#]+)"', page):
-        outside = name == "data:," or name == "../findings.html"
+        outside = name in ("data:,", "../findings.html", "../v1/properties.csv")
         assert outside or (folder / "atlas" / name).is_file(), name
     assert "Permission is hereby granted" in (folder / "atlas" / "uplot" / "LICENSE").read_text()
 
@@ -456,6 +456,34 @@ def test_curves_of_color_and_its_maps(tmp_path):
         np.testing.assert_allclose(picture, wanted.clip(0, 1), atol=1e-6)
 
 
+def card() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two properties and the scores of two layers of an invented report card."""
+    properties = pd.DataFrame(
+        {
+            "layer": ["conv1"] * 3 + ["layer1.0"] * 3,
+            "depth": [0] * 3 + [1] * 3,
+            "property": ["sf_cpd", "circular_variance", "f1_f0"] * 2,
+            "title": ["preferred frequency", "circular variance", MARKUP] * 2,
+            "similarity": [0.5, np.nan, 0.25, 1, np.nan, np.nan],
+        }
+    )
+    scores = pd.DataFrame(
+        {
+            "layer": ["conv1", "conv1", "layer1.0"],
+            "stated": [True, False, True],
+            "score": [0.375, 0.9, 1],
+            "twin_score": [0.3, 0.9, np.nan],
+        }
+    )
+    return properties, scores
+
+
+def test_the_report_card_has_a_row_per_layer():
+    found = atlas.report_card(*card())
+    titles = ["score", "score of the random twin", "preferred frequency", MARKUP]
+    assert found == {"titles": titles, "rows": [[0.375, 0.3, 0.5, 0.25], [1, None, 1, None]]}
+
+
 # ---- ablations, matches, findings
 
 
@@ -508,11 +536,16 @@ def test_pages_get_findings_and_reasons(tmp_path):
     rows = [{"table": "t/t.csv", "line": 3, "layer": "conv1"}]
     (folder / "findings.json").write_text(json.dumps({"claims": [claim | {"rows": rows}]}))
     about = told({"color": "it is off"})
+    files = [folder / "properties.csv", folder / "scores.csv"]
+    for table, path in zip(card(), files, strict=True):
+        store.write_table(table, path)
     given = replace(sources(run, folder), findings=folder / "findings.json", stages=about)
+    given = replace(given, card=files)
     atlas.build(replace(given, runs=["twin"]), folder / "atlas")
     overview = handed_over(folder / "atlas", "overview")
     del claim["rule"]
     assert overview["findings"] == [claim | {"lines": [["t/t.csv", 3]]}]
+    assert overview["card"] == atlas.report_card(*card())
     reasons = {stage["name"]: stage["absent"] for stage in overview["stages"]}
     assert reasons.pop("color") == "it is off" and not any(reasons.values())
     assert overview["runs"] == ["twin"]

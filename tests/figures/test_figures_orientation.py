@@ -16,18 +16,14 @@ from synthetic import tuning
 from rfatlas.figures import figures_orientation as drawn
 from rfatlas.figures import style
 from rfatlas.files import store
-from rfatlas.tables import orientation
+from rfatlas.tables import orientation, v1
 
 ROOT = Path(__file__).resolve().parents[2]
 R2, SCALE = 0.5, 28
 REFERENCE = store.read_table(ROOT / "resources" / "v1_reference.csv")
 JOINT = store.read_table(ROOT / "resources" / "v1_nx_ny.csv")
-SETTINGS = {
-    "thresholds": [0.3, 0.4, 0.6, 0.8],
-    "gabor_r2": R2,
-    "pixels_per_degree": SCALE,
-    "pixels_per_degree_sweep": [],
-}
+THRESHOLDS = [0.3, 0.4, 0.6, 0.8]
+SETTINGS = {"gabor_r2": R2, "pixels_per_degree": SCALE, "pixels_per_degree_sweep": []}
 GABOR = ("gabor",)
 GRATINGS = ("osi", "circular", "orientation", "bandwidth", "sf_", "f1_", "grating")
 
@@ -45,11 +41,13 @@ def off(table: pd.DataFrame, *prefixes: str) -> pd.DataFrame:
 def figures(table: pd.DataFrame, twin: pd.DataFrame | None = None) -> dict:
     """All figures that the table has columns for."""
     name = "" if twin is None else "demo_random"
-    found = orientation.tables(table, REFERENCE, SETTINGS, 0.5, twin, name)
+    found = orientation.tables(table, THRESHOLDS, 0.5, twin, name)
+    found |= v1.tables(table, REFERENCE, SETTINGS, twin, name)
     made = {
         "distribution": drawn.roses(table, "demo", R2, twin, name),
         "frequency": drawn.frequency(table, "demo", R2, SCALE, REFERENCE, twin, name),
-        "v1": drawn.v1(found["v1"], found["v1_medians"], REFERENCE, "demo", R2),
+        "card": drawn.card(found["properties"], found["scores"], "demo"),
+        "v1": drawn.v1(found["histograms"], found["properties"], REFERENCE, "demo", R2),
     }
     if "osi" in table:
         made["selective"] = drawn.selective(found["selective"], "demo")
@@ -222,6 +220,36 @@ def test_a_published_number_from_memory_is_dashed_and_says_so():
     assert x == pytest.approx(1 + (np.log10(0.37) + 1.48) / 0.24, abs=0.01)
 
 
+def test_a_card_has_a_cell_per_property_and_layer_with_its_number():
+    table, twin = tuning(), tuning(seed=1, tuned=0.1)
+    found = v1.tables(table, REFERENCE, SETTINGS, twin, "demo_random")
+    axes = drawn.card(found["properties"], found["scores"], "demo").axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    layers = [label.get_text() for label in axes.get_xticklabels()]
+    assert layers == ["conv1", "layer1.0", "layer2.0", "V1"]
+    texts = {}
+    for text in axes.texts:
+        x, y = (round(place) for place in text.get_position())
+        texts[labels[y], layers[x]] = text.get_text()
+    scores = found["scores"].set_index("layer")
+    for row in found["properties"].itertuples():
+        if row.reason == "":
+            assert texts[row.title, row.layer] == f"{row.similarity:.2f}"
+        elif row.reason == "median_only" and np.isfinite(row.median):
+            assert texts[f"median: {row.title}", row.layer] == f"{row.median:.3g}"
+        else:
+            assert (row.title, row.layer) not in texts
+    for layer in layers[:3]:
+        assert texts["score", layer] == f"{scores.loc[layer, 'score']:.2f}"
+        assert texts["score of the twin", layer] == f"{scores.loc[layer, 'twin_score']:.2f}"
+    assert texts["median: circular variance", "V1"] == "0.61"
+    rows = found["properties"].query("reason == ''")
+    certain = (rows["gain_lo"] > 0).sum() + (rows["gain_hi"] < 0).sum()
+    certain += (scores["difference_lo"] > 0).sum() + (scores["difference_hi"] < 0).sum()
+    marks = [line for line in axes.lines if line.get_marker() in ("^", "v")]
+    assert len(marks) == certain
+
+
 def test_the_nx_ny_plane_has_the_good_fits_filled_where_selective():
     table = tuning()
     axes = drawn.nx_ny(table, JOINT, REFERENCE, "demo", R2).axes[0]
@@ -263,9 +291,10 @@ def test_the_script_draws_the_figures_that_are_asked_for(tmp_path, monkeypatch, 
     store.write_table(table, tmp_path / "channels.csv")
     store.write_table(twin, tmp_path / "twin.csv")
     given = (twin, "demo_random") if with_twin else (None, "")
-    for name, rows in orientation.tables(table, REFERENCE, SETTINGS, 0.5, *given).items():
+    found = orientation.tables(table, THRESHOLDS, 0.5, *given)
+    for name, rows in (found | v1.tables(table, REFERENCE, SETTINGS, *given)).items():
         store.write_table(rows, tmp_path / f"{name}.csv")
-    tables = ("selective", "v1", "v1_medians")
+    tables = ("selective", "histograms", "properties", "scores")
     inputs = {
         "channels": tmp_path / "channels.csv",
         "twin": tmp_path / "twin.csv" if with_twin else [],
@@ -279,6 +308,7 @@ def test_the_script_draws_the_figures_that_are_asked_for(tmp_path, monkeypatch, 
         "preferred_frequency",
         "selective_channels",
         "selective_channels_by_threshold",
+        "report_card_for_macaque_V1",
         "compared_with_macaque_V1",
         "size_of_the_Gabors",
         "agreement_of_the_estimates",

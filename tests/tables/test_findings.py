@@ -1,4 +1,4 @@
-"""Findings: the three claims, told from invented tables whose answers are known."""
+"""Findings: the claims, told from invented tables whose answers are known."""
 
 import json
 import re
@@ -80,6 +80,23 @@ def inactive_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def scores_table() -> pd.DataFrame:
+    """Two layers on three scales, of which layer1.0 is best on the last."""
+    rows = [
+        {
+            "layer": layer, "depth": depth, "pixels_per_degree": scale, "stated": scale == 28,
+            "channels": 64, "properties": 12, "score": score, "lo": score - 0.05,
+            "hi": score + 0.05, "twin": "random", "twin_score": 0.6, "difference": score - 0.6,
+            "difference_lo": score - 0.68, "difference_hi": score - 0.52,
+        }
+        for depth, (layer, found) in enumerate(
+            {"conv1": (0.7, 0.75, 0.5), "layer1.0": (0.5, 0.6, 0.55)}.items()
+        )
+        for scale, score in zip((14, 28, 56), found, strict=True)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def test_rows_are_those_of_the_rule_and_name_their_line(selective, tmp_path):
     path = tmp_path / "selective.csv"
     store.write_table(selective, path)
@@ -149,18 +166,38 @@ def test_inactive_channels_are_told_as_the_table_tells_them():
     assert [row["mode"] for row in claim["rows"]] == ["zero", "mean"]
 
 
+def test_the_most_v1_like_layer_is_told_with_its_twin_and_its_scales():
+    claim = findings.v1_like(scores_table())
+    assert claim["sentence"] == (
+        "conv1 is most like macaque V1: 0.75 of 1 (95 % interval 0.70 to 0.80) over 12 properties, "
+        "with 28 pixels per degree; 0.15 more than with random weights (+0.07 to +0.23). Of the "
+        "scales that were tried, it is conv1 at 14 to 28 and layer1.0 at 56 pixels per degree."
+    )
+    assert [row["layer"] for row in claim["rows"]] == ["conv1", "layer1.0"]
+    assert [row["versus_twin"] for row in claim["rows"]] == ["above", "not told apart"]
+    alone = (
+        scores_table()
+        .query("stated")
+        .assign(difference=np.nan, difference_lo=np.nan, difference_hi=np.nan, twin_score=np.nan)
+    )
+    assert findings.v1_like(alone)["sentence"].endswith("with 28 pixels per degree.")
+    less = scores_table().query("stated").assign(difference=-0.2, difference_lo=-0.3)
+    assert "; 0.20 less than with random weights (−0.30 to" in findings.v1_like(less)["sentence"]
+
+
 def test_a_stage_that_is_off_is_said_not_hidden():
     found = findings.collect("demo", {}, dict.fromkeys(findings.TABLES))
-    assert [claim["sentence"] for claim in found["claims"]] == ["", "", ""]
+    assert [claim["sentence"] for claim in found["claims"]] == [""] * 4
     assert "orientation/selective.csv: the stage gratings" in found["claims"][0]["missing"]
     page = findings.page(found, TEMPLATE)
-    assert page.count("Not answered:") == 3
+    assert page.count("Not answered:") == 4
 
 
 def test_json_has_no_nan_and_keeps_every_number(selective):
     counts, confusion = opponency_tables()
     tables = {"selective": selective, "counts": counts, "confusion": confusion}
-    found = findings.collect("demo", {"network": "n"}, tables | {"inactive": inactive_table()})
+    tables |= {"inactive": inactive_table(), "scores": scores_table()}
+    found = findings.collect("demo", {"network": "n"}, tables)
     again = json.loads(json.dumps(found, allow_nan=False))
     assert again == found
     assert again["claims"][1]["agreement"][1]["kappa"] is None
@@ -171,7 +208,7 @@ def test_the_page_links_each_row_and_escapes_names(selective):
     selective = selective.replace({"layer": {"conv1": "<script>alert(1)</script>"}})
     counts, confusion = opponency_tables()
     tables = {"selective": selective, "counts": counts, "confusion": confusion}
-    tables["inactive"] = inactive_table()
+    tables |= {"inactive": inactive_table(), "scores": scores_table()}
     found = findings.collect("<b>run</b>", {"network": "a&b"}, tables, ["<i>wrong</i> labels"])
     page = findings.page(found, TEMPLATE)
     assert found["warnings"] == ["<i>wrong</i> labels"] and "Warning: &lt;i&gt;wrong" in page

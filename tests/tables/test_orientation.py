@@ -1,4 +1,4 @@
-"""Stage orientation: layers counted by loops, planted fractions, published examples, and gaps."""
+"""Stage orientation: layers counted by loops, planted fractions, a published example, and gaps."""
 
 import runpy
 from pathlib import Path
@@ -15,17 +15,7 @@ from rfatlas.files import store
 from rfatlas.tables import orientation
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = {
-    "thresholds": [0.3, 0.5, 0.8],
-    "gabor_r2": 0.5,
-    "pixels_per_degree": 28,
-    "pixels_per_degree_sweep": [14, 28, 56],
-}
-
-
-@pytest.fixture(scope="module")
-def reference() -> pd.DataFrame:
-    return store.read_table(ROOT / "resources" / "v1_reference.csv")
+THRESHOLDS = [0.3, 0.5, 0.8]
 
 
 def planted(osi, bandwidth=20.0, layer="conv1", depth=0, **columns) -> pd.DataFrame:
@@ -149,129 +139,17 @@ def test_a_layer_that_answers_nothing_has_no_fraction():
     assert np.isnan([found["lo"], found["difference"], found["difference_lo"]]).all()
 
 
-# ---- beside macaques
-
-
-def test_histograms_count_what_a_loop_counts(reference):
-    table = tuning(seed=1)
-    found = orientation.histograms(table, reference, 0.5, 28)
-    own = found[found["layer"] != orientation.MACAQUE]
-    assert set(own["quantity"]) == set(orientation.EDGES)
-    for (layer, quantity), bins in own.groupby(["layer", "quantity"]):
-        members = table[table["layer"] == layer]
-        column = "sf_cpp" if quantity == "sf_cpd" else quantity
-        values = [
-            row[column] * (28 if quantity == "sf_cpd" else 1)
-            for _, row in members.iterrows()
-            if np.isfinite(row[column])
-            and (row["gabor_r2"] >= 0.5 or not quantity.startswith("gabor"))
-        ]
-        for row in bins.itertuples():
-            assert row.count == sum(row.low <= value < row.high for value in values)
-        assert (bins["n"] == len(values)).all() and bins["count"].sum() == len(values)
-        assert bins["fraction"].sum() == pytest.approx(1)
-    macaque = found[found["layer"] == orientation.MACAQUE]
-    published = reference[reference["statistic"] == "count"].set_index(["quantity", "low", "high"])
-    assert set(macaque["quantity"]) <= set(orientation.EDGES) and len(macaque)
-    for row in macaque.itertuples():
-        one = published.loc[(row.quantity, row.low, row.high)]
-        assert row.count == one["value"] and row.n == one["n"] and pd.isna(row.depth)
-        assert row.fraction == pytest.approx(one["value"] / one["n"])
-
-
-def test_every_quantity_has_bins_for_all_that_it_can_be():
-    for edges in orientation.EDGES.values():
-        assert edges[0] == 0 and (np.diff(edges) > 0).all()
-    assert orientation.EDGES["circular_variance"][-1] == 1
-    assert orientation.EDGES["bandwidth_deg"][-1] == 90
-
-
-def test_medians_stand_beside_the_published_ones(reference):
-    table, twin = tuning(seed=1), tuning({"conv1": 20}, seed=2)
-    found = orientation.medians(table, reference, 0.5, 28, twin)
-    rows = found[found["quantity"] == "circular_variance"].set_index("layer")
-    members = table[table["layer"] == "layer1.0"]["circular_variance"].dropna()
-    assert rows.loc["layer1.0", "median"] == pytest.approx(members.median())
-    assert rows.loc["layer1.0", "q25"] == pytest.approx(members.quantile(0.25))
-    assert rows.loc["layer1.0", "q75"] == pytest.approx(members.quantile(0.75))
-    assert rows.loc["conv1", "twin_median"] == pytest.approx(twin["circular_variance"].median())
-    assert rows.loc["conv1", "twin_n"] == 19 and pd.isna(rows.loc["layer1.0", "twin_n"])
-    assert (rows["macaque_median"] == 0.61).all() and (rows["certainty"] == "from memory").all()
-    assert rows["source"].str.startswith("Ringach, Shapley & Hawken 2002").all()
-    assert found.loc[found["quantity"] == "f1_f0", "macaque_median"].isna().all()
-
-
-def test_poor_gabor_fits_do_not_enter(reference):
-    table = planted([0.9] * 3, gabor_nx=[0.3, 0.4, 9.0], gabor_r2=[0.9, 0.9, 0.2])
-    found = orientation.medians(table, reference, 0.5, 28)
-    row = found[found["quantity"] == "gabor_nx"].iloc[0]
-    assert row["n"] == 2 and row["median"] == pytest.approx(0.35)
-
-
-def test_degrees_follow_from_the_stated_scale(reference):
-    table = planted([0.9] * 3, sf_cpp=[0.05, 0.1, 0.2], sf_aliased=[False, False, True])
-    found = orientation.frequencies(table, reference, 0.5, 20, [10, 40])
-    assert found["pixels_per_degree"].tolist() == [10, 20, 40]
-    assert found["stated"].tolist() == [False, True, False]
-    np.testing.assert_allclose(found["median_cpd"], [1, 2, 4])
-    np.testing.assert_allclose(found["q75_cpd"], [1.5, 3, 6])
-    assert found["n_aliased"].tolist() == [1] * 3
-    # At 28.5 pixels per degree 0.1 cycles per pixel are the macaque's 2.85 cycles per degree.
-    np.testing.assert_allclose(found["pixels_per_degree_of_macaque"], 28.5)
-
-
-def test_what_is_published_is_cited_and_consistent(reference):
-    columns = "quantity statistic low high value unit n source certainty".split()
-    assert list(reference) == columns
-    assert (reference["source"].str.len() > 20).all() and reference["certainty"].notna().all()
-    counts = reference[reference["statistic"] == "count"]
-    for quantity, bins in counts.groupby("quantity"):
-        assert bins["value"].sum() == bins["n"].iloc[0], quantity
-        assert (bins["low"].to_numpy()[1:] == bins["high"].to_numpy()[:-1]).all()
-        median = reference[
-            (reference["quantity"] == quantity) & (reference["statistic"] == "median")
-        ]
-        if len(median):
-            # The median by interpolation within its bin, on the axis of the published figure.
-            cumulative = bins["value"].cumsum().to_numpy()
-            at = int(np.searchsorted(cumulative, bins["value"].sum() / 2))
-            inside = 1 - (cumulative[at] - bins["value"].sum() / 2) / bins["value"].iloc[at]
-            low, high = bins["low"].iloc[at], bins["high"].iloc[at]
-            linear = quantity == "sf_bandwidth_oct"
-            expected = low + inside * (high - low) if linear else low * (high / low) ** inside
-            assert median["value"].iloc[0] == pytest.approx(expected, rel=0.015), quantity
-
-
-def test_the_joint_counts_add_up_to_the_single_ones(reference):
-    joint = store.read_table(ROOT / "resources" / "v1_nx_ny.csv")
-    for axis in ("nx", "ny"):
-        sums = joint.groupby([f"{axis}_low", f"{axis}_high"])["count"].sum()
-        single = reference[
-            (reference["quantity"] == f"gabor_{axis}") & (reference["statistic"] == "count")
-        ]
-        assert sums.tolist() == single["value"].tolist()
-        assert [low for low, _ in sums.index] == single["low"].tolist()
-
-
 # ---- stages that were off, and the files
 
 
 @pytest.mark.parametrize("off", [("gabor",), ("gratings",), ("gabor", "gratings")])
-def test_stages_that_were_off_leave_gaps_and_nothing_breaks(reference, off, tmp_path):
+def test_stages_that_were_off_leave_gaps_and_nothing_breaks(off, tmp_path):
     table = without(tuning(), *off)
-    found = orientation.tables(table, reference, SETTINGS, 0.5, without(tuning(seed=5), *off), "r")
+    twin = without(tuning(seed=5), *off)
+    found = orientation.tables(table, THRESHOLDS, 0.5, twin, "r")
     pairs = found["agreement"][["first", "second"]].drop_duplicates().values.tolist()
     assert pairs == ([["kernel", "gradient"]] if off == ("gratings",) else [])
     assert found["selective"].empty == ("gratings" in off)
-    quantities = set(found["v1_medians"]["quantity"])
-    if "gratings" in off and "gabor" not in off:
-        assert quantities == {"gabor_nx", "gabor_ny", "sf_cpd"}
-        assert set(found["frequency"]["estimate"]) == {"gabor"}
-    if off == ("gabor",):
-        assert set(found["frequency"]["estimate"]) == {"gratings"}
-        assert "gabor_nx" not in quantities and "f1_f0" in quantities
-    if len(off) == 2:
-        assert found["frequency"].empty and not quantities
     for name, rows in found.items():
         store.write_table(rows, tmp_path / f"{name}.csv")
         back = store.read_table(tmp_path / f"{name}.csv")
@@ -282,16 +160,15 @@ def test_stages_that_were_off_leave_gaps_and_nothing_breaks(reference, off, tmp_
 def test_the_script_writes_the_tables(tmp_path, with_twin):
     store.write_table(tuning(), tmp_path / "channels.csv")
     store.write_table(tuning(seed=4, tuned=0.1), tmp_path / "twin.csv")
-    names = ["agreement", "selective", "v1", "v1_medians", "frequency"]
+    names = ["agreement", "selective"]
     fake = SimpleNamespace(
         input=SimpleNamespace(
             channels=str(tmp_path / "channels.csv"),
             twin=str(tmp_path / "twin.csv") if with_twin else [],
-            reference=ROOT / "resources" / "v1_reference.csv",
         ),
         output=SimpleNamespace(**{name: str(tmp_path / f"{name}.csv") for name in names}),
         params=SimpleNamespace(
-            settings=SETTINGS, orientation_osi=0.5, twin="r" if with_twin else ""
+            thresholds=THRESHOLDS, orientation_osi=0.5, twin="r" if with_twin else ""
         ),
         log=[str(tmp_path / "log.txt")],
         rule="orientation_tables",
@@ -302,22 +179,14 @@ def test_the_script_writes_the_tables(tmp_path, with_twin):
         runpy.run_path(str(ROOT / "scripts" / "orientation.py"), {"snakemake": fake})
     selective = store.read_table(tmp_path / "selective.csv")
     assert selective["difference"].notna().all() == with_twin
-    assert (selective["osi_threshold"].unique() == SETTINGS["thresholds"]).all()
+    assert (selective["osi_threshold"].unique() == THRESHOLDS).all()
     if with_twin:
         assert (selective.query("osi_threshold == 0.5")["difference_lo"] > 0).all()
-    text = (tmp_path / "v1.csv").read_text()
-    assert orientation.MACAQUE in text
 
 
 @pytest.mark.parametrize(
     ("name", "columns"),
-    [
-        ("agreement", orientation.AGREEMENT),
-        ("selective", orientation.SELECTIVE),
-        ("v1", orientation.HISTOGRAMS),
-        ("v1_medians", orientation.MEDIANS),
-        ("frequency", orientation.FREQUENCIES),
-    ],
+    [("agreement", orientation.AGREEMENT), ("selective", orientation.SELECTIVE)],
 )
 def test_every_column_is_documented(name, columns):
     assert columns_of(f"orientation/{name}.csv") == list(columns)

@@ -1,8 +1,8 @@
 # Stage atlas: a static site to look at the channels of a run, which opens from disk with no network,
 # and a page that leads to the sites of all runs.
 # In:  results/<run>/channels.csv, model.json, activations.h5, the run's packed images (names of
-#      files and classes), the HDF5 files of the stages that bring columns, findings.json and the
-#      matched channels of the stage compare, as far as they are on, docs/columns.md (what the
+#      files and classes), the HDF5 files of the stages that bring columns, findings.json, the
+#      report card of the stage v1 and the matched channels of the stage compare, as far as they are on, docs/columns.md (what the
 #      columns mean)
 # Out: results/<run>/atlas/index.html and what it loads; results/index.html
 # The sites are a group of their own: they look at other runs, and Snakemake follows all that a group
@@ -17,6 +17,9 @@ rule atlas_site:
         activations="results/{run}/activations.h5",
         images=lambda wildcards: run_images(wildcards.run),
         findings=where_on("findings", "results/{run}/findings.json"),
+        card=lambda wildcards: sum(
+            (finding_tables(wildcards.run, "v1", name) for name in ["properties", "scores"]), []
+        ),
         matched=lambda wildcards: expand(
             "results/compare/{group}/matched.csv", group=atlas_groups(wildcards.run)
         ),

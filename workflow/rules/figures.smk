@@ -151,7 +151,8 @@ use rule figures_accuracy as figures_orientation with:
         channels="results/{run}/channels.csv",
         twin=twin_table("gabor", "gratings"),
         tables=[
-            f"results/{{run}}/orientation/{name}.csv" for name in ["selective", "v1", "v1_medians"]
+            f"results/{{run}}/{name}.csv"
+            for name in ["orientation/selective", "v1/histograms", "v1/properties", "v1/scores"]
         ],
         reference=in_place(ROOT / "resources" / "v1_reference.csv"),
         joint=in_place(ROOT / "resources" / "v1_nx_ny.csv"),

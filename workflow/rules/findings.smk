@@ -1,7 +1,7 @@
-# Stage findings: the paper's three claims, answered from the tables of a run.
+# Stage findings: the paper's three claims and how much a run is like V1, answered from its tables.
 # In:  results/<run>/model.json and, as far as their stages are on, results/<run>/orientation/
 #      selective.csv, results/<run>/opponency/{counts,confusion}.csv,
-#      results/<run>/inactive_first_layer.csv
+#      results/<run>/inactive_first_layer.csv, results/<run>/v1/scores.csv
 # Out: results/<run>/findings.json, results/<run>/findings.html
 
 
@@ -14,6 +14,7 @@ rule findings_page:
         inactive=lambda wildcards: finding_tables(
             wildcards.run, "ablation_groups", "inactive_first_layer"
         ),
+        scores=lambda wildcards: finding_tables(wildcards.run, "v1", "scores"),
         template=in_place(ROOT / "workflow" / "findings" / "findings.html"),
     output:
         json="results/{run}/findings.json",
@@ -21,7 +22,7 @@ rule findings_page:
             "results/{run}/findings.html",
             caption="../report/findings.rst",
             category="Findings",
-            labels={"run": "{run}", "shows": "the three claims"},
+            labels={"run": "{run}", "shows": "the claims, and V1"},
         ),
     log:
         "logs/findings/{run}.log",

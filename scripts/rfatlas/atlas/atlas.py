@@ -250,6 +250,23 @@ def _measure(known: pd.Series, asked: str | None) -> Any:
     return [int(passes.sum()), len(known)]
 
 
+def report_card(properties: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+    """Return what the page shows of v1/properties.csv and v1/scores.csv: `titles` of the columns,
+    and `rows`, one per layer in network order, of similarities from 0 to 1, or None. The first two
+    columns are the scores of the run and of its random twin."""
+    stated = scores[scores["stated"].astype(bool)].set_index("layer")
+    compared = properties[properties["similarity"].notna()]
+    titles = compared.groupby("property", sort=False)["title"].first()
+    rows = []
+    for layer, members in statistics.rows_by_layer(properties).items():
+        found = members.set_index("property")["similarity"].reindex(titles.index)
+        both = [np.nan, np.nan]
+        if layer in stated.index:
+            both = list(stated.loc[layer, ["score", "twin_score"]])
+        rows.append(plain_values([*both, *found]))
+    return {"titles": ["score", "score of the random twin", *titles], "rows": rows}
+
+
 # ---- curves
 
 
@@ -437,8 +454,9 @@ class Sources:
     `stages` is what the page is told of each stage: `stages.page`, and in `absent` why there is
     nothing of it. `files` are the HDF5 files of a stage, one per layer or one for all. `source` is
     the list of units that the receptive fields were made from (`receptive_fields.source`),
-    `columns` docs/columns.md, `findings` findings.json or None, `matched` the tables matched.csv of
-    the stage `compare`, each with its reference in front, `runs` the other runs that have an atlas.
+    `columns` docs/columns.md, `findings` findings.json or None, `card` properties.csv and
+    scores.csv of the stage `v1` or nothing, `matched` the tables matched.csv of the stage
+    `compare`, each with its reference in front, `runs` the other runs that have an atlas.
     """
 
     run: str
@@ -452,6 +470,7 @@ class Sources:
     stages: Sequence[Mapping[str, Any]] = ()
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     findings: Path | None = None
+    card: Sequence[Path] = ()
     matched: Sequence[tuple[str, Path]] = ()
     runs: Sequence[str] = ()
 
@@ -549,6 +568,7 @@ def _about(
         "stages": list(sources.stages),
         "columns": about_columns(table, read_columns(text)),
         "byLayer": layer_measures(table),
+        "card": report_card(*map(store.read_table, sources.card)) if sources.card else None,
         "references": read_references(text),
         "findings": None if sources.findings is None else _claims(sources.findings),
         "runs": list(sources.runs),

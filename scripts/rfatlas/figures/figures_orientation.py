@@ -1,8 +1,8 @@
 """Topic orientation of the figures: tuning to orientation and frequency over the layers of a run.
 
-Drawn from channels.csv (the run's and its random twin's) and the tables of the stage `orientation`:
-distributions against depth, how many channels are selective and how much that depends on the
-threshold, whether the estimates agree, and the layers compared with macaque V1.
+Drawn from channels.csv (the run's and its random twin's) and the tables of the stages `orientation`
+and `v1`: distributions against depth, how many channels are selective and how much that depends on
+the threshold, whether the estimates agree, and the layers compared with macaque V1.
 
 Orientations are directions of modulation, degrees counter-clockwise from the right: at 0 the bars
 are vertical.
@@ -10,6 +10,7 @@ are vertical.
 
 from collections.abc import Iterator, Mapping
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,9 +37,12 @@ QUANTITIES = {
     "sf_bandwidth_oct": ("spatial-frequency bandwidth (octaves)", (0, 0.5, 1, 1.5, 2, 2.5)),
     "gabor_nx": ("Gabor $n_x$ (cycles)", (0.1, 0.3, 1)),
     "gabor_ny": ("Gabor $n_y$ (cycles)", (0.1, 0.3, 1)),
+    "summation_deg": ("grating summation field (°)", (0.125, 0.5, 2, 8)),
+    "suppression_index": ("surround suppression", (0, 0.5, 1)),
+    "texture_modulation": ("texture modulation", (-0.4, -0.2, 0, 0.2, 0.4)),
 }
 #: Those whose bins are equally wide on a logarithmic scale.
-LOGARITHMIC = ("gabor_nx", "gabor_ny")
+LOGARITHMIC = ("gabor_nx", "gabor_ny", "summation_deg")
 
 ESTIMATES = {
     "kernel": ("gabor_kernel_theta_deg", "kernel"),
@@ -285,22 +289,106 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
 
 
 @style.styled
+def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
+    """Draw the report card: how alike each layer and macaque V1 are, property by property.
+
+    `properties` is properties.csv, `scores` scores.csv. On top the score of each layer with the
+    twin's below; then a cell per property whose distribution is published, with the similarity,
+    and a triangle where it is certainly above or below the twin's; below these the medians where
+    only a median is published, with the macaque's at the right.
+    """
+    reason = properties["reason"].fillna("")
+    compared, medians = (
+        list(properties.loc[reason.isin(reasons), "property"].unique())
+        for reasons in (["", "no_channel"], ["median_only"])
+    )
+    title = properties.groupby("property")["title"].first()
+    layers = list(rows_by_layer(properties))
+    rows = 2 + len(compared) + len(medians)
+    width = max(7.2, 2.6 + 0.58 * len(layers))
+    figure = style.spaced(width, 0.27 * rows + 1.9, 0.42, 0.8)
+    axes = figure.subplots()
+    stated = scores[is_true(scores, "stated")].set_index("layer")
+    by_place = properties.set_index(["property", "layer"])
+    for x, layer in enumerate(layers):
+        if layer in stated.index:
+            score = stated.loc[layer]
+            _cell(axes, x, 0, score["score"], bold=True, mark=_certain(score, "difference"))
+            if np.isfinite(score["twin_score"]):
+                _cell(axes, x, 1, score["twin_score"])
+        for y, name in enumerate(compared, 2):
+            row = by_place.loc[(name, layer)]
+            _cell(axes, x, y, row["similarity"], mark=_certain(row, "gain"))
+        for y, name in enumerate(medians, 2 + len(compared)):
+            value = by_place.loc[(name, layer), "median"]
+            text = f"{value:.3g}" if np.isfinite(value) else "–"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8)
+    for y, name in enumerate(medians, 2 + len(compared)):
+        known = by_place.loc[(name, layers[0]), "macaque_median"]
+        axes.text(
+            len(layers), y, f"{known:g}", ha="center", va="center", fontsize=8, color=style.GREY
+        )
+    labels = ["score", "score of the twin", *title[compared]]
+    labels += [f"median: {name}" for name in title[medians]]
+    axes.set_yticks(range(rows), labels, fontsize=8.5)
+    axes.get_yticklabels()[0].set_fontweight("bold")
+    style.layer_axis(axes, layers + (["V1"] if medians else []))
+    for y in (1.5, 1.5 + len(compared)):
+        axes.axhline(y, color=style.INK, linewidth=0.8)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.tick_params(length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    subtitle = "1 − Kolmogorov–Smirnov distance, as a share of what as many V1 neurons would reach"
+    if len(stated):
+        one = stated.iloc[0]
+        subtitle += f"\n{one['properties']} properties in the score"
+        subtitle += f"; {one['pixels_per_degree']:g} pixels per degree"
+    handles = [
+        style.mark("closer to V1 than the random twin", style.INK, "^", markersize=5),
+        style.mark("farther from it", style.INK, "v", markersize=5),
+    ]
+    return style.headed(figure, f"{run} · report card for macaque V1", subtitle, handles, 2)
+
+
+def _certain(row: pd.Series, name: str) -> str:
+    """A triangle where a number is above or below 0 by its interval."""
+    return "^" if row[f"{name}_lo"] > 0 else "v" if row[f"{name}_hi"] < 0 else ""
+
+
+def _cell(axes: Axes, x: float, y: float, value: float, bold: bool = False, mark: str = "") -> None:
+    """Draw a cell of the card: shaded by a similarity from 0 to 1, with its number."""
+    if not np.isfinite(value):
+        return
+    shade = matplotlib.colormaps["Blues"](0.85 * float(value))
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=shade, linewidth=0))
+    ink = "white" if value > 0.72 else style.INK
+    text = f"{value:.2f}"
+    weight = "bold" if bold else "normal"
+    axes.text(x - 0.06, y, text, ha="center", va="center", fontsize=8, color=ink, fontweight=weight)
+    if mark:
+        axes.plot(x + 0.36, y, mark, color=ink, markersize=3.2)
+
+
+@style.styled
 def v1(
     histograms: pd.DataFrame,
-    medians: pd.DataFrame,
+    properties: pd.DataFrame,
     reference: pd.DataFrame,
     run: str,
     gabor_r2: float,
 ) -> Figure:
     """Draw histograms of the tuning of every layer and the published ones of macaque V1.
 
-    One panel per quantity, one row per layer, each to its own height; `histograms` is v1.csv,
-    `medians` v1_medians.csv, `reference` the published numbers. Published medians are lines through
-    all rows, dashed where the number is from memory.
+    One panel per quantity, one row per layer, each to its own height; `histograms` is
+    histograms.csv, `properties` properties.csv, `reference` the published numbers. Published
+    medians are lines through all rows, dashed where the number is from memory.
     """
-    quantities = [name for name in QUANTITIES if name in set(medians["quantity"])]
+    medians = properties[properties["reason"] != "stage_off"]
+    quantities = [name for name in QUANTITIES if name in set(medians["property"])]
     layers = list(rows_by_layer(medians))
-    lines = 1 if len(quantities) < 4 else 2
+    lines = -(-len(quantities) // 3)
     width = -(-len(quantities) // lines)
     lines = -(-len(quantities) // width)
     height = 0.95 + (0.24 * (len(layers) + 1) + 0.85) * lines + 0.5
@@ -337,7 +425,7 @@ def _ridges(
     names: list[str],
 ) -> None:
     """Draw the histograms of one quantity, the first name on top; x counts bins."""
-    rows = histograms[histograms["quantity"] == quantity]
+    rows = histograms[histograms["property"] == quantity]
     own = rows[rows["layer"] != MACAQUE]
     edges = np.sort(own["low"].unique())
     last = own["high"].max()
@@ -364,7 +452,7 @@ def _ridges(
             found = None
             note = f"{members['n'].iloc[0]}" if len(members) else "no histogram"
         else:
-            found = medians[(medians["quantity"] == quantity) & (medians["layer"] == name)].iloc[0]
+            found = medians[(medians["property"] == quantity) & (medians["layer"] == name)].iloc[0]
             note = f"{found['n']}"
         axes.text(len(edges) + 0.15, base, note, fontsize=7, color=style.GREY, va="bottom")
         if found is None:
@@ -546,13 +634,14 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     run, r2 = params.run, params.gabor_r2
     table, reference = store.read_table(given.channels), store.read_table(given.reference)
     twin = store.read_table(given.twin) if given.twin else None
-    counts, histograms, medians = map(store.read_table, given.tables)
+    counts, histograms, properties, scores = map(store.read_table, given.tables)
     yield "preferred_orientation", roses(table, run, r2, twin, params.twin)
     yield (
         "preferred_frequency",
         frequency(table, run, r2, params.pixels_per_degree, reference, twin, params.twin),
     )
-    yield "compared_with_macaque_V1", v1(histograms, medians, reference, run, r2)
+    yield "report_card_for_macaque_V1", card(properties, scores, run)
+    yield "compared_with_macaque_V1", v1(histograms, properties, reference, run, r2)
     if "osi" in table:
         yield "selective_channels", selective(counts, run)
         yield "selective_channels_by_threshold", stability(counts, run)

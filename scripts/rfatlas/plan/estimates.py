@@ -39,6 +39,9 @@ _AXES = 6
 # there are up to four and seven; an early layer needs one of either.
 _APERTURES, _LEVELS = 3, 3
 
+# Pictures that the stage texture shows: mid grey, and four samples of 14 families with their noise.
+_TEXTURES = 1 + 2 * 4 * 14
+
 # Channels that the stage compare takes at a time, `similarity.TILE`.
 _TILE = 4096
 
@@ -311,6 +314,11 @@ class Budget:
         size = 4.0 * channels * _AXES * grid * (_sides(layer) * phases + 1)
         size += 4.0 * maps * 3 * self._side(run, layer) ** 2
         return self._looks(run, layer, stimuli / 2, "forward", size)
+
+    def _texture(self, run: str) -> Cost:
+        channels = sum(layer["channels"] for layer in self.layers[run].values())
+        work = _TEXTURES * self._network(run)["gflops"]
+        return self._cost(run, work, "forward", disk=4.0 * _TEXTURES * channels)
 
     def _preferred_stimulus(self, run: str, layer: Mapping[str, Any]) -> Cost:
         settings = self.config["preferred_stimulus"]

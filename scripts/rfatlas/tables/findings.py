@@ -1,9 +1,10 @@
-"""Stage `findings`: the paper's three claims about one run, as numbers that can be quoted.
+"""Stage `findings`: the paper's three claims about one run, and how much it is like V1, as numbers
+that can be quoted.
 
 Kobayashi & Shouno 2020 found orientation-selective neurons, double-opponent neurons, and inactive
 first-layer neurons that matter for classification. Each claim is answered from the rows of tables
 that other stages wrote, with intervals and the random twin, and in one sentence; each row
-says which line of its table it is.
+says which line of its table it is. Which layer is most like macaque V1 is told in the same way.
 """
 
 import json
@@ -26,6 +27,7 @@ TABLES = {
     "counts": "opponency/counts.csv",
     "confusion": "opponency/confusion.csv",
     "inactive": "inactive_first_layer.csv",
+    "scores": "v1/scores.csv",
 }
 
 #: What a fraction is beside its twin's, by Newcombe's interval of their difference.
@@ -106,6 +108,40 @@ def inactive(inactive: pd.DataFrame | None) -> dict[str, Any]:
     return _claim("inactive_first_layer", question, rule, sentence, rows, conclusion=conclusion)
 
 
+def v1_like(scores: pd.DataFrame | None) -> dict[str, Any]:
+    """Say which layer is most like macaque V1, from v1/scores.csv, and on other scales.
+
+    Returns a claim as `orientation` does; `rows` are those of the stated scale.
+    """
+    question = "Which layer is most like macaque V1, and more than with random weights?"
+    if scores is None or scores.empty:
+        return _unanswered("v1_like", question, "scores", "v1")
+    rows = _rows(scores[scores["stated"].astype(bool)], "scores", versus_twin=True)
+    best = max(rows, key=lambda row: row["score"])
+    rule = "mean over properties of 1 - KS distance, as a share of its ceiling"
+    sentence = (
+        f"{best['layer']} is most like macaque V1: {best['score']:.2f} of 1 (95 % interval "
+        f"{best['lo']:.2f} to {best['hi']:.2f}) over {best['properties']} properties, with "
+        f"{best['pixels_per_degree']:g} pixels per degree"
+    )
+    if best["difference"] is not None:
+        more = f"{abs(best['difference']):.2f} {'more' if best['difference'] >= 0 else 'less'}"
+        sentence += (
+            f"; {more} than with random weights ({best['difference_lo']:+.2f} to "
+            f"{best['difference_hi']:+.2f})".replace("-", "−")
+        )
+    winners = scores.loc[scores.groupby("pixels_per_degree")["score"].idxmax()]
+    if len(winners) > 1:
+        runs = (winners["layer"] != winners["layer"].shift()).cumsum()
+        parts = []
+        for _, some in winners.groupby(runs):
+            low, high = (f"{some['pixels_per_degree'].iloc[end]:g}" for end in (0, -1))
+            span = low if low == high else f"{low} to {high}"
+            parts.append(f"{some['layer'].iloc[0]} at {span}")
+        sentence += f". Of the scales that were tried, it is {_listing(parts)} pixels per degree"
+    return _claim("v1_like", question, rule, f"{sentence}.", rows)
+
+
 def collect(
     run: str,
     description: Mapping[str, Any],
@@ -126,6 +162,7 @@ def collect(
             orientation(tables.get("selective")),
             opponency(tables.get("counts"), tables.get("confusion")),
             inactive(tables.get("inactive")),
+            v1_like(tables.get("scores")),
         ],
         "source": "Kobayashi & Shouno 2020, arXiv 2006.01645",
     }

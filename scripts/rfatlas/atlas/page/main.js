@@ -337,7 +337,7 @@
   // The layers in numbers, and the findings; made when they are first asked for.
   function overview() {
     if ($("by-layer").childElementCount) return;
-    const { byLayer, layers, findings } = rfatlas.overview;
+    const { byLayer, layers, card, findings } = rfatlas.overview;
     const link = (layer, [, column, asked], text) => {
       const settings = new URLSearchParams(layer === null ? {} : { layer });
       if (asked) settings.append("f", `${column} ${asked}`);
@@ -357,8 +357,21 @@
       html("tbody", {}, layers.map((layer, n) => html("tr", {},
         html("th", { scope: "row" }, layer.name),
         byLayer.measures.map((measure, i) => cell(layer.name, measure, byLayer.rows[n][i])))))));
+    $("card-part").hidden = !card;
+    if (card) $("card").append(reportCard(card, layers));
     $("findings-part").hidden = !findings;
     $("findings-list").append(...(findings ?? []).map(finding));
+  }
+
+  // A row per layer; a number is shaded by its size.
+  function reportCard({ titles, rows }, layers) {
+    const cell = (value) => (value === null ? html("td", {}, "–") :
+      html("td", { class: "share", style: { "--share": `${100 * value}%` } }, value.toFixed(2)));
+    return html("table", {},
+      html("thead", {}, html("tr", {}, ["layer", ...titles].map((title) =>
+        html("th", { scope: "col" }, title)))),
+      html("tbody", {}, layers.map((layer, n) => html("tr", {},
+        html("th", { scope: "row" }, layer.name), rows[n].map(cell)))));
   }
 
   // What a claim came to, and the lines of the tables behind it.
