@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy import optimize
 from tasks import task
@@ -189,6 +190,24 @@ def test_fits_and_errors_are_those_of_curve_fit_from_the_same_starts():
         errors = np.sqrt(np.diag(covariance))
         errors[[4, 6]] = np.degrees(errors[[4, 6]])
         assert found.errors[index] == pytest.approx(errors, rel=0.05)
+
+
+def test_real_fields_are_fitted_as_well_as_from_random_starts(shared_data):
+    """Luminance of ResNet-18's kernels; the first is one that the spectrum alone leads astray."""
+    channels = [17, 12, 35, 58]
+    with safe_open(shared_data / "resnet18" / "resnet18.safetensors", "np") as file:
+        weight = file.get_tensor("conv1.weight")[channels].astype(float)
+    fields = (weight / np.array([0.229, 0.224, 0.225])[:, None, None]).sum(1)
+    fields /= np.abs(fields).max((1, 2), keepdims=True)
+    found = gabor_fit.fit(fields)
+    random = np.random.default_rng(0)
+    for field, r2 in zip(fields, found.r2, strict=True):
+        for _ in range(6):
+            place, widths = random.uniform(-3, 3, 2), random.uniform(-0.5, 1.7, 2)
+            start = *place, *widths, random.uniform(0, np.pi), random.uniform(0.05, 0.4)
+            if (result := curve_fit(field, start)) and abs(result[1][7]) < gabor_fit.STEEP:
+                best = 1 - result[0] / np.square(field - field.mean()).sum()
+                assert r2 >= best - 1e-4
 
 
 def test_large_fields_are_fitted_in_a_window_around_their_energy():
