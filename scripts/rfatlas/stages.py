@@ -447,7 +447,7 @@ STAGES: tuple[Stage, ...] = (
             "results/{run}/inactive_first_layer.csv",
         ),
         follows=("ablation",),
-        version=1,
+        version=2,
         mem_mb=3000,
     ),
     Stage(

@@ -35,7 +35,7 @@ def layer_rows(channels: int = 8, **columns) -> pd.DataFrame:
 def test_groups_are_the_channels_with_the_property():
     rows = layer_rows(
         4,
-        inactive=[True, False, False, True],
+        weak_filter=[True, False, False, True],
         color_class=["double_opponent", "non_opponent", None, "double_opponent"],
         orientation_selective=pd.array([True, None, False, True], "boolean"),
     )
@@ -49,7 +49,9 @@ def test_groups_are_the_channels_with_the_property():
 
 
 def test_columns_as_csv_reads_them(tmp_path):
-    rows = layer_rows(3, inactive=[False, True, False], orientation_selective=[True, None, False])
+    rows = layer_rows(
+        3, weak_filter=[False, True, False], orientation_selective=[True, None, False]
+    )
     rows.to_csv(tmp_path / "rows.csv", index=False)
     read = pd.read_csv(tmp_path / "rows.csv")
     found = stage.groups(read, "conv1", {})
@@ -59,7 +61,7 @@ def test_columns_as_csv_reads_them(tmp_path):
 
 def test_a_group_without_column_or_members_is_left_out_and_said(caplog):
     caplog.set_level("INFO")
-    rows = layer_rows(3, inactive=[False] * 3)
+    rows = layer_rows(3, weak_filter=[False] * 3)
     assert stage.groups(rows, "conv1", {}) == {}
     assert "conv1: no channel is inactive" in caplog.text
     assert "no column color_class" in caplog.text
@@ -309,7 +311,7 @@ def planted(folder: Path, inactive: tuple[int, ...] = (1, 2)) -> Case:
         8,
         depth=0,
         filter_norm=norms,
-        inactive=[channel in inactive for channel in range(8)],
+        weak_filter=[channel in inactive for channel in range(8)],
         osi=random.uniform(0, 1, 8),
     ).assign(layer=LAYER)
     order = ablate.sequence(labels, None, 0)
@@ -460,13 +462,13 @@ def test_what_the_inactive_channels_carry(tmp_path, inactive, expected):
     assert every["delta_top1"].iloc[-1] == pytest.approx(zero.mean() - mean.mean())
     alone = found[found["channels"] == "one"]
     assert alone["channel"].tolist() == list(inactive) and (alone["mode"] == "zero").all()
-    active = table.loc[~table["inactive"], "zero_delta_top1"]
+    active = table.loc[~table["weak_filter"], "zero_delta_top1"]
     for row, channel in zip(alone.itertuples(), inactive, strict=True):
         assert row.delta_top1 == table.loc[channel, "zero_delta_top1"]
         more = sum(active <= row.delta_top1)
         assert row.p_more_top1 == pytest.approx((1 + more) / (1 + len(active)))
     text = found["sentence"].iloc[0]
-    assert text.startswith(f"{len(inactive)} of 8 channels of relu are inactive.")
+    assert text.startswith(f"{len(inactive)} of 8 channels of relu are inactive by the norm")
     change = f"{100 * every['delta_top1'].iloc[0]:+.2f}".replace("-", "−")
     assert f"{change} points with zero" in text
     assert (found["sentence"].iloc[1:] == "").all()
@@ -478,7 +480,7 @@ def test_a_first_layer_without_inactive_channels_says_so(tmp_path):
     _, _, found = stage.tables([case.path], case.rows, 0)
     assert len(found) == 1 and found["n_inactive"].item() == 0
     assert found["conclusion"].item() == "no channel is inactive"
-    assert found["sentence"].item() == "No channel of relu is inactive."
+    assert found["sentence"].item() == "No channel of relu is inactive by the norm of its filter."
 
 
 def test_a_layer_without_groups_and_curves_has_no_rows(tmp_path):

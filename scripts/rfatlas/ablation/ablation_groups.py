@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rfatlas")
 
-#: Groups by a column of channels.csv: who belongs to them is who has this value there.
+#: Groups by a column of channels.csv: who belongs to them is who has this value there. Channels are
+#: inactive here as Kobayashi & Shouno (2020) tell them, by the norm of their filters.
 GROUPS = {
-    "inactive": ("inactive", True),
+    "inactive": ("weak_filter", True),
     "double_opponent": ("color_class", "double_opponent"),
     "orientation_selective": ("orientation_selective", True),
 }
@@ -470,7 +471,8 @@ def among(group: Mapping[str, float], controls: Mapping[str, np.ndarray]) -> dic
 def _inactive(file: h5py.File, groups: pd.DataFrame, rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Return `INACTIVE_COLUMNS` of a first layer: all its inactive channels, each alone, and the
     difference of `zero` and `mean`, which is the constant that they carry."""
-    layer, silent = rows["layer"].iloc[0], rows["inactive"].to_numpy(bool)
+    layer = rows["layer"].iloc[0]
+    silent = rows["weak_filter"].astype(object).eq(True).to_numpy(bool)
     every = groups[(groups["name"] == "inactive") & (groups["kind"] == "group")]
     parts = [every.assign(channels="all", compared_with="intact")]
     if {"zero", "mean"} <= set(every["mode"]):
@@ -546,7 +548,7 @@ def sentence(together: pd.DataFrame, intact: float, images: int) -> str:
     """
     first = together.iloc[0]
     if not together["mode"].notna().any():
-        return f"No channel of {first['layer']} is inactive."
+        return f"No channel of {first['layer']} is inactive by the norm of its filter."
     told, finer = conclusion(together, "top1"), conclusion(together, "loss")
     changed = [
         f"{100 * row['delta_top1']:+.2f} points with {row['mode']} (95 % interval "
@@ -554,9 +556,9 @@ def sentence(together: pd.DataFrame, intact: float, images: int) -> str:
         for _, row in together[together["compared_with"] == "intact"].iterrows()
     ]
     text = (
-        f"{first['n_inactive']} of {first['n_layer']} channels of {first['layer']} are inactive. "
-        f"Without them top-1 accuracy, {100 * intact:.1f} % of {images} images, changes by "
-        f"{', '.join(changed)}: {_VERDICTS[told]}."
+        f"{first['n_inactive']} of {first['n_layer']} channels of {first['layer']} are inactive by "
+        f"the norm of their filters. Without them top-1 accuracy, {100 * intact:.1f} % of {images} "
+        f"images, changes by {', '.join(changed)}: {_VERDICTS[told]}."
     )
     if finer != told:
         text += f" By the loss, {_VERDICTS[finer]}."

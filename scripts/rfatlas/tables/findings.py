@@ -101,7 +101,7 @@ def inactive(inactive: pd.DataFrame | None) -> dict[str, Any]:
     question = "Do inactive first-layer channels matter: by their signal, or by a constant alone?"
     if inactive is None or inactive.empty:
         return _unanswered("inactive_first_layer", question, "inactive", "ablation_groups")
-    rule = "channels.inactive_drive"
+    rule = "channels.inactive_norm"
     sentence = " ".join(filter(None, inactive["sentence"].dropna()))
     rows = _rows(inactive.drop(columns=["sentence"]), "inactive")
     conclusion = dict(inactive.groupby("layer", sort=False)["conclusion"].first())
