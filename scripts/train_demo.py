@@ -6,7 +6,8 @@ from rfatlas.network import train_demo
 with jobs.job(snakemake) as log:
     # Layers this small gain nothing from more threads, and so --cores does not change the bits.
     jobs.limit_threads(1)
-    network, settings = snakemake.wildcards.network, train_demo.Settings()
+    network = snakemake.wildcards.network
+    settings = train_demo.SETTINGS[network]
     result = train_demo.train(
         network,
         settings,

@@ -87,7 +87,7 @@ STAGES: tuple[Stage, ...] = (
         "draws the labelled scenes of the demo",
         "dataset",
         files=("results/scenes/{dataset}/labels.csv",),
-        version=1,
+        version=2,
     ),
     Stage(
         "train_demo",
@@ -98,7 +98,7 @@ STAGES: tuple[Stage, ...] = (
             "results/train_demo/resnet_demo.safetensors",
             "results/train_demo/plainnet_demo.safetensors",
         ),
-        version=1,
+        version=2,
         mem_mb=3000,
     ),
     Stage(

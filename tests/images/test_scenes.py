@@ -105,9 +105,9 @@ def test_the_measure_of_the_slope_is_right_on_planted_noise():
 
 def test_colours_and_spectrum_are_natural(drawn):
     found = colour_statistics(drawn[0] / 255)
-    assert found["correlation"] > 0.9
-    assert found["first_axis"] > 0.9
-    assert 8 < found["ratio"] < 18
+    assert found["correlation"] > 0.85
+    assert found["first_axis"] > 0.85
+    assert 5 < found["ratio"] < 18
     assert -3 < found["slope"] < -2
 
 
@@ -128,42 +128,122 @@ def test_colours_and_spectrum_are_those_of_photographs(drawn, shared_data):
     assert ours["correlation"] == pytest.approx(real["correlation"], abs=0.1)
     assert ours["first_axis"] == pytest.approx(real["first_axis"], abs=0.06)
     assert 0.5 < ours["ratio"] / real["ratio"] < 2
-    assert ours["slope"] == pytest.approx(real["slope"], abs=0.4)
+    # The objects' patterns put more into high frequencies.
+    assert ours["slope"] == pytest.approx(real["slope"], abs=0.6)
 
 
-def test_the_labelled_hue_is_under_the_mask():
-    degrees = np.array([canvas.HUE_DEGREES[hue] for hue in scenes.HUES])
-    right, chroma = [], []
+def modulation(scene):
+    """Modulation of the object's reflectance along grey, red-green and yellow-blue (3,), and the
+    direction (degrees, 0..180) across which that along the strongest runs, with its coherence
+    (0..1, from the structure tensor)."""
+    inside = ndimage.binary_erosion(scene.mask > 0.99, iterations=2)
+    light = linear(scene.image / 255) / scene.illuminant
+    reflectance = np.log(np.maximum(light, 1e-3))
+    axes = np.stack([np.ones(3) / np.sqrt(3), canvas.RED_GREEN, canvas.YELLOW_BLUE])
+    maps = np.moveaxis(reflectance @ axes.T, -1, 0)
+    # Smooth enough for the sensor's noise, not for the finest pattern (a period of 4 pixels).
+    maps = ndimage.gaussian_filter(maps, (0, 0.7, 0.7))
+    low = ndimage.gaussian_filter(maps, (0, 6, 6))
+    spread = (maps - low)[:, inside].std(axis=1)
+    strongest = maps[spread.argmax()]
+    gy, gx = ndimage.sobel(strongest, 0)[inside], ndimage.sobel(strongest, 1)[inside]
+    doubled = ((gx + 1j * gy) ** 2).sum() / (gx**2 + gy**2).sum()
+    return spread, np.degrees(np.angle(doubled)) / 2 % 180, abs(doubled)
+
+
+def test_the_labelled_pattern_is_under_the_mask():
+    right, stripes, coherence = [], [], {True: [], False: []}
     for index in range(96):
         scene = scenes.scene(index, SIZE, seed=11)
-        # Away from the outline, across which the colours of neighbours blur.
-        inside = ndimage.binary_erosion(scene.mask > 0.99, iterations=2)
-        inside &= scene.image.max(axis=-1) < 255
-        if inside.sum() < 20:
+        if (ndimage.binary_erosion(scene.mask > 0.99, iterations=2)).sum() < 60:
             continue
-        light = linear(scene.image[inside] / 255) / scene.illuminant
-        reflectance = np.log(np.maximum(light, 1e-4)).mean(axis=0)
-        red_green, yellow_blue = reflectance @ canvas.RED_GREEN, reflectance @ canvas.YELLOW_BLUE
-        hue = np.degrees(np.arctan2(yellow_blue, red_green))
-        away = np.abs((hue - degrees + 180) % 360 - 180)
-        right.append(scenes.HUES[away.argmin()] == scenes.CLASS_NAMES[scene.label].split()[1])
-        chroma.append(np.hypot(red_green, yellow_blue))
-    assert len(right) > 85
-    assert np.mean(right) > 0.97
-    # Visible, not neon: red is at most about 3 times as bright in R as in G.
-    assert 0.35 < np.median(chroma) < 0.75 and np.max(chroma) < 1
+        colours, pattern = scenes.CLASS_NAMES[scene.label].split(" ", 1)
+        spread, direction, coherent = modulation(scene)
+        # Chromatic patterns are equally bright: what there is in luminance is texture and shading.
+        chromatic = spread[1:].argmax()
+        if colours == "black-white":
+            right.append(spread[0] > 1.5 * spread[1:].max())
+        else:
+            right.append(chromatic == ["red-green", "blue-yellow"].index(colours))
+        striped = pattern.endswith("stripes")
+        coherence[striped].append(coherent)
+        if striped and right[-1]:
+            named = canvas.STRIPE_DEGREES[pattern.split()[0]]
+            stripes.append(abs((direction - named + 90) % 180 - 90) < 22.5)
+    assert len(right) > 75 and np.mean(right) > 0.9
+    assert np.mean(stripes) > 0.85
+    assert np.median(coherence[True]) > 2 * np.median(coherence[False])
+
+
+def test_the_mean_colour_of_the_object_says_nothing_of_its_class():
+    """By the means of the classes, in another half of the scenes, no more than chance is right."""
+    colour, labels = [], []
+    for index in range(240):
+        scene = scenes.scene(index, SIZE, seed=14)
+        weight = scene.mask[..., None] / scene.mask.sum()
+        colour.append((scene.image * weight).sum((0, 1)))
+        labels.append(scene.label)
+    colour, labels = np.array(colour), np.array(labels)
+    means = np.stack([colour[:120][labels[:120] == each].mean(0) for each in range(24)])
+    guess = np.linalg.norm(colour[120:, None] - means, axis=2).argmin(1)
+    right = int((guess == labels[120:]).sum())
+    assert stats.binomtest(right, 120, 1 / 24).pvalue > 0.001
+
+
+def test_a_turned_picture_has_the_label_of_what_it_shows():
+    axis = np.arange(33) - 16.0
+    x, y = axis[None, :], axis[:, None]
+
+    def wave(pattern):
+        """The pattern with its random parts left at one draw."""
+        return canvas.pattern_wave(pattern, x, y, 0.1, 16.0, np.random.default_rng(3))
+
+    for number, name in enumerate(canvas.STRIPE_DEGREES):
+        for turn in range(8):
+            picture = wave(f"{name} stripes")[:: 1 - 2 * (turn & 1), :: 1 - (turn & 2)]
+            picture = picture.T if turn & 4 else picture
+            gy, gx = np.gradient(picture)
+            direction = np.degrees(np.angle(((gx + 1j * gy) ** 2).sum())) / 2 % 180
+            labels = scenes.turned(np.array([3 * number + 1]), np.array([turn]))
+            shown = scenes.CLASS_NAMES[labels[0]].split()
+            assert shown[0] == "red-green"
+            away = abs((direction - canvas.STRIPE_DEGREES[shown[1]] + 90) % 180 - 90)
+            assert away < 20, (name, turn, shown)
+    others = np.arange(12, 24)
+    for turn in range(8):
+        assert (scenes.turned(others, np.full(12, turn)) == others).all()
+
+
+def test_patterns_are_waves_of_their_frequency():
+    axis = np.arange(128) - 63.5
+    frequency = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))
+    for pattern in canvas.PATTERNS:
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            wave = canvas.pattern_wave(pattern, axis[None, :], axis[:, None], 0.15, 40.0, rng)
+            assert np.abs(wave).max() <= 1 + 1e-9 and wave.max() - wave.min() > 1.2
+            if pattern == "rays":
+                # As many as have this frequency halfway to the rim.
+                angle = np.arange(720) * np.pi / 360
+                at = np.stack([63.5 + 30 * np.sin(angle), 63.5 + 30 * np.cos(angle)])
+                ring = ndimage.map_coordinates(wave, at, order=1)
+                assert np.abs(np.fft.rfft(ring))[1:].argmax() + 1 == round(np.pi * 0.3 * 20)
+                continue
+            power = np.abs(np.fft.fft2(wave - wave.mean())) ** 2
+            strongest = frequency.ravel()[power.argmax()]
+            assert strongest == pytest.approx(0.15, abs=0.012), pattern
 
 
 def test_colour_is_coarser_than_luminance():
     images = scenes.draw(48, SIZE, seed=13)[0] / 255
     grey = images.mean(axis=-1)
     steepness = [spectral_slope(images[..., 0] - grey), spectral_slope(images[..., 2] - grey)]
-    assert max(steepness) < spectral_slope(grey) - 0.5
+    assert max(steepness) < spectral_slope(grey) - 0.3
 
 
 def test_the_object_is_large_and_mostly_visible():
     cover = np.array([scenes.scene(i, SIZE, seed=12).mask.mean() for i in range(48)])
-    assert cover.min() > 0.005 and 0.05 < np.median(cover) < 0.25
+    assert cover.min() > 0.1 and 0.25 < np.median(cover) < 0.5
 
 
 @pytest.mark.parametrize(

@@ -141,14 +141,34 @@ def test_augmentation_is_flips_turns_and_shifts():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
     batch = np.repeat(image[None], 400, axis=0)
+    labels = np.zeros(400, int)
     turned = [
         np.rot90(side, quarter).tobytes() for side in (image, image[::-1]) for quarter in range(4)
     ]
-    found = {one.tobytes() for one in train_demo.augment(batch, rng, shift=0)}
-    assert found == set(turned)
-    shifted = {one.tobytes() for one in train_demo.augment(batch, rng, shift=1)}
+    pictures, truth = train_demo.augment(batch, labels, rng, shift=0)
+    assert {one.tobytes() for one in pictures} == set(turned)
+    # Upright stripes become level ones where rows and columns are exchanged, in half of the poses.
+    upright = [each for each in turned if each in {p.tobytes() for p in pictures[truth == 0]}]
+    assert len(upright) == 4 and set(truth) == {0, 6}
+    assert not {p.tobytes() for p in pictures[truth == 6]} & set(upright)
+    shifted = {one.tobytes() for one in train_demo.augment(batch, labels, rng, shift=1)[0]}
     # 8 poses at 9 places, of which 400 draws show most.
     assert 60 < len(shifted) <= 72
+
+
+def test_jitter_changes_contrast_and_colour_of_whole_images():
+    batch = torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = train_demo.jitter(batch, np.random.default_rng(0), gain=0.3, cast=0.2)
+    assert changed.dtype == torch.float32
+    spread = [each.flatten(2) - each.flatten(2).mean(2, keepdim=True) for each in (batch, changed)]
+    gains = (spread[1] / spread[0]).flatten(1)
+    assert float(gains.std(1).max()) < 1e-2
+    low, high = gains.median(1).values.log().aminmax()
+    assert -0.3 <= low < -0.25 and 0.25 < high <= 0.3
+    casts = (changed - batch * gains.median(1).values[:, None, None, None]).mean((2, 3))
+    assert float(casts.std()) == pytest.approx(0.2, rel=0.15)
+    same = train_demo.jitter(batch, np.random.default_rng(0), gain=0, cast=0)
+    torch.testing.assert_close(same, batch)
 
 
 def test_normalised_images_have_mean_0_and_deviation_1():
@@ -186,7 +206,7 @@ def test_shipped_weights_are_those_of_the_provenance(network, provenance):
     weights = SHIPPED / f"{network}.safetensors"
     assert weights.stat().st_size <= 4_000_000
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == provenance["sha256"]
-    assert provenance["settings"] == asdict(train_demo.Settings())
+    assert provenance["settings"] == asdict(train_demo.SETTINGS[network])
     assert provenance["factory"] == f"rfatlas.demo_net.{network}"
     assert provenance["class_names"] == list(scenes.CLASS_NAMES)
 

@@ -11,27 +11,41 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 SHAPES = ("disc", "square", "triangle", "star", "cross", "ring")
+#: Direction in which stripes modulate, degrees clockwise from x (y runs down): bars lie across it.
+STRIPE_DEGREES = {"upright": 0.0, "rising": 45.0, "level": 90.0, "falling": 135.0}
+PATTERNS = (*(f"{name} stripes" for name in STRIPE_DEGREES), "checks", "dots", "rings", "rays")
 
 # Unit vectors of log RGB: red-green and yellow-blue; grey is (1, 1, 1).
 RED_GREEN = np.array([1.0, -1.0, 0.0]) / np.sqrt(2)
 YELLOW_BLUE = np.array([1.0, 1.0, -2.0]) / np.sqrt(6)
-# Direction of each hue in the (red-green, yellow-blue) plane, degrees.
-HUE_DEGREES = {"red": 20.0, "yellow": 90.0, "green": 160.0, "blue": 270.0}
+# Luminance of linear sRGB (IEC 61966-2-1).
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+#: Change of log RGB between the two colours of a pattern; the chromatic ones keep luminance to
+#: first order.
+COLOURS = {
+    "black-white": np.ones(3) / np.sqrt(3),
+    "red-green": RED_GREEN - _LUMINANCE @ RED_GREEN,
+    "blue-yellow": YELLOW_BLUE - _LUMINANCE @ YELLOW_BLUE,
+}
 
 # All in units of the natural logarithm: reflectances along grey (standard deviation) and along the
-# two opponent axes (mean, standard deviation), the distance of foreground hues from grey (range),
-# illuminants along red-green and yellow-blue (standard deviations). Chosen so that scenes, in code
-# values, have about the luminance-to-chromatic ratio of photographs, as tests/images/test_scenes.py
-# says in numbers.
+# two opponent axes (mean, standard deviation), illuminants along red-green and yellow-blue
+# (standard deviations). Chosen so that scenes, in code values, have about the
+# luminance-to-chromatic ratio of photographs, as tests/images/test_scenes.py says in numbers.
 _GREY_SD = 0.95
 _YELLOW_BLUE = (0.14, 0.3)
 _RED_GREEN = (0.02, 0.15)
-_FOREGROUND_CHROMA = (0.4, 0.7)
-# How much lighter or darker than what lies under it the foreground object is (range).
-_FOREGROUND_CONTRAST = (0.4, 1.2)
 _ILLUMINANT_SD = (0.06, 0.16)
+# Half of the difference between the two colours of the foreground's pattern (range).
+_PATTERN_CONTRAST = {"black-white": (0.6, 1.2), "red-green": (0.4, 0.7), "blue-yellow": (0.6, 1.0)}
+# Cycles per pixel of a 64-pixel scene of the foreground's pattern (range).
+_PATTERN_FREQUENCY = (0.1, 0.25)
+# How far stripes are turned away from their name, degrees, at most.
+_STRIPE_TURN = 15.0
+# How much lighter or darker than what lies under it the foreground object is, at most.
+_FOREGROUND_CONTRAST = 0.8
 # Standard deviation, in pixels of a 64-pixel scene, of the blur of colour (range).
-_COLOUR_BLUR = (1.0, 2.0)
+_COLOUR_BLUR = (0.6, 1.2)
 
 
 def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
@@ -101,20 +115,31 @@ class Canvas:
                 np.maximum(distance, plane, out=distance)
         self._paint(distance, rows, columns, self._reflectance(), radius)
 
-    def foreground(self, shape: str, hue: str, radius: float, centre: np.ndarray) -> None:
-        """Lay down the foreground object; `radius` and `centre` (y, x) in pixels."""
+    def foreground(
+        self, shape: str, pattern: str, colours: str, radius: float, centre: np.ndarray
+    ) -> None:
+        """Lay down the foreground object; `radius` and `centre` (y, x) in pixels.
+
+        Its `shape` is one of `SHAPES`, turned at random, its `pattern` one of `PATTERNS`, in two of
+        the `COLOURS` around a random mean.
+        """
         rng = self.rng
-        direction = np.deg2rad(HUE_DEGREES[hue] + rng.uniform(-12, 12))
-        chroma = rng.uniform(*_FOREGROUND_CHROMA)
-        tint = chroma * (np.cos(direction) * RED_GREEN + np.sin(direction) * YELLOW_BLUE)
         rows, columns = self._window(centre, 1.5 * radius + 3)
         u, v = self._local(rows, columns, centre, rng.uniform(0, 2 * np.pi))
         stretch = np.exp(rng.uniform(-0.12, 0.12))
         distance = shape_distance(shape, u * stretch, v / stretch, radius)
-        # A step in lightness draws the outline, so that the shape does not depend on hue alone.
-        ground = np.log(self.light[rows, columns][distance < 0]).mean()
-        step = rng.uniform(*_FOREGROUND_CONTRAST) * rng.choice([-1, 1])
-        reflectance = ground + step + tint
+        low, high = np.log(_PATTERN_FREQUENCY)
+        frequency = math.exp(rng.uniform(low, high)) * 64 / self.size
+        x, y = self._local(rows, columns, centre, 0.0)
+        wave = pattern_wave(pattern, x, y, frequency, radius, rng)
+        contrast = rng.uniform(*_PATTERN_CONTRAST[colours])
+        # Neither lost in the dark nor told by its lightness.
+        under = np.log(self.light[rows, columns][distance < 0]).mean()
+        ground = (under + np.log(self.light.mean())) / 2
+        step = rng.uniform(-_FOREGROUND_CONTRAST, _FOREGROUND_CONTRAST)
+        # The mean hue tells nothing of the pattern.
+        tint = rng.normal(0, 0.25) * RED_GREEN + rng.normal(0, 0.3) * YELLOW_BLUE
+        reflectance = ground + step + tint + contrast * wave[..., None] * COLOURS[colours]
         self._paint(distance, rows, columns, reflectance, radius, foreground=True)
 
     def photograph(self) -> tuple[np.ndarray, np.ndarray]:
@@ -159,18 +184,18 @@ class Canvas:
         yellow_blue = rng.normal(*_YELLOW_BLUE) * YELLOW_BLUE
         return rng.normal(0, _GREY_SD) + yellow_blue + rng.normal(*_RED_GREEN) * RED_GREEN
 
-    def _texture(self, rows, columns):
-        """Logarithmic texture of a leaf: fractal noise, on every third leaf a grating, or both."""
+    def _texture(self, rows, columns, grating):
+        """Logarithmic texture of a leaf: fractal noise, on some leaves a faint grating, or both."""
         rng = self.rng
         y, x = rng.integers(0, self.size, 2)
         height, width = self.light[rows, columns].shape[:2]
         texture = self.noise[y : y + height, x : x + width] * (0.4 * rng.uniform() ** 2)
-        if rng.uniform() < 1 / 3:
+        if grating and rng.uniform() < 1 / 5:
             turn, phase = rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
             frequency = 2 * np.pi * 0.35 * 2 ** rng.uniform(-3, 0)
             along = self.x[:, columns] * math.cos(turn) + self.y[rows] * math.sin(turn)
             wave = np.cos(frequency * along + phase)
-            texture = texture + wave * rng.uniform(0.05, 0.25)
+            texture = texture + wave * rng.uniform(0.05, 0.15)
         return texture
 
     def _paint(self, distance, rows, columns, reflectance, extent, foreground=False):
@@ -182,7 +207,7 @@ class Canvas:
         shade = self._slope(rows, columns, extent) * rng.uniform(0, 0.3)
         # Curved leaves darken towards their rim.
         shade = shade - rng.uniform(0, 0.25) * np.clip(1 + distance / (0.3 * extent), 0, 1) ** 2
-        tone = shade + self._texture(rows, columns)
+        tone = shade + self._texture(rows, columns, grating=not foreground)
         colour = np.exp(tone)[..., None] * np.exp(reflectance).astype(np.float32)
         cover = np.clip(0.5 - distance, 0, 1)
         shadow = 1 - rng.uniform(0, 0.5) * np.exp(-np.maximum(distance, 0) / rng.uniform(0.5, 2.5))
@@ -214,6 +239,50 @@ def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> n
         across = np.maximum(np.abs(u) - 0.95 * radius, np.abs(v) - bar)
         return np.minimum(across, np.maximum(np.abs(v) - 0.95 * radius, np.abs(u) - bar))
     return np.abs(np.hypot(u, v) - 0.72 * radius) - 0.2 * radius
+
+
+def pattern_wave(
+    pattern: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    frequency: float,
+    radius: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """One of `PATTERNS` in -1..1, at coordinates in pixels around the object's centre (y down).
+
+    `frequency` in cycles a pixel, of rays halfway to `radius`. Phase, polarity and sharpness (from
+    sinusoidal to nearly square) are random, and so is the direction of checks and dots.
+    """
+    phase = rng.uniform(0, 2 * np.pi)
+    omega = 2 * np.pi * frequency
+
+    def along(degrees):
+        angle = np.deg2rad(degrees)
+        return omega * (x * math.cos(angle) + y * math.sin(angle))
+
+    if pattern == "rings":
+        wave = np.cos(omega * np.hypot(x, y) + phase)
+    elif pattern == "rays":
+        count = max(3, round(omega * radius / 2))
+        # Where they meet, rays are too narrow for pixels.
+        reach = np.minimum(1, np.hypot(x, y) * 2 / count) ** 4
+        wave = reach * np.cos(count * np.arctan2(y, x) + phase)
+    elif pattern == "checks":
+        # The product has the diagonals' frequency, which is larger by the root of 2.
+        turn = rng.uniform(0, 360)
+        wave = np.cos(along(turn) / math.sqrt(2) + phase)
+        wave = wave * np.cos(along(turn + 90) / math.sqrt(2) + rng.uniform(0, 2 * np.pi))
+    elif pattern == "dots":
+        # Three gratings make a hexagonal lattice, from -1.5 to 3.
+        turn = rng.uniform(0, 360)
+        wave = sum(np.cos(along(turn + each)) for each in (0, 120, 240))
+        wave = (wave / 2.25 - 1 / 3) * rng.choice([-1, 1])
+    else:
+        turn = STRIPE_DEGREES[pattern.removesuffix(" stripes")]
+        wave = np.cos(along(turn + rng.uniform(-_STRIPE_TURN, _STRIPE_TURN)) + phase)
+    sharpness = 0.3 * 2 ** rng.uniform(0, 4)
+    return np.tanh(sharpness * wave) / math.tanh(sharpness)
 
 
 def _star(u, v, radius, points, waist):

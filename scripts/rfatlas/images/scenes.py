@@ -3,8 +3,9 @@
 A scene is a dead-leaves picture (Matheron 1968; Lee, Mumford & Huang 2001): leaves whose radii
 follow a power law with exponent -3 occlude one another, which gives images the power-law spectrum
 of photographs. Each leaf has its own reflectance, shading and texture (`rfatlas.images.canvas`).
-One foreground object, partly occluded, carries the label: its shape (`SHAPES`) and the hue of its
-reflectance (`HUES`). Everything is lit by one random illuminant.
+One foreground object, partly occluded, carries the label: its pattern (`PATTERNS`) and in which two
+colours that is (`COLOURS`), equally bright ones but for black and white. Its shape and mean colour
+are random and say nothing. Everything is lit by one random illuminant.
 
 Scene i of a seed has generators of its own, so that any range drawn by any number of processes is
 the same.
@@ -25,11 +26,10 @@ from PIL import Image
 from rfatlas.errors import RfatlasError
 from rfatlas.files import disk
 from rfatlas.images import pool
-from rfatlas.images.canvas import HUE_DEGREES, SHAPES, Canvas, radii
+from rfatlas.images.canvas import COLOURS, PATTERNS, SHAPES, Canvas, radii
 
-HUES = tuple(HUE_DEGREES)
-CLASS_NAMES = tuple(f"{shape} {hue}" for shape in SHAPES for hue in HUES)
-_LEAVES = 64
+CLASS_NAMES = tuple(f"{colours} {pattern}" for pattern in PATTERNS for colours in COLOURS)
+_LEAVES = 36
 # Scenes that a worker process draws at a time.
 _CHUNK = 64
 
@@ -59,26 +59,45 @@ def scene(index: int, size: int = 64, seed: int = 0) -> Scene:
     """Draw scene `index` (>= 0) of `seed` (>= 0), `size` pixels on a side."""
     rng = np.random.default_rng([seed, 0, index])
     target = label(index, seed)
-    shape, hue = SHAPES[target // len(HUES)], HUES[target % len(HUES)]
     canvas = Canvas(size, rng)
 
     canvas.ground()
     for radius in radii(rng, _LEAVES, size).tolist():
         canvas.leaf(radius, rng.uniform(-0.1, 1.1, 2) * size)
 
-    centre = size * (0.5 + rng.uniform(-0.14, 0.14, 2))
-    radius = size * rng.uniform(0.2, 0.34)
-    canvas.foreground(shape, hue, radius, centre)
+    centre = size * (0.5 + rng.uniform(-0.1, 0.1, 2))
+    radius = size * rng.uniform(0.38, 0.56)
+    colours, pattern = CLASS_NAMES[target].split(" ", 1)
+    canvas.foreground(rng.choice(SHAPES), pattern, colours, radius, centre)
 
     for _ in range(rng.integers(0, 4)):
         # Occluders reach over the rim of the object and leave most of it visible.
         angle = rng.uniform(0, 2 * np.pi)
         reach = radius * rng.uniform(0.7, 1.3)
         place = centre + reach * np.array([np.cos(angle), np.sin(angle)])
-        canvas.leaf(size * rng.uniform(0.04, 0.11), place)
+        canvas.leaf(size * rng.uniform(0.05, 0.14), place)
 
     image, illuminant = canvas.photograph()
     return Scene(image, target, canvas.mask, illuminant)
+
+
+def turned(labels: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    """Labels (n,) of scenes after `turns` (n,), 0 to 7, of a sum of 1 (rows in reverse), 2 (columns
+    in reverse) and then 4 (rows and columns exchanged).
+
+    Stripes get the name of what they have become; the other patterns keep theirs.
+    """
+    pattern, colours = np.divmod(labels, len(COLOURS))
+    upright, rising, level, falling = (
+        PATTERNS.index(f"{name} stripes") for name in ("upright", "rising", "level", "falling")
+    )
+    after = np.tile(np.arange(len(PATTERNS)), (8, 1))
+    for turn in range(8):
+        if turn in (1, 2, 5, 6):
+            after[turn, [rising, falling]] = falling, rising
+        if turn & 4:
+            after[turn, [upright, level]] = level, upright
+    return after[turns, pattern] * len(COLOURS) + colours
 
 
 def draw(
