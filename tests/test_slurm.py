@@ -189,8 +189,7 @@ def test_results_may_go_to_s3(reference, s3, tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         bucket.download_file(item.key, str(file))
     assert {"logs", "benchmarks", "results"} <= {path.name for path in copy.iterdir()}
-    lines = differences(reference, copy)
-    assert all(line.endswith(f": missing in {copy}") for line in lines), lines
+    assert [line for line in differences(reference, copy) if ": missing in " not in line] == []
     assert {path.name for path in (copy / targets[1]).iterdir()} == {"accuracy.pdf", "accuracy.png"}
     with Run(work, *words[:-3], "--dry-run", *words[-3:]) as run:
         assert "Nothing to be done" in run.output()
