@@ -304,11 +304,13 @@ def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
     )
     title = properties.groupby("property")["title"].first()
     layers = list(rows_by_layer(properties))
-    rows = 2 + len(compared) + len(medians)
+    stated = scores[is_true(scores, "stated")].set_index("layer")
+    twin = bool(stated["twin_score"].notna().any())
+    first = 1 + twin
+    rows = first + len(compared) + len(medians)
     width = max(7.2, 2.6 + 0.58 * len(layers))
     figure = style.spaced(width, 0.27 * rows + 1.9, 0.42, 0.8)
     axes = figure.subplots()
-    stated = scores[is_true(scores, "stated")].set_index("layer")
     by_place = properties.set_index(["property", "layer"])
     for x, layer in enumerate(layers):
         if layer in stated.index:
@@ -316,24 +318,24 @@ def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
             _cell(axes, x, 0, score["score"], bold=True, mark=_certain(score, "difference"))
             if np.isfinite(score["twin_score"]):
                 _cell(axes, x, 1, score["twin_score"])
-        for y, name in enumerate(compared, 2):
+        for y, name in enumerate(compared, first):
             row = by_place.loc[(name, layer)]
             _cell(axes, x, y, row["similarity"], mark=_certain(row, "gain"))
-        for y, name in enumerate(medians, 2 + len(compared)):
+        for y, name in enumerate(medians, first + len(compared)):
             value = by_place.loc[(name, layer), "median"]
             text = f"{value:.3g}" if np.isfinite(value) else "–"
             axes.text(x, y, text, ha="center", va="center", fontsize=8)
-    for y, name in enumerate(medians, 2 + len(compared)):
+    for y, name in enumerate(medians, first + len(compared)):
         known = by_place.loc[(name, layers[0]), "macaque_median"]
         axes.text(
             len(layers), y, f"{known:g}", ha="center", va="center", fontsize=8, color=style.GREY
         )
-    labels = ["score", "score of the twin", *title[compared]]
+    labels = ["score", *["score of the twin"][:twin], *title[compared]]
     labels += [f"median: {name}" for name in title[medians]]
     axes.set_yticks(range(rows), labels, fontsize=8.5)
     axes.get_yticklabels()[0].set_fontweight("bold")
     style.layer_axis(axes, layers + (["V1"] if medians else []))
-    for y in (1.5, 1.5 + len(compared)):
+    for y in (first - 0.5, first - 0.5 + len(compared)):
         axes.axhline(y, color=style.INK, linewidth=0.8)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.tick_params(length=0)
@@ -349,7 +351,8 @@ def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
         style.mark("closer to V1 than the random twin", style.INK, "^", markersize=5),
         style.mark("farther from it", style.INK, "v", markersize=5),
     ]
-    return style.headed(figure, f"{run} · report card for macaque V1", subtitle, handles, 2)
+    title_line = f"{run} · report card for macaque V1"
+    return style.headed(figure, title_line, subtitle, handles if twin else (), 2)
 
 
 def _certain(row: pd.Series, name: str) -> str:

@@ -259,7 +259,7 @@ PROPERTIES = (
     ),
     Property(
         "texture_abs_modulation",
-        "its magnitude",
+        "texture modulation, absolute",
         "texture modulation",
         ("texture_abs_modulation",),
         _column("texture_abs_modulation"),
