@@ -260,7 +260,7 @@ def test_a_unit_that_likes_finer_gratings_than_the_axis_has_is_out_of_range(tmp_
     axis would be tuned to something else."""
     fields = [gabor_field(11, theta, f, 90, 2.2, 2.2) for theta, f in ((45, 0.6), (30, 0.36))]
     fields = np.array(fields)[:, None] * np.ones((1, 3, 1, 1))
-    network = network_of(np.concatenate([fields, 1e3 * fields[1:]]))
+    network = network_of(np.concatenate([fields, 300 * fields[1:]]))
     table = measure(network, "conv1", tmp_path / "x.h5")
     assert table["grating_reason"].fillna("").tolist() == ["out_of_range", "", ""]
     assert table.loc[0, ["osi", "sf_cpp", "full_osi", "suppression_index"]].isna().all()

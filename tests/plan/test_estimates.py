@@ -225,9 +225,9 @@ def test_gratings_cost_the_crop_for_every_stimulus():
     coarse = 12 * 10 * 4
     for parts, grids, own in (
         ((), 0, 0),
-        (("size",), 3, 9 * 8),
-        (("contrast",), 3, 7 * 8 + 5 * 8),
-        (("size", "contrast"), 3 + 4 * 3, 9 * 8 + 7 * 8 + 5 * 8),
+        (("size",), 2, 9 * 4),
+        (("contrast",), 4, 7 * 4 + 5 * 4),
+        (("size", "contrast"), 2 + 3 * 4, 9 * 4 + 7 * 4 + 5 * 4),
     ):
         switches = {part: part in parts for part in ("size", "contrast")}
         found = budget(gratings=settings, stages=switches)

@@ -26,7 +26,7 @@ from rfatlas.physiology.probe import GREY, Bar, Probe
 SELECTIVE_OSI = 0.5
 
 #: From so many orientations and phases on, the coarse grid has every other one.
-FINE_ORIENTATIONS, FINE_PHASES = 16, 8
+FINE_ORIENTATIONS, FINE_PHASES = 12, 8
 
 _BLANKS = ("blank", "blank_black", "blank_mean_image")
 
@@ -130,7 +130,8 @@ def read(
         tuned[moved] = fine.swapaxes(1, 2).clip(0)
     peak = np.maximum(largest.max((1, 2)), tuned.max((1, 2)))
     reason = tuning.driven(peak[:, None], blank)
-    reason[(reason == "") & (finer > tuning.OUT_OF_RANGE * peak)] = "out_of_range"
+    beyond = tuning.driven(np.maximum(peak, finer)[:, None], blank) == ""
+    reason[beyond & (finer > tuning.OUT_OF_RANGE * peak)] = "out_of_range"
     known = reason == ""
     best = np.where(known[:, None], np.stack(tuning.best(tuned), 1), -1)
     columns = tuning.grid_tuning(tuned, screen.frequency)
@@ -180,7 +181,7 @@ class Screen:
 
     @property
     def coarse_phase(self) -> np.ndarray:
-        """The phases of the coarse grid, and of masks."""
+        """The phases of all but the full grid and F1/F0."""
         return self.phase[:: self.phase_step]
 
     def show(self, *drawn: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +248,7 @@ class Screen:
             drawn = self.orientation[i], self.frequency[j], phase
             return self.show(*drawn, diameter, self.levels[c])
 
-        axes, own = (diameter, self.phase), place[:, [0, 1, 3]]
+        axes, own = (diameter, self.coarse_phase), place[:, [0, 1, 3]]
         return self.smooth(self.probe.at_places(show, own, axes, self.bar, "size"))
 
     def contrasts(self, place: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -257,7 +258,7 @@ class Screen:
             drawn = self.orientation[i], self.frequency[j], phase
             return self.show(*drawn, self.apertures[d], height)
 
-        axes, own = (height, self.phase), place[:, :3]
+        axes, own = (height, self.coarse_phase), place[:, :3]
         return self.smooth(self.probe.at_places(show, own, axes, self.bar, "contrast"))
 
     def plaids(self, place: np.ndarray) -> np.ndarray:
@@ -273,7 +274,7 @@ class Screen:
             carriers += self.probe.carriers(theta + 90, own[0], turn, own[1], there)
             return self.probe.respond(self.probe.paint(carriers))
 
-        axes = (np.arange(count + 1), self.phase)
+        axes = (np.arange(count + 1), self.coarse_phase)
         return self.smooth(self.probe.at_places(show, place, axes, self.bar, "plaids"))
 
 

@@ -26,7 +26,7 @@ SMALLEST_FIELD = 5
 # The smallest grating of a size curve, the smallest aperture that is tried for all gratings, and
 # how far these are apart at least and how many there are at most, the field itself left out.
 _SMALLEST_PX, _SMALLEST_APERTURE_PX = 2.0, 3.0
-_STEP, _APERTURES = 1.6, 4
+_STEP, _APERTURES = 1.6, 2
 
 # Of the peak, where summation is complete; of the suppression, what is left at the surround's edge.
 _COMPLETE, _LEFT = 0.95, 0.05
@@ -39,7 +39,7 @@ def diameters(size: float, count: int) -> np.ndarray:
 
 
 def apertures(size: float) -> np.ndarray:
-    """Return the diameters in pixels, rising, in which all gratings are shown: at most four from 3
+    """Return the diameters in pixels, rising, in which all gratings are shown: at most two from 3
     pixels on, evenly spaced on a logarithmic axis, and the field of `size` pixels."""
     steps = np.log(size / _SMALLEST_APERTURE_PX) / np.log(_STEP)
     count = int(np.clip(np.floor(steps), 0, _APERTURES))

@@ -36,8 +36,8 @@ ONE_THREAD_GFLOP = 0.2
 _AXES = 6
 
 # Smaller apertures, and lower contrasts in each, in which the stage gratings shows its coarse grid:
-# there are up to four and seven; an early layer needs one of either.
-_APERTURES, _LEVELS = 3, 3
+# an early layer needs one of each, a deep one two and four.
+_APERTURES, _LEVELS = 2, 4
 
 # Pictures that the stage texture shows: mid grey, and four samples of 11 families with their noise.
 _TEXTURES = 1 + 2 * 4 * 11
@@ -293,8 +293,8 @@ class Budget:
         grid = orientations * settings["frequencies"]
         coarse = grid / 2 * coarse_phases
         apertures = 1 + _APERTURES * on["size"]
-        own = settings["f1_phases"] + settings["diameters"] * phases * on["size"]
-        own += (settings["contrasts"] + coarse_phases + 1) * phases * on["contrast"]
+        own = settings["f1_phases"] + settings["diameters"] * coarse_phases * on["size"]
+        own += (settings["contrasts"] + coarse_phases + 1) * coarse_phases * on["contrast"]
         stimuli = grid * phases + min(channels, grid) * own
         stimuli += coarse * (apertures - 1 + apertures * _LEVELS * on["contrast"])
         size = 4.0 * channels * grid * (phases * _sides(layer) + 1)
