@@ -215,7 +215,8 @@ def curves(
         if part.linear:
             panel.plot(axis, part.linear(axis), color=style.ORANGE, linestyle=(0, (3, 2)))
         panel.set(xscale="log", xlim=axis[[0, -1]], ylim=(0, 1.05))
-        panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
+        marks = (1,) if axis[-1] / axis[0] > 50 else (1, 2, 5)
+        panel.xaxis.set_major_locator(LogLocator(base=10, subs=marks, numticks=6))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(f"{name}   {marked.sum()} of {len(shares)}", fontsize=8.5)
