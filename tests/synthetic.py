@@ -284,8 +284,8 @@ def opponency(
 
     `layers` maps layers to channels. A share `colored` is opponent, about half of these low-pass;
     the second channel of each layer sees grey only, one in the middle has no answer to luminance,
-    and the last answers nothing. The classes are those of the usual thresholds (0.5, 0.5, and 1 %
-    for Harris' rule). Numbers are plausible, not measured.
+    and the last answers nothing. The classes are those of the usual thresholds (0.6, or 0.5 of
+    responses, 0.5, and 1 % for Harris' rule). Numbers are plausible, not measured.
     """
     layers = {"conv1": 24, "layer1.0": 32, "layer2.0": 48} if layers is None else layers
     random = np.random.default_rng(seed)
@@ -309,6 +309,9 @@ def opponency(
                 * 2 ** random.normal(0, 0.8, channels),
                 "color_ratio_rgb": np.where(np.arange(channels) == 1, 0.001, ratio),
                 "color_lowpass": lowpass,
+                "color_lowpass_contrast": lowpass**1.1,
+                "color_sensitivity_lm_same_sf": np.minimum(1.2 * ratio, 32),
+                "color_reason": "",
                 "harris_spatial_margin": margins["spatial"],
                 "harris_spectral_margin": margins["spectral"],
                 "color_osi": np.where(lowpass < 0.5, 0.7, 0.3) + random.normal(0, 0.1, channels),
@@ -320,19 +323,33 @@ def opponency(
                 "osi": random.uniform(0, 1, channels),
             }
         )
-        opponent = (part["color_ratio"] >= 0.5) | (part["color_ratio_s"] >= 0.5)
-        opponent &= part["color_ratio_rgb"] >= 0.01
-        kind = np.where(lowpass >= 0.5, "single_opponent", "double_opponent")
-        part["color_class"] = np.where(opponent, kind, "non_opponent").astype(object)
+        part["color_sensitivity_s_same_sf"] = np.minimum(1.3 * part["color_ratio_s"], 32)
+        for name, one, other, line, zero in (
+            ("color_class_ratio", "color_ratio", "color_ratio_s", 0.5, lowpass),
+            (
+                "color_class",
+                "color_sensitivity_lm_same_sf",
+                "color_sensitivity_s_same_sf",
+                0.6,
+                part["color_lowpass_contrast"],
+            ),
+        ):
+            opponent = (part[one] >= line) | (part[other] >= line)
+            opponent &= part["color_ratio_rgb"] >= 0.01
+            kind = np.where(zero >= 0.5, "single_opponent", "double_opponent")
+            part[name] = np.where(opponent, kind, "non_opponent").astype(object)
         other = np.where(random.random(channels) < 0.8, part["color_class"], "single_opponent")
         part["color_class_energy"] = other.astype(object)
-        part["color_class_unrectified"] = part["color_class"]
+        part["color_class_ratio_unrectified"] = part["color_class"]
         for name, margin in margins.items():
             part[f"harris_{name}"] = (margin > 0.01).astype(object)
         silent = part.index[-1]
         part.loc[silent, "color_ratio":"osi"] = np.nan
         part.loc[silent, ["harris_spatial", "harris_spectral", "color_class_energy"]] = np.nan
-        part.loc[silent, ["color_class", "color_class_unrectified"]] = "unresponsive"
+        part.loc[silent, "color_sensitivity_s_same_sf"] = np.nan
+        part.loc[silent, "color_reason"] = "no_response"
+        names = ["color_class", "color_class_ratio", "color_class_ratio_unrectified"]
+        part.loc[silent, names] = "unresponsive"
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
 

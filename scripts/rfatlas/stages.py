@@ -313,7 +313,11 @@ STAGES: tuple[Stage, ...] = (
         mem_mb=3000,
         columns=True,
         reason="color_reason",
-        reasons=(_UNDRIVEN, _WEAK),
+        reasons=(
+            _UNDRIVEN,
+            _WEAK,
+            ("saturated", "the weakest luminance and colour shown saturate it"),
+        ),
         figures="color",
         pictures=tuple(
             Picture(

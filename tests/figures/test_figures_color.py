@@ -31,11 +31,12 @@ REFERENCE = pd.DataFrame(
     }
 )
 THRESHOLDS = {
+    "sensitivity": [0.3, 0.6, 1, 2],
     "color_ratio": [0.25, 0.5, 1, 2],
     "lowpass": [0.3, 0.5, 0.8],
     "harris_tolerance": [0, 0.01, 0.1],
 }
-RULES = {"color_ratio": 0.5, "lowpass": 0.5, "harris_tolerance": 0.01}
+RULES = {"sensitivity": 0.6, "color_ratio": 0.5, "lowpass": 0.5, "harris_tolerance": 0.01}
 
 
 def network(layers: int) -> dict[str, int]:
@@ -90,7 +91,7 @@ def test_every_text_can_be_read(layers, with_twin, tmp_path):
 def test_a_network_that_answers_nothing_is_drawn_empty(tmp_path):
     table = invented({"conv1": 6, "layer1.0": 6})
     table.loc[:, "color_ratio":"osi"] = np.nan
-    table[["color_class", "color_class_unrectified"]] = "unresponsive"
+    table[["color_class", "color_class_ratio", "color_class_ratio_unrectified"]] = "unresponsive"
     table[["harris_spatial", "harris_spectral", "color_class_energy"]] = np.nan
     for name, figure in figures(table, tmp_path, table).items():
         figure.set_dpi(style.DPI)
@@ -140,17 +141,18 @@ def test_stability_shows_every_threshold_and_marks_the_one_in_force():
     assert axes.get_title(loc="left") == "double-opponent"
     conv1 = axes.lines[0].get_ydata()
     rows = table[(table["layer"] == "conv1") & (table["color_class"] != "unresponsive")]
-    ratio = rows[["color_ratio", "color_ratio_s"]].max(axis=1)
-    ratio = ratio.where(rows["color_ratio_rgb"] >= 0.01)
+    same = rows[list(drawn.SENSITIVITIES)].max(axis=1)
+    same = same.where(rows["color_ratio_rgb"] >= 0.01)
     expected = [
-        ((ratio >= line) & (rows["color_lowpass"] < 0.5)).mean() for line in (0.25, 0.5, 1, 2)
+        ((same >= line) & (rows["color_lowpass_contrast"] < 0.5)).mean()
+        for line in (0.3, 0.6, 1, 2)
     ]
     np.testing.assert_allclose(conv1, expected)
     dotted = axes.lines[-1]
     assert dotted.get_color() == style.GREY
     assert list(dotted.get_xdata()) == [1, 1]
     labels = [text.get_text() for text in axes.get_xticklabels()]
-    assert labels == ["0.25", "0.5", "1", "2"]
+    assert labels == ["0.3", "0.6", "1", "2"]
 
 
 def test_stability_names_the_twin_only_where_its_line_is_drawn():
@@ -206,7 +208,7 @@ def test_examples_are_typical_of_their_class():
         assert len(set(layers)) == len(layers)
         for layer, channel in members:
             rows = table[(table["layer"] == layer) & (table["color_class"] == name)]
-            strength = rows[["color_ratio", "color_ratio_s"]].max(axis=1)
+            strength = rows[list(drawn.SENSITIVITIES)].max(axis=1)
             own = strength[rows["channel"] == channel].iloc[0]
             below = (strength < own).sum()
             assert below == (len(rows) - 1) // 2, "as many below as above, or one less"
@@ -355,7 +357,7 @@ def test_the_script_draws_all_figures(tmp_path, monkeypatch, with_twin):
         "tables": [tmp_path / f"{name}.csv" for name in tables],
         "color": [tmp_path / f"{layer}.h5" for layer in layers],
     }
-    settings = {"layers": layers, "channels": 8, "lowpass": 0.5, "color_ratio": 0.5}
+    settings = {"layers": layers, "channels": 8, "lowpass": 0.5, "sensitivity": 0.6}
     found = by_script("figures_color", tmp_path, given, {"run": "demo", **settings})
     assert set(found) == {
         "00_conv1",

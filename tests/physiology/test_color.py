@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from color_units import SIZE, blob, covector, gabor_field
 from tasks import Bar, task
 from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18, top_tables
 from torch import nn
@@ -17,8 +18,10 @@ from rfatlas.network import graph
 from rfatlas.physiology import color, color_rules, colorspace, tuning
 
 EXTENT = 64
-SIZE = 11
-RULES = {"color_ratio": 0.5, "lowpass": 0.5, "energy_share": 0.5, "harris_tolerance": 0.01}
+RULES = {
+    "sensitivity": 0.6, "color_ratio": 0.5, "lowpass": 0.5, "energy_share": 0.5,
+    "harris_tolerance": 0.01,
+}  # fmt: skip
 SETTINGS = {
     "orientations": 6, "frequencies": 6, "phases": 8, "directions": 6, "hues": 72, **RULES,
 }  # fmt: skip
@@ -63,24 +66,6 @@ def network_of(kernels: np.ndarray, bias: float = 0.0, relu: bool = False):
 
 def field_of(kernels: np.ndarray) -> dict[str, np.ndarray]:
     return {"channel": np.arange(len(kernels)), "mean_gradient": kernels}
-
-
-def blob(sigma: float, x: float = 0, y: float = 0) -> np.ndarray:
-    place = np.arange(SIZE) - (SIZE - 1) / 2
-    return np.exp(-((place[None] - x) ** 2 + (-place[:, None] - y) ** 2) / (2 * sigma**2))
-
-
-def gabor_field(theta: float, frequency: float, phase: float) -> np.ndarray:
-    place = np.arange(SIZE) - (SIZE - 1) / 2
-    x, y = place[None], -place[:, None]
-    along = x * np.cos(np.radians(theta)) + y * np.sin(np.radians(theta))
-    field = blob(2.0) * np.cos(2 * np.pi * frequency * along + np.radians(phase))
-    return field - blob(2.0) * field.sum() / blob(2.0).sum()
-
-
-def covector(axis: int) -> np.ndarray:
-    """Code-value weights (3,) that feel one opponent axis and neither of the others."""
-    return np.linalg.inv(SPACE.code_per_axis)[axis]
 
 
 def planted(seed: int) -> tuple[np.ndarray, list[str], list[str]]:
@@ -137,7 +122,7 @@ def test_planted_classes_are_found_by_every_rule_where_they_must_agree(plant):
     _, classes, kinds, table, _ = plant
     assert table["color_class"].tolist() == classes.tolist()
     # A linear layer rectified at mid grey: nothing lies hidden below its blank.
-    assert table["color_class_unrectified"].tolist() == classes.tolist()
+    assert table["color_class_ratio_unrectified"].tolist() == classes.tolist()
     assert table["color_class_energy"].tolist() == classes.tolist()
     tinted = np.char.startswith(kinds, "tinted")
     for kind in ("grey_gabor", "grey_blob"):
@@ -181,13 +166,14 @@ def test_negated_and_scaled_kernels(plant, tmp_path):
     with h5py.File(output) as one, h5py.File(tmp_path / "n.h5") as other:
         np.testing.assert_array_equal(one["field_dkl"][:], -other["field_dkl"][:])
         assert np.abs(one["field_dkl"][:]).max() > 0
-    for name in ("color_class", "color_class_unrectified", "color_class_energy"):
+    for name in ("color_class", "color_class_ratio_unrectified", "color_class_energy"):
         assert negated[name].tolist() == table[name].tolist()
     alive = table["color_reason"].isna().to_numpy()
     np.testing.assert_allclose(negated["chromatic_share"], table["chromatic_share"], rtol=1e-6)
     for name in ("balance_lum", "balance_lm", "balance_s"):
         np.testing.assert_allclose(negated[name], -table[name], rtol=1e-6)
-    opposite = (negated["hue_linear_deg"] - table["hue_linear_deg"])[alive] % 360
+    assert negated["hue_linear_deg"].notna().equals(table["hue_linear_deg"].notna())
+    opposite = (negated["hue_linear_deg"] - table["hue_linear_deg"]).dropna() % 360
     np.testing.assert_allclose(opposite, 180, atol=1e-5)
     for name in table.columns:
         one, other = scaled[name][alive], table[name][alive]
@@ -260,7 +246,9 @@ def test_a_grey_network_has_no_opponent_channel_by_any_rule(tmp_path):
         assert responsive.sum() > 0.6 * len(table)
         assert (table["color_class"][responsive] == color_rules.NON).all()
         assert (
-            table["color_class_unrectified"].isin([color_rules.NON, color_rules.UNRESPONSIVE]).all()
+            table["color_class_ratio_unrectified"]
+            .isin([color_rules.NON, color_rules.UNRESPONSIVE])
+            .all()
         )
         assert not table["harris_spectral"].any() and not table["harris_double"].any()
         assert table["color_ratio_rgb"][responsive].to_numpy() == pytest.approx(0, abs=1e-5)
@@ -345,7 +333,8 @@ def test_fields_of_some_channels_and_virtual_filters(tmp_path):
     )  # fmt: skip
     assert table["cone_l"].notna().tolist() == [False, True, False, False, True, False]
     assert table["color_class_energy"].notna().tolist() == table["cone_l"].notna().tolist()
-    for name in color.LINEAR:
+    # Hues of channels that are not opponent are left out.
+    for name in color.LINEAR[:-1]:
         np.testing.assert_allclose(
             table[name][[1, 4]], table["kernel_" + name][[1, 4]], rtol=1e-5, atol=1e-7
         )
@@ -428,8 +417,8 @@ def test_a_class_can_differ_before_and_behind_the_relu(tmp_path):
         network.module.conv1.bias += torch.tensor([2.0, 0, -2]) * answers
     network = loaded(network.module, EXTENT)
     table = measure(network, "relu", tmp_path / "x.h5", SMALL)
-    assert table["color_class_unrectified"].nunique() == 1
-    same = table["color_class_unrectified"][0]
+    assert table["color_class_ratio_unrectified"].nunique() == 1
+    same = table["color_class_ratio_unrectified"][0]
     assert same != color_rules.UNRESPONSIVE
     assert table["color_class"].tolist() == [same, same, color_rules.UNRESPONSIVE]
     assert table["color_reason"].fillna("").tolist() == ["", "", "no_response"]

@@ -37,7 +37,8 @@ def selective():
 def counted(layer: str, depth: int, rule: str, name: str, count: int, n: int, twins=None) -> dict:
     """A row of opponency/counts.csv."""
     low, high = map(float, wilson(count, n))
-    row = {"layer": layer, "depth": depth, "rule": rule, "class": name, "channels": n}
+    row = {"layer": layer, "depth": depth, "rule": rule, "class": name, "channels": n + 3}
+    row |= {"saturated": 1 if rule == "cone" else pd.NA}
     row |= {"responsive": n, "count": count, "fraction": count / n, "lo": low, "hi": high}
     row |= {"twin": "", "twin_fraction": np.nan, "difference": np.nan}
     row |= {"difference_lo": np.nan, "difference_hi": np.nan}
@@ -52,8 +53,11 @@ def opponency_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     counts = [
         counted(layer, depth, rule, name, count, 50, twins)
         for layer, depth, twins in (("conv1", 0, 2), ("maxpool", 1, 24), ("all layers", pd.NA, 9))
-        for rule, names in (("cone", ["non_opponent", "double_opponent"]), ("harris", ["double"]))
-        for name, count in zip(names, (25, 20) if rule == "cone" else (18,), strict=True)
+        for rule, names, of in (
+            ("cone", ["non_opponent", "double_opponent", "noise"], (25, 20, 5)),
+            ("harris", ["double"], (18,)),
+        )
+        for name, count in zip(names, of, strict=True)
     ]
     confusion = pd.DataFrame(
         {
@@ -116,9 +120,10 @@ def test_a_fraction_is_above_the_twins_only_if_the_interval_says_so(selective):
     low, high = wilson(30, 40)
     assert claim["sentence"] == (
         "In conv1, 30 of 40 responsive channels are orientation-selective (75 %, 95 % interval "
-        f"{100 * low:.0f} % to {100 * high:.0f} %; OSI of at least 0.5 and a defined bandwidth), "
-        "against 12 % with random weights. Over 2 layers the fraction is higher than the twin's in "
-        "conv1."
+        f"{100 * low:.0f} % to {100 * high:.0f} %; OSI of at least 0.5 for luminance or colour and "
+        "a defined bandwidth), against 12 % with random weights. Over 2 layers the fraction is "
+        "higher than the twin's in conv1. In conv1, 30 are tuned for luminance alone, 0 for colour "
+        "alone, 0 for both; not counted: none."
     )
 
 
@@ -127,15 +132,16 @@ def test_below_the_twin_and_without_one():
     high = channels({"conv1": [0.9] * 40, "layer1.0": [0.9] * 40})
     claim = findings.orientation(orientation.selective(low, [], 0.5, high, "random"))
     assert claim["rows"][0]["versus_twin"] == "below"
-    assert claim["sentence"].endswith("lower than the twin's in conv1.")
+    assert "lower than the twin's in conv1." in claim["sentence"]
     alone = findings.orientation(orientation.selective(low, [], 0.5))
     assert {row["versus_twin"] for row in alone["rows"]} == {"unknown"}
-    assert alone["sentence"].endswith("there is no random twin to compare with.")
+    assert "there is no random twin to compare with." in alone["sentence"]
 
 
 def test_a_layer_that_nothing_drives():
     claim = findings.orientation(orientation.selective(channels({"conv1": [np.nan] * 4}), [], 0.5))
     assert claim["sentence"].startswith("In conv1 no channel responds")
+    assert claim["sentence"].endswith("not counted: 4 driven by nothing shown.")
     assert claim["rows"][0]["fraction"] is None
 
 
@@ -153,7 +159,10 @@ def test_opponency_takes_both_rules_layer_by_layer():
         ("maxpool", 0.5),
     ]
     assert "20 of 50 responsive channels are double-opponent (40 %" in claim["sentence"]
-    assert "higher than the twin's in conv1." in claim["sentence"]
+    assert (
+        "higher than the twin's in conv1. Not counted in conv1: 5 fields of noise, 1 "
+        in (claim["sentence"])
+    )
     assert claim["sentence"].endswith(
         "By Harris' rule 18 of 50 are in conv1; the two rules agree on 80 % of its channels."
     )
@@ -223,7 +232,7 @@ def test_the_page_links_each_row_and_escapes_names(selective):
     assert f'href="#orientation/selective.csv:{line}"' in page
     assert page.count(f'id="orientation/selective.csv:{line}"') == 1
     assert '<a href="orientation/selective.csv">' in page
-    assert "−3.0" in page and "nan" not in page.lower().replace("findings", "")
+    assert "−3.0" in page and "nan" not in re.sub("findings|luminance", "", page.lower())
 
 
 def test_the_terminal_is_told_the_gist_and_where_to_look(selective, tmp_path):

@@ -20,11 +20,12 @@ from rfatlas.tables import opponency
 
 ROOT = Path(__file__).resolve().parents[2]
 THRESHOLDS = {
+    "sensitivity": [0.3, 0.6, 1],
     "color_ratio": [0.25, 0.5, 1, 2],
     "lowpass": [0.3, 0.5, 0.8],
     "harris_tolerance": [0, 0.01, 0.1],
 }
-RULES = {"color_ratio": 0.5, "lowpass": 0.5, "harris_tolerance": 0.01}
+RULES = {"sensitivity": 0.6, "color_ratio": 0.5, "lowpass": 0.5, "harris_tolerance": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def reference() -> pd.DataFrame:
 
 def planted(cone, harris=None, energy=None, layer="conv1", depth=0, **columns) -> pd.DataFrame:
     """A layer whose channels have these classes; Harris' as pairs (spatial, spectral)."""
-    rows = pd.DataFrame({"color_class": cone})
+    rows = pd.DataFrame({"color_class": cone, "color_class_ratio": cone, "color_reason": ""})
     if harris is not None:
         rows["harris_spatial"], rows["harris_spectral"] = zip(*harris, strict=True)
     if energy is not None:
@@ -42,14 +43,24 @@ def planted(cone, harris=None, energy=None, layer="conv1", depth=0, **columns) -
     return rows.assign(layer=layer, channel=np.arange(len(rows)), depth=depth, **columns)
 
 
-def loop_class(row: pd.Series, ratio=0.5, lowpass=0.5) -> str:
+def loop_class(row: pd.Series, sensitivity=0.6, lowpass=0.5) -> str:
     """The cone rule for one channel, written down once more."""
     if row["color_class"] == "unresponsive":
         return "unresponsive"
-    colored = row["color_ratio"] >= ratio or row["color_ratio_s"] >= ratio
+    same = row["color_sensitivity_lm_same_sf"], row["color_sensitivity_s_same_sf"]
+    if max(same) < sensitivity or row["color_ratio_rgb"] < 0.01:
+        return "non_opponent"
+    return "single_opponent" if row["color_lowpass_contrast"] >= lowpass else "double_opponent"
+
+
+def loop_ratio(row: pd.Series, color_ratio=0.5) -> str:
+    """The ratio of responses for one channel."""
+    if row["color_class_ratio"] == "unresponsive":
+        return "unresponsive"
+    colored = row["color_ratio"] >= color_ratio or row["color_ratio_s"] >= color_ratio
     if not colored or row["color_ratio_rgb"] < 0.01:
         return "non_opponent"
-    return "single_opponent" if row["color_lowpass"] >= lowpass else "double_opponent"
+    return "single_opponent" if row["color_lowpass"] >= 0.5 else "double_opponent"
 
 
 def loop_harris(row: pd.Series, tolerance=0.01) -> str:
@@ -71,10 +82,32 @@ def each_layer(table: pd.DataFrame):
 
 def test_classes_are_those_of_the_loop_over_channels():
     table = invented(seed=2)
-    for rule, alone in (("cone", loop_class), ("harris", loop_harris)):
+    for rule, alone in (("cone", loop_class), ("ratio", loop_ratio), ("harris", loop_harris)):
         expected = [alone(row) for _, row in table.iterrows()]
         assert opponency.classes(table, rule).tolist() == expected
-        assert len(set(expected)) == (4 if rule == "cone" else 5)
+        assert len(set(expected)) == (5 if rule == "harris" else 4)
+
+
+def test_noise_is_of_no_class_and_counted():
+    """What the cone rule would say of it, too: that is the layer's chance level in a twin."""
+    kinds = ["double_opponent"] * 5 + ["non_opponent"] * 4 + ["unresponsive"] * 3
+    reason = ["noise"] * 2 + [""] * 4 + ["noise"] + [""] * 2 + ["noise"] * 3
+    table = planted(kinds, [(True, True)] * 12, gabor_reason=reason)
+    table.loc[10, ["color_class", "color_reason"]] = ["", "saturated"]
+    found = opponency.counts(table, table, "r").query("layer == 'conv1' and rule == 'cone'")
+    found = found.set_index("class")
+    assert found["count"].to_dict() == {
+        "non_opponent": 3, "single_opponent": 0, "double_opponent": 3, "noise": 3,
+    }  # fmt: skip
+    assert (found["responsive"] == 9).all() and (found["saturated"] == 1).all()
+    assert found["chance"].dropna().tolist() == [4 / 9, 0, 5 / 9]
+    again = opponency.classified(
+        table.assign(
+            color_sensitivity_lm_same_sf=9.0, color_sensitivity_s_same_sf=9.0,
+            color_lowpass_contrast=0.0, color_ratio_rgb=1.0,
+        ), "cone", RULES,
+    )  # fmt: skip
+    assert Counter(again) == {"double_opponent": 6, "noise": 3, "unresponsive": 3}
 
 
 def test_a_table_that_was_written_and_read_has_the_same_classes(tmp_path):
@@ -87,12 +120,14 @@ def test_a_table_that_was_written_and_read_has_the_same_classes(tmp_path):
 
 
 def test_what_sees_grey_only_is_never_opponent():
+    names = "color_sensitivity_lm_same_sf", "color_sensitivity_s_same_sf"
     ratios = {"color_ratio": 3.0, "color_ratio_s": 3.0, "color_lowpass": 0.2}
+    ratios |= dict.fromkeys(names, 3.0) | {"color_lowpass_contrast": 0.2}
     table = planted(["non_opponent", "double_opponent"], **ratios)
     table["color_ratio_rgb"] = [0.0099, 0.01]
     expected = ["non_opponent", "double_opponent"]
-    lines = {"color_ratio": 0.5, "lowpass": 0.5}
-    assert opponency.classified(table, "cone", lines).tolist() == expected
+    for rule in ("cone", "ratio"):
+        assert opponency.classified(table, rule, RULES).tolist() == expected
 
 
 def test_half_an_answer_is_no_class_of_harris():
@@ -106,13 +141,14 @@ def test_half_an_answer_is_no_class_of_harris():
 def test_confusion_is_the_count_of_pairs():
     table = invented(seed=1)
     found = opponency.confusion(table)
-    assert set(found["rule"]) == {"harris", "energy", "unrectified"}
+    assert set(found["rule"]) == {"ratio", "harris", "energy", "unrectified"}
     for (layer, rule), cells in found.groupby(["layer", "rule"]):
         members = dict(each_layer(table))[layer]
         second = {
             "harris": [loop_harris(row) for _, row in members.iterrows()],
             "energy": members["color_class_energy"].fillna("unresponsive"),
-            "unrectified": members["color_class_unrectified"],
+            "ratio": [loop_ratio(row) for _, row in members.iterrows()],
+            "unrectified": members["color_class_ratio_unrectified"],
         }[rule]
         pairs = Counter(zip(members["color_class"], second, strict=True))
         for cell in cells.itertuples():
@@ -128,7 +164,7 @@ def test_kappa_is_cohens_published_example():
     # Two readers, 50 proposals, both yes 20, both no 15, yes/no 5, no/yes 10: 0.7 and 0.4.
     cone = ["non_opponent"] * 25 + ["double_opponent"] * 25 + ["unresponsive"] * 9
     harris = [(True, False)] * 20 + [(True, True)] * 5 + [(False, False)] * 10 + [(True, True)] * 24
-    cells = opponency.confusion(planted(cone, harris))
+    cells = opponency.confusion(planted(cone, harris)).query("rule == 'harris'")
     assert (cells["both"] == 50).all(), "what has no class by one rule is not compared"
     assert cells["agreement"].iloc[0] == pytest.approx(0.7)
     assert cells["kappa"].iloc[0] == pytest.approx(0.4)
@@ -163,7 +199,7 @@ def test_counts_and_intervals_are_those_of_scipy():
     table, twin = invented(seed=3), invented(seed=5, colored=0.1)
     found = opponency.counts(table, twin, "demo_random")
     layers, others = dict(each_layer(table)), dict(each_layer(twin))
-    assert len(found) == 4 * (3 + 4 + 3 + 3)
+    assert len(found) == 4 * (4 + 3 + 4 + 3 + 3)
     for row in found[found["rule"] == "cone"].itertuples():
         name = row[found.columns.get_loc("class") + 1]
         own = [loop_class(channel) for _, channel in layers[row.layer].iterrows()]
@@ -232,15 +268,16 @@ def test_stability_classifies_every_channel_anew():
                     loop_harris(one, row.threshold) for _, one in members[row.layer].iterrows()
                 ]
             else:
-                line = {"ratio" if row.varied == "color_ratio" else "lowpass": row.threshold}
-                again = [loop_class(one, **line) for _, one in members[row.layer].iterrows()]
+                alone = loop_ratio if row.varied == "color_ratio" else loop_class
+                line = {row.varied: row.threshold}
+                again = [alone(one, **line) for _, one in members[row.layer].iterrows()]
             assert count == again.count(name), (row.layer, row.varied, row.threshold, name)
-    assert found.groupby(["layer", "varied"]).size().tolist() == [12, 12, 9] * 4
+    assert found.groupby(["layer", "varied"]).size().tolist() == [12, 12, 12, 12] * 4
 
 
 def test_the_line_that_classes_go_by_is_marked_and_always_there():
     table = invented(seed=6)
-    rules = {"color_ratio": 0.7, "lowpass": 0.5, "harris_tolerance": 0.01}
+    rules = RULES | {"color_ratio": 0.7}
     found = opponency.stability(table, THRESHOLDS, rules)
     stated = found[found["rule"]].groupby("varied")["threshold"].unique()
     assert {name: values.tolist() for name, values in stated.items()} == {
@@ -383,7 +420,8 @@ def test_a_layer_that_answers_nothing_has_no_fractions(reference):
     table = invented({"conv1": 6, "layer1.0": 6})
     second = table["layer"] == "layer1.0"
     table.loc[second, "color_ratio":"osi"] = np.nan
-    table.loc[second, ["color_class", "color_class_unrectified"]] = "unresponsive"
+    names = ["color_class", "color_class_ratio", "color_class_ratio_unrectified"]
+    table.loc[second, names] = "unresponsive"
     table.loc[second, ["harris_spatial", "harris_spectral", "color_class_energy"]] = np.nan
     found = opponency.tables(table, reference, THRESHOLDS, RULES, 0.5, table, "r")
     for name in ("counts", "stability", "macaque"):

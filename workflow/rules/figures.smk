@@ -124,7 +124,7 @@ use rule figures_accuracy as figures_color with:
     params:
         **sheets("color"),
         lowpass=settings["color"]["lowpass"],
-        color_ratio=settings["color"]["color_ratio"],
+        sensitivity=settings["color"]["sensitivity"],
 
 
 use rule figures_accuracy as figures_preferred_stimulus with:

@@ -42,6 +42,7 @@ LABELS = {
     "spatial": "spatial\nonly",
     "spectral": "spectral\nonly",
     "double": "both",
+    "noise": "noise",
     "unresponsive": "unre-\nsponsive",
 }
 KINDS = {
@@ -53,10 +54,12 @@ KINDS = {
 RULES = {
     "harris": ("Harris' rule", {"color": style.BLUE, "marker": "o"}),
     "energy": ("rule on the linear field", {"color": style.GREEN, "marker": "s"}),
-    "unrectified": ("cone rule before the ReLU", {"color": style.ORANGE, "marker": "^"}),
+    "ratio": ("ratio of responses", {"color": style.VERMILLION, "marker": "v"}),
+    "unrectified": ("ratio before the ReLU", {"color": style.ORANGE, "marker": "^"}),
 }
 #: What is varied: label of the axis, and the classes whose shares are shown.
 VARIED = {
+    "sensitivity": ("opponent from this sensitivity on", ("single_opponent", "double_opponent")),
     "color_ratio": ("opponent from this ratio on", ("single_opponent", "double_opponent")),
     "lowpass": ("single-opponent from this share on", ("single_opponent", "double_opponent")),
     "harris_tolerance": ("Harris' tolerance (share of the range)", ("spectral", "double")),
@@ -69,6 +72,8 @@ AXES = {
     "L-M": ("L−M", style.GREEN, style.VERMILLION),
     "S-(L+M)": ("S−(L+M)", style.ORANGE, style.BLUE),
 }
+#: What a channel's opponency is read from, of L-M and of S-(L+M).
+SENSITIVITIES = ("color_sensitivity_lm_same_sf", "color_sensitivity_s_same_sf")
 #: Of each class at most so many examples of tuning are drawn, from as many layers.
 EXAMPLES = 5
 #: Hue curves drawn per layer.
@@ -159,9 +164,9 @@ def stability(table: pd.DataFrame, run: str) -> Figure:
     """
     # All layers together have a twin only where it has the same layers.
     names, twin = layers_of(table), style.twin_of(table[table["layer"] == ALL])
-    figure = style.figure(7.6, 8.2)
+    figure = style.figure(7.6, 10.6)
     figure.set_layout_engine("constrained", rect=(0, 0.05, 1, 0.88), hspace=0.06)
-    panels = figure.subplots(3, 2, sharey=True)
+    panels = figure.subplots(len(VARIED), 2, sharey=True)
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     for row, (varied, (label, kinds)) in zip(panels, VARIED.items(), strict=True):
         for axes, name in zip(row, kinds, strict=True):
@@ -210,7 +215,7 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
     names = layers_of(table)
     rules = [rule for rule in RULES if rule in set(table["rule"])]
     rect = (0, 0.04, 1, 0.87)
-    figure, matrices, axes = style.halves(names, 9.6, 6.9, len(rules), 1.15, rect)
+    figure, matrices, axes = style.halves(names, 12.4, 6.9, len(rules), 1.15, rect)
     for matrix, rule in zip(matrices, rules, strict=True):
         cells = table[(table["rule"] == rule) & (table["layer"] == ALL)]
         _matrix(matrix, cells, RULES[rule][0])
@@ -239,7 +244,7 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
         "above: channels of all layers, shaded by their share of the row; framed: what means the "
         "same",
         handles,
-        5,
+        6,
     )
 
 
@@ -320,8 +325,8 @@ def examples(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:
     """Choose the channels whose tuning is drawn: by class, (layer, channel) in network order.
 
     Of each class at most `EXAMPLES` layers, evenly spread over those that have it, and of each the
-    channel with the median of the larger of `color_ratio` and `color_ratio_s` (the lower of two):
-    typical ones, not the best.
+    channel with the median of the larger of its two `SENSITIVITIES` (the lower of two): typical
+    ones, not the best.
     """
     chosen = {}
     for name in CLASSES:
@@ -330,20 +335,20 @@ def examples(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:
         chosen[name] = []
         for index in style.evenly(len(layers), EXAMPLES) if layers else ():
             rows = layers[index]
-            ratio = rows[["color_ratio", "color_ratio_s"]].max(axis=1).to_numpy(float)
-            middle = rows.iloc[np.argsort(ratio, kind="stable")[(len(rows) - 1) // 2]]
+            strength = rows[list(SENSITIVITIES)].max(axis=1).to_numpy(float)
+            middle = rows.iloc[np.argsort(strength, kind="stable")[(len(rows) - 1) // 2]]
             chosen[name].append((middle["layer"], int(middle["channel"])))
     return chosen
 
 
 @style.styled
 def tuning(
-    curves: Mapping[str, Sequence[Answers]], run: str, lowpass: float, color_ratio: float
+    curves: Mapping[str, Sequence[Answers]], run: str, lowpass: float, sensitivity: float
 ) -> Figure:
     """Draw chromatic and achromatic frequency tuning of examples of each class.
 
     A row per class, of `examples` read one by one; each channel relative to its largest response.
-    Zero frequency is a uniform field that flickers. `lowpass` and `color_ratio` are the lines of
+    Zero frequency is a uniform field that flickers. `lowpass` and `sensitivity` are the lines of
     the cone rule, told in the subtitle.
     """
     kinds = {name: curves[name] for name in CLASSES if curves.get(name)}
@@ -370,8 +375,8 @@ def tuning(
     return style.headed(
         figure,
         f"{run} · frequency tuning to colour and luminance",
-        f"typical channels; opponent: a chromatic peak ≥ {color_ratio:g} of L+M's; "
-        f"single-opponent: color_lowpass ≥ {lowpass:g}",
+        f"typical channels; opponent: sensitivity to colour ≥ {sensitivity:g}; "
+        f"single-opponent: color_lowpass_contrast ≥ {lowpass:g}",
         handles,
         3,
     )
@@ -517,11 +522,10 @@ def _sheet_label(facts: pd.Series) -> tuple[list[sheets.Line], str]:
     if facts["color_class"] not in CLASSES:
         return [("no answer", style.VERMILLION)], style.VERMILLION
     label, color = CLASSES[facts["color_class"]]
-    ratios = [facts["color_ratio"], facts["color_ratio_s"]]
     # The whole word has no room beside the pictures.
     lines = [(label.replace("opponent", "opp."), color)]
-    for name, ratio in zip(("L−M", "S"), ratios, strict=True):
-        lines.append((f"{name} {ratio:.2f}" if ratio < 100 else f"{name} > 100", style.GREY))
+    for name, column in zip(("L−M", "S"), SENSITIVITIES, strict=True):
+        lines.append((f"{name} {facts[column]:.2f}", style.GREY))
     return lines, style.INK
 
 
@@ -588,7 +592,8 @@ def _matrix(axes: Axes, cells: pd.DataFrame, title: str) -> None:
 
 def _shown(grid: pd.DataFrame) -> list[str]:
     """The columns of a matrix that are drawn: all classes, and what has none where there is any."""
-    return [name for name in grid if name != "unresponsive" or grid[name].any()]
+    rare = ("noise", "unresponsive")
+    return [name for name in grid if name not in rare or grid[name].any()]
 
 
 def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
@@ -610,6 +615,6 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
         for (where, channel), kind in members.items():
             if where == layer:
                 curves[kind].append(read(file, layer, np.array([channel])))
-    figure = tuning(curves, run, params.lowpass, params.color_ratio)
+    figure = tuning(curves, run, params.lowpass, params.sensitivity)
     yield "frequency_tuning_to_colour_and_luminance", figure
     yield "tuning_to_hue", hues(found, run)

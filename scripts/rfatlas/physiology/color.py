@@ -13,8 +13,10 @@ measured
     directions at the place where it likes colour best; to uniform fields of all hues, and to fields
     that change one cone only. All channels of a layer share the stimuli.
 
-From these the classes: non-, single- or double-opponent by the cone rule, by energy, and by Harris'
-rule. docs/columns.md defines every number.
+Gratings along the opponent axes are also shown at lower contrasts, in the aperture that suits the
+channel (see `color_sensitivity`). From these the classes: non-, single- or double-opponent by the
+cone rule, by the ratio of responses, by energy, and by Harris' rule. docs/columns.md defines every
+number.
 """
 
 from collections.abc import Mapping
@@ -29,7 +31,7 @@ from rfatlas.files import jobs, store
 from rfatlas.files.task import Task
 from rfatlas.network import graph
 from rfatlas.network.model import LoadedModel, normalise
-from rfatlas.physiology import color_rules, colorspace, tuning
+from rfatlas.physiology import color_rules, color_sensitivity, colorspace, tuning
 from rfatlas.physiology.probe import GREY, Bar, Probe
 from rfatlas.statistics import wrapped
 
@@ -51,7 +53,13 @@ LINEAR = (
 #: What the linear columns are read from: of the mean gradient, of a kernel, of a virtual filter.
 SOURCES = ("", "kernel_", "virtual_")
 
-_RATIOS = ("color_ratio", "color_ratio_s", "color_lowpass", "color_class")
+_RATIOS = ("color_ratio", "color_ratio_s", "color_lowpass", "color_class_ratio")
+
+#: Contrast of L+M over contrast of each chromatic axis at equal response.
+SENSITIVITIES = (
+    "color_sensitivity_lm", "color_sensitivity_s", "color_sensitivity_lm_same_sf",
+    "color_sensitivity_s_same_sf",
+)  # fmt: skip
 
 _MEASURED = (
     "color_axis", "color_sf_cpp", "color_orientation_deg", "color_osi", "color_bandwidth_deg",
@@ -63,6 +71,7 @@ _MEASURED = (
 COLUMNS = (
     "layer", "channel", *(prefix + name for prefix in SOURCES for name in LINEAR), *_RATIOS[:2],
     "color_ratio_rgb", *_RATIOS[2:], *(f"{name}_unrectified" for name in _RATIOS),
+    *SENSITIVITIES, "color_lowpass_contrast", "color_class_sf", "color_diameter_px", "color_class",
     "color_class_energy", *_MEASURED, "color_selectivity", "color_reason",
 )  # fmt: skip
 
@@ -180,38 +189,61 @@ def read(
     }
 
 
-def cone_rule(
+def ratio_rule(
     answers: Mapping[str, np.ndarray], blank: np.ndarray, rules: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
-    """Return ratios and classes by the cone rule (after Johnson, Hawken & Shapley 2001 and 2008).
+    """Return ratios and classes by them (after Johnson, Hawken & Shapley 2001 and 2008).
 
     The ratios are those of the peak responses to L-M and to S-(L+M) over that to L+M; `lowpass` is
     the largest response to frequency zero of the more effective of the two axes over the largest to
     any of its gratings. Peaks are over all orientations and frequencies: a channel is read at its
-    own orientation. `color_rules.cone_class` has the thresholds, in `rules`.
+    own orientation. `color_rules.ratio_class` has the thresholds, in `rules`.
 
     `answers` are what `read` returns, `blank` (C,) the response to mid grey. Returns (C,) each:
-    `reason` as `tuning.driven` has it; `axis`, 1 for L-M and 2 for S-(L+M); `chromatic`, the peak
-    along it; `color_ratio`, `color_ratio_s`, `color_ratio_rgb`, `color_lowpass` (NaN without any
-    response along the axis) and `color_class`.
+    `responsive`, bool; `color_ratio`, `color_ratio_s`, `color_ratio_rgb`, `color_lowpass` (NaN
+    without any response along the axis) and `color_class_ratio`.
     """
     tuned, flicker = answers["tuned"], answers["flicker"]
     row = np.arange(len(tuned))
+    every = np.concatenate([tuned.reshape(len(tuned), -1), flicker], 1)
     peak = np.maximum(tuned.max((2, 3)), flicker)
-    reason = tuning.driven(np.concatenate([tuned.reshape(len(tuned), -1), flicker], 1), blank)
-    axis = 1 + (peak[:, 2] > peak[:, 1])
-    chromatic = peak[row, axis]
-    crest = answers["crest_flicker"][row, axis - 1]
-    largest = np.maximum(crest, answers["crest"][row, axis - 1])
+    axis = (peak[:, 2] > peak[:, 1]).astype(int)
+    crest = answers["crest_flicker"][row, axis]
+    largest = np.maximum(crest, answers["crest"][row, axis])
     lowpass = np.divide(crest, largest, out=np.full(len(row), np.nan), where=largest > 0)
     found = {
+        "responsive": tuning.driven(every, blank) == "",
         "color_ratio": ratio(peak[:, 1], peak[:, 0]),
         "color_ratio_s": ratio(peak[:, 2], peak[:, 0]),
         "color_ratio_rgb": ratio(peak[:, 4:].max(1), peak[:, 3]),
         "color_lowpass": lowpass,
     }
-    found["color_class"] = color_rules.cone_class(found, rules, reason != "")
-    return {"reason": reason, "axis": axis, "chromatic": chromatic, **found}
+    found["color_class_ratio"] = color_rules.ratio_class(found, rules, ~found["responsive"])
+    return found
+
+
+def cone_rule(
+    seen: Mapping[str, np.ndarray], ratio_rgb: np.ndarray, reason: np.ndarray, rules: Mapping
+) -> dict[str, np.ndarray]:
+    """Return the columns (C,) of the cone rule: `SENSITIVITIES`, `color_lowpass_contrast`,
+    `color_class_sf`, `color_class` and `color_reason`.
+
+    `seen` is what `color_sensitivity.sensitivities` returns, `ratio_rgb` (C,) the column of that
+    name, `reason` (C,) why a channel is not responsive; `color_rules.cone_class` has the
+    thresholds, in `rules`.
+    """
+    columns = dict(zip(SENSITIVITIES, (*seen["own"].T, *seen["same"].T), strict=True))
+    columns["color_lowpass_contrast"] = seen["lowpass"]
+    responsive = reason == ""
+    columns = {name: np.where(responsive, values, np.nan) for name, values in columns.items()}
+    columns["color_ratio_rgb"] = ratio_rgb
+    found = color_rules.cone_class(columns, rules, ~responsive)
+    best = np.fmax(*(columns[name] for name in SENSITIVITIES[:2])) >= rules["sensitivity"]
+    opponent = np.isin(found, color_rules.OPPONENT)
+    columns["color_class_sf"] = np.where(opponent, np.where(best, "own", "same"), "")
+    columns["color_class"] = found
+    columns["color_reason"] = np.where(found == "", "saturated", reason)
+    return columns
 
 
 def margin(response: np.ndarray, blank: np.ndarray, extent: np.ndarray) -> np.ndarray:
@@ -282,16 +314,37 @@ def shown(probe: Probe, axes: Mapping[str, np.ndarray], bar: Bar) -> dict[str, n
     return found
 
 
+def in_own_aperture(
+    shows: color_sensitivity.Shows, seen: Mapping[str, np.ndarray], blank: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return what `color_sensitivity.look` and `color_sensitivity.sensitivities` do, and `tuned`
+    and `flicker` as in `seen`, what `read` returns, but those along the opponent axes from the own
+    aperture, where that is smaller than the box."""
+    found = color_sensitivity.look(shows, blank)
+    found |= color_sensitivity.sensitivities(found["equal"], shows.starts)
+    tuned, flicker, kinds = seen["tuned"].copy(), seen["flicker"].copy(), len(colorspace.AXES)
+    small = np.flatnonzero(found["aperture"])
+    own = found["mean"][small, found["aperture"][small]]
+    flicker[small, :kinds] = own[..., 0]
+    # Frequency by frequency.
+    own = own[..., 1:].reshape(len(small), kinds, tuned.shape[3], tuned.shape[2])
+    tuned[small, :kinds] = own.swapaxes(2, 3)
+    return found | {"tuned": tuned, "flicker": flicker}
+
+
 def directions(
     probe: Probe, axes: Mapping[str, np.ndarray], place: np.ndarray, bar: Bar
 ) -> np.ndarray:
     """Return the answers (2, C, direction, phase) to gratings in all equiluminant directions, each
-    channel's at its own place (C, 2): indices of orientation and frequency, NaN where these are
-    -1."""
+    channel's at its own place (C, 3): indices of orientation, frequency and aperture, NaN where
+    these are -1."""
     changes = colorspace.equiluminant(axes["direction"])
 
-    def show(i: np.ndarray, j: np.ndarray, direction: np.ndarray, phase: np.ndarray) -> Any:
-        carriers = probe.carriers(axes["orientation"][i], axes["frequency"][j], phase)
+    diameter = probe.size * color_sensitivity.APERTURES
+
+    def show(i: np.ndarray, j: np.ndarray, k: np.ndarray, *angles: np.ndarray) -> Any:
+        direction, phase = angles
+        carriers = probe.carriers(axes["orientation"][i], axes["frequency"][j], phase, diameter[k])
         return probe.respond(colorspace.paint(carriers, changes[direction]))
 
     return probe.at_places(show, place, (np.arange(len(changes)), axes["phase"]), bar, "directions")
@@ -355,20 +408,20 @@ def measured(
     answers: Mapping[str, np.ndarray],
     after: Mapping[str, np.ndarray],
     before: Mapping[str, np.ndarray],
-    found: Mapping[str, np.ndarray],
+    cone: Mapping[str, np.ndarray],
     axes: Mapping[str, np.ndarray],
     rules: Mapping[str, float],
 ) -> dict[str, np.ndarray]:
     """Return the measured columns (C,) of a layer but `color_selectivity`.
 
-    `answers` are what `shown` returns; `after` and `before` what `read` does, behind and before the
-    layer's last ReLU, and in `after` also `direction` (C, direction), mean responses; `found` what
-    `cone_rule` says of `after`; `axes` are `frequency`, `direction`, `hue`, `rules` `color_ratio`,
-    `lowpass`, `harris_tolerance`.
+    `answers` are what `shown` returns; `after` and `before` what `ratio_rule` says behind and
+    before the layer's last ReLU; `cone` the columns of `cone_rule`, and of the gratings in the own
+    aperture `axis` (C,), 1 or 2, `tuned` (C, axis, orientation, frequency), `flicker` (C, axis) and
+    `direction` (C, direction), mean responses; `axes` are `frequency`, `direction`, `hue`; of
+    `rules` it is `harris_tolerance` that counts.
     """
     blank, raw_blank = answers["blank"]
-    raw = cone_rule(before, raw_blank, rules)
-    responsive, raw_responsive = found["reason"] == "", raw["reason"] == ""
+    responsive, raw_responsive = cone["reason"] == "", before["responsive"]
     channels = len(blank)
     row = np.arange(channels)
 
@@ -378,26 +431,31 @@ def measured(
     def flag(values: np.ndarray) -> Any:
         return pd.array(np.where(raw_responsive, values, None), "boolean")
 
-    columns = {"color_reason": found["reason"]}
-    for name in ("color_ratio", "color_ratio_s", "color_ratio_rgb", "color_lowpass"):
-        columns[name] = known(found[name], responsive)
-        columns[f"{name}_unrectified"] = known(raw[name], raw_responsive)
-    columns["color_class"] = found["color_class"]
-    columns["color_class_unrectified"] = raw["color_class"]
+    columns = {name: values for name, values in cone.items() if name in COLUMNS}
+    for name in (*_RATIOS[:2], "color_ratio_rgb", _RATIOS[2]):
+        columns[name] = known(after[name], after["responsive"])
+        columns[f"{name}_unrectified"] = known(before[name], raw_responsive)
+    columns[_RATIOS[3]], columns[f"{_RATIOS[3]}_unrectified"] = (
+        found[_RATIOS[3]] for found in (after, before)
+    )
     # A chromatic response below rounding has no tuning.
-    peak = np.maximum(after["tuned"].max((1, 2, 3)), after["flicker"].max(1))
-    coloured = responsive & (found["chromatic"] > peak / LARGEST_RATIO)
-    name = np.array(colorspace.AXES, object)[found["axis"]]
+    along, axis = np.maximum(cone["tuned"].max((2, 3)), cone["flicker"]), cone["axis"]
+    peak = along.max(1)
+    coloured = responsive & (along[row, axis] > peak / LARGEST_RATIO)
+    name = np.array(colorspace.AXES, object)[axis]
     columns["color_axis"] = np.where(coloured, name, "")
-    curves = tuning.grid_tuning(after["tuned"][row, found["axis"]], axes["frequency"])
+    curves = tuning.grid_tuning(cone["tuned"][row, axis], axes["frequency"])
     for name in ("sf_cpp", "orientation_deg", "osi", "bandwidth_deg"):
         columns[f"color_{name}"] = known(curves[name], coloured)
-    direction = preferred_direction(np.nan_to_num(after["direction"]), axes["direction"])
+    direction = preferred_direction(np.nan_to_num(cone["direction"]), axes["direction"])
     columns["color_direction_deg"] = known(direction, coloured)
     above = tuning.rectify(answers["hue"][0], blank)
     hue, selectivity = hue_tuning(above, axes["hue"])
     seen = responsive & (above.max(1) > peak / LARGEST_RATIO)
-    columns["hue_deg"], columns["hue_selectivity"] = known(hue, seen), known(selectivity, seen)
+    # Every channel answers to some hues more than to others, a grey one to the lighter ones.
+    opponent = np.isin(cone["color_class"], color_rules.OPPONENT)
+    columns["hue_deg"] = known(hue, seen & opponent)
+    columns["hue_selectivity"] = known(selectivity, seen)
     contrast = _FLASH * colorspace.space().isolating_contrast
     flash = (answers["flash"][1, ..., 0] - answers["flash"][1, ..., 1]) / (2 * contrast)
     every = [raw_blank[:, None]]
@@ -448,8 +506,8 @@ def measure(
     For `images` and `top` see `color_selectivity`. `fields` holds `channel` (n,) and
     `mean_gradient` (n, 3, S, S) of the stage receptive_fields, `virtual` the virtual filters (C, 3,
     h, w); None without. `settings` are the counts `orientations`, `frequencies`, `phases`,
-    `directions`, `hues`, and the thresholds `color_ratio`, `lowpass`, `energy_share`,
-    `harris_tolerance`.
+    `directions`, `hues`, and the thresholds `sensitivity`, `color_ratio`, `lowpass`,
+    `energy_share`, `harris_tolerance`.
     """
     probe = Probe(network, layer, task.memory_mb)
     axes = {
@@ -464,26 +522,37 @@ def measure(
     rectified = tuning.is_rectified(response, unrectified)
     smooth = int(rectified)
     blank, raw_blank = answers["blank"]
-    after = before = read(answers["grid"][smooth], answers["flicker"][smooth], blank, rectified)
+    seen = before = read(answers["grid"][smooth], answers["flicker"][smooth], blank, rectified)
     if (unrectified != response).any():
         before = read(unrectified, answers["flicker"][1], raw_blank, False)
-    found = cone_rule(after, blank, settings)
+    after, before = ratio_rule(seen, blank, settings), ratio_rule(before, raw_blank, settings)
+    shows = color_sensitivity.Shows(probe, axes, task.bar)
+    cone = in_own_aperture(shows, seen, blank)
+    reason = cone["reason"]
+    rgb = np.where(after["responsive"], after["color_ratio_rgb"], np.nan)
+    cone |= cone_rule(cone, rgb, reason, settings)
     # Where each channel likes its more effective chromatic axis best.
     every = np.arange(probe.channels)
-    place = np.stack(tuning.best(after["tuned"][every, found["axis"]]), 1)
-    place[found["reason"] != ""] = -1
+    best = tuning.best(cone["tuned"][every, cone["axis"]])
+    place = np.stack([*best, cone["aperture"]], 1)
+    place[reason != ""] = -1
     answer = directions(probe, axes, place, task.bar)[smooth]
-    after = after | {"direction": tuning.mean_above(answer, blank, rectified)}
+    cone["direction"] = tuning.mean_above(answer, blank, rectified)
+    diameter = probe.size * color_sensitivity.APERTURES[cone["aperture"]]
+    cone["color_diameter_px"] = np.where(reason == "", diameter, np.nan)
     rows = {"layer": layer, "channel": every}
-    rows |= measured(answers, after, before, found, axes, settings)
+    rows |= measured(answers, after, before, cone, axes, settings)
     rows["color_selectivity"] = color_selectivity(
         network, layer, images, top, probe.batch, task.bar
     )
     own = (every, None) if fields is None else (fields["channel"][:], fields["mean_gradient"])
     sources = (own, (every, kernels(network, layer)), (every, virtual))
     columns = [_linear_columns(probe.channels, *source) for source in sources]
+    opponent = np.isin(rows["color_class"], color_rules.OPPONENT)
     for prefix, source in zip(SOURCES, columns, strict=True):
         rows |= {prefix + name: source[name] for name in LINEAR}
+        name = f"{prefix}hue_linear_deg"
+        rows[name] = np.where(opponent, rows[name], np.nan)
     there = ~np.isnan(columns[0]["norm"])
     known = {name: values[there] for name, values in columns[0].items()}
     rows["color_class_energy"] = np.full(probe.channels, "", object)
@@ -502,9 +571,11 @@ def measure(
             if key != "grid":
                 name = key if key in ("blank", "flicker") else f"{key}_response"
                 file[name], file[f"{key}_unrectified"] = own, raw
-        file["tuned"] = after["tuned"].astype(np.float32)
-        file["tuned_flicker"] = after["flicker"].astype(np.float32)
-        file["direction_response"] = after["direction"].astype(np.float32)
+        for name in ("tuned", "contrast", "direction"):
+            key = name if name == "tuned" else f"{name}_response"
+            file[key] = cone[name].astype(np.float32)
+        file["tuned_flicker"] = cone["flicker"].astype(np.float32)
+        file["contrast"] = color_sensitivity.CONTRASTS
         if fields is not None:
             file["field_channel"] = fields["channel"][:]
             maps = file.create_dataset("field_dkl", fields["mean_gradient"].shape, np.float32)

@@ -13,6 +13,9 @@ UNRESPONSIVE, NON, SINGLE, DOUBLE = CLASSES = (
     "unresponsive", "non_opponent", "single_opponent", "double_opponent",
 )  # fmt: skip
 
+#: Those of channels that colour drives in its own right.
+OPPONENT = (SINGLE, DOUBLE)
+
 #: Harris, Mihai & Hare 2019 ask two questions of a cell; one that is both is double-opponent.
 HARRIS = ("neither", "spatial", "spectral", "double")
 
@@ -24,7 +27,25 @@ GREY_ONLY = 0.01
 def cone_class(
     columns: Mapping[str, np.ndarray], rules: Mapping[str, float], unresponsive: np.ndarray
 ) -> np.ndarray:
-    """Return the class (C,) by the cone rule.
+    """Return the class (C,) by the cone rule, "" where all contrasts saturate the channel.
+
+    Opponent where the contrast of L+M over that of a chromatic axis at equal response and equal
+    frequency is at least the rules' `sensitivity`, unless the channel sees grey only (`GREY_ONLY`);
+    then single where `color_lowpass_contrast` is at least `lowpass`. Channels that are
+    `unresponsive` (C,), bool, have the class of that name.
+    """
+    names = ("color_sensitivity_lm_same_sf", "color_sensitivity_s_same_sf")
+    largest = np.fmax(*(np.asarray(columns[name], float) for name in names))
+    opponent = (largest >= rules["sensitivity"]) & ~(columns["color_ratio_rgb"] < GREY_ONLY)
+    found = classes(opponent, columns["color_lowpass_contrast"] >= rules["lowpass"], unresponsive)
+    found[np.isnan(largest) & ~unresponsive] = ""
+    return found
+
+
+def ratio_class(
+    columns: Mapping[str, np.ndarray], rules: Mapping[str, float], unresponsive: np.ndarray
+) -> np.ndarray:
+    """Return the class (C,) by the ratio of responses.
 
     Opponent where `color_ratio` or `color_ratio_s` is at least the rules' `color_ratio`, unless the
     channel sees grey only (`GREY_ONLY`); then single where `color_lowpass` is at least `lowpass`.

@@ -32,8 +32,8 @@ THREADS = 4
 #: GFLOP per image below which more threads of a job only wait for each other.
 ONE_THREAD_GFLOP = 0.2
 
-# Axes of the stage color's gratings.
-_AXES = 6
+# Axes, apertures and contrasts of the stage color's gratings.
+_AXES, _APERTURES, _CONTRASTS = 6, 4, 6
 
 # Smaller apertures, and lower contrasts in each, in which the stage gratings shows its coarse grid:
 # an early layer needs one of each, a deep one two and four.
@@ -306,12 +306,17 @@ class Budget:
         # At worst every channel likes another grating best; top units share whole images.
         stimuli = _AXES * (grid + 1) * phases + 2 * settings["hues"] + 7
         stimuli += min(channels, grid) * settings["directions"] * phases
+        # The opponent axes in several apertures, and the best of these gratings at several
+        # contrasts; few layers are so saturated that all are shown again.
+        everywhere = 3 * _APERTURES * (grid + 1)
+        stimuli += (everywhere + min(channels, everywhere) * _CONTRASTS) * phases
         units = channels * self._top_k("color")
         whole = self._side(run, layer) == self._network(run)["input"]["crop"]
         stimuli += min(units, self._count(run)) if whole else units
         # Answers to uniform fields are few.
         maps = entries.stage_on(self.config, "receptive_fields", run) * self._measured(layer)
         size = 4.0 * channels * _AXES * grid * (_sides(layer) * phases + 1)
+        size += 4.0 * channels * _CONTRASTS
         size += 4.0 * maps * 3 * self._side(run, layer) ** 2
         return self._looks(run, layer, stimuli / 2, "forward", size)
 

@@ -19,6 +19,7 @@ from rfatlas import stages
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.statistics import circular_difference
+from rfatlas.tables import counted
 
 #: What identifies a row in every table of the workflow.
 KEY = ["layer", "channel"]
@@ -230,14 +231,14 @@ def join(
 def derived(table: pd.DataFrame, orientation_osi: float) -> pd.DataFrame:
     """Return the columns `DERIVED` of a joined table, as far as their parts are there.
 
-    A channel is orientation-selective if its `osi` is at least `orientation_osi` and its
-    `bandwidth_deg` is defined; whether one without `osi` (nothing drives it) is, is unknown. The
-    others are the distances of two estimates of the same channel's orientation, 0 to 90 degrees.
+    A channel is orientation-selective if it is tuned for luminance or for colour
+    (`counted.tuned_for`); whether one that no grating drives is, is unknown. The others are the
+    distances of two estimates of the same channel's orientation, 0 to 90 degrees.
     """
     columns = {}
-    if {"osi", "bandwidth_deg"} <= set(table):
-        selective = (table["osi"] >= orientation_osi) & table["bandwidth_deg"].notna()
-        columns["orientation_selective"] = selective.astype("boolean").mask(table["osi"].isna())
+    if tuned := counted.tuned_for(table, orientation_osi):
+        selective = pd.Series(np.any(list(tuned.values()), 0), table.index, dtype="boolean")
+        columns["orientation_selective"] = selective.where(counted.orientation_known(table))
     for one, other in PAIRS:
         first, second = ORIENTATIONS[one], ORIENTATIONS[other]
         if {first, second} <= set(table):

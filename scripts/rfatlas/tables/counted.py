@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from rfatlas.physiology.color_rules import OPPONENT
 from rfatlas.statistics import newcombe, wilson
 
 #: The columns of `proportion` and of `difference`.
@@ -52,6 +53,44 @@ def quartiles(values: np.ndarray) -> np.ndarray:
 def truth(column: pd.Series) -> np.ndarray:
     """Return a column of True, False and empty as 1, 0 and NaN."""
     return column.astype("boolean").to_numpy(float, na_value=np.nan)
+
+
+def noise(table: pd.DataFrame) -> np.ndarray:
+    """Return which channels (C,) have a mean gradient that cannot be told from noise; none where
+    no Gabors were fitted.
+
+    A kernel of random numbers likes some orientation and some colour best: of its tuning nothing
+    follows.
+    """
+    if "gabor_reason" not in table:
+        return np.zeros(len(table), bool)
+    return (table["gabor_reason"] == "noise").to_numpy()
+
+
+def tuned_for(table: pd.DataFrame, threshold: float) -> dict[str, np.ndarray]:
+    """Return which channels (C,) are tuned to orientation for `luminance` and for `color`, by an
+    index of at least `threshold` and a bandwidth of the same gratings, as far as these were shown.
+
+    A curve without a bandwidth never falls to 1/sqrt(2) of its peak, whatever its index. For colour
+    only opponent channels count (Johnson, Hawken & Shapley 2008): a grey one sees the luminance
+    that is left in equiluminant gratings. Noise (`noise`) is tuned for nothing.
+    """
+    found = {}
+    for name, prefix in (("luminance", ""), ("color", "color_")):
+        if {f"{prefix}osi", f"{prefix}bandwidth_deg"} <= set(table):
+            tuned = (table[f"{prefix}osi"] >= threshold) & table[f"{prefix}bandwidth_deg"].notna()
+            if prefix:
+                tuned &= table["color_class"].isin(OPPONENT)
+            found[name] = tuned.to_numpy() & ~noise(table)
+    return found
+
+
+def orientation_known(table: pd.DataFrame) -> np.ndarray:
+    """Return which channels (C,) gratings of any axis drive: only of these is tuning known."""
+    known = np.zeros(len(table), bool)
+    for name in {"osi", "color_osi"} & set(table):
+        known |= table[name].notna().to_numpy()
+    return known
 
 
 def framed(rows: Sequence[Sequence], columns: Sequence[str], whole: Sequence[str]) -> pd.DataFrame:

@@ -33,6 +33,8 @@ TABLES = {
 #: What a fraction is beside its twin's, by Newcombe's interval of their difference.
 ABOVE, BELOW, ALIKE, UNKNOWN = "above", "below", "not told apart", "unknown"
 
+_NOISE, _SILENT = "fields of noise", "driven by nothing shown"
+
 _MISSING = "no {table}: the stage {stage} is off or has nothing to say of this run"
 
 
@@ -48,8 +50,14 @@ def orientation(selective: pd.DataFrame | None) -> dict[str, Any]:
     ruled = selective[selective["rule"].astype(bool)]
     rows = _rows(ruled, "selective", versus_twin=True)
     threshold = rows[0]["osi_threshold"]
-    rule = f"OSI of at least {threshold:g} and a defined bandwidth"
+    rule = f"OSI of at least {threshold:g} for luminance or colour and a defined bandwidth"
     sentence = _fractions(rows, "selective", "orientation-selective", rule)
+    first = rows[0]
+    left_out = _left_out(first, noise=_NOISE, no_response=_SILENT, weak="answering weakly")
+    sentence += (
+        f" In {first['layer']}, {first['luminance']} are tuned for luminance alone, "
+        f"{first['color']} for colour alone, {first['both']} for both; not counted: {left_out}"
+    )
     return _claim("orientation_selective", question, rule, sentence, rows)
 
 
@@ -77,6 +85,16 @@ def opponency(counts: pd.DataFrame | None, confusion: pd.DataFrame | None) -> di
             for row in agreement
         ]
     first = cone[0]
+    own = counts[(counts["rule"] == "cone") & (counts["layer"] == first["layer"])]
+    excluded = {
+        "noise": int(own.loc[own["class"] == "noise", "count"].sum()),
+        "saturated": first["saturated"],
+        "unresponsive": first["channels"] - first["responsive"] - first["saturated"],
+    }
+    left_out = _left_out(
+        excluded, noise=_NOISE, saturated="saturated by all stimuli", unresponsive=_SILENT
+    )
+    sentence += f" Not counted in {first['layer']}: {left_out}"
     if first["layer"] in harris:
         other = harris[first["layer"]]
         sentence += (
@@ -87,7 +105,7 @@ def opponency(counts: pd.DataFrame | None, confusion: pd.DataFrame | None) -> di
             share = 100 * met[0]["agreement"]
             sentence += f"; the two rules agree on {share:.0f} % of its channels"
         sentence += "."
-    rule = "cone rule and Harris' rule"
+    rule = "cone rule, by sensitivities, and Harris' rule"
     return _claim("double_opponent", question, rule, sentence, rows, agreement=agreement)
 
 
@@ -279,6 +297,12 @@ def _fractions(rows: Sequence[Mapping[str, Any]], count: str, what: str, rule: s
             parts.append(f"{relation} the twin's in {_listing(layers)}")
     told = " and ".join(parts) or "not told apart from the twin's in any layer"
     return f"{sentence}. Over {len(known)} layers the fraction is {told}."
+
+
+def _left_out(counts: Mapping[str, Any], **reasons: str) -> str:
+    """Say how many channels were left out of a count, and why."""
+    parts = [f"{counts[name]} {why}" for name, why in reasons.items() if counts[name]]
+    return f"{_listing(parts) if parts else 'none'}."
 
 
 def _listing(words: Sequence[str]) -> str:

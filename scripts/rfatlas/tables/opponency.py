@@ -1,11 +1,11 @@
 """Stage `opponency`: what the rules of colour opponency say of whole layers, and where they differ.
 
-Do the cone rule, Harris' rule and the rule on the linear field put a channel into the same class
-(`confusion`)? How many channels of each class are there, and how many in the random twin
-(`counts`)? How much does that depend on the thresholds (`stability`)? How do the layers
-compare with the primary visual cortex of macaques (`macaque`, `orientation`)? Everything is counted
-from channels.csv; published values for macaques, with source and certainty, are in
-`resources/v1_color.csv`.
+Do the cone rule, the published ratio of responses, Harris' rule and the rule on the linear field
+put a channel into the same class (`confusion`)? How many channels of each class are there, and how
+many in the random twin (`counts`)? How much does that depend on the thresholds (`stability`)? How
+do the layers compare with the primary visual cortex of macaques (`macaque`, `orientation`)?
+Everything is counted from channels.csv; published values for macaques, with source and certainty,
+are in `resources/v1_color.csv`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +26,17 @@ ALL = "all layers"
 #: The classes of the cone rule that a channel which responds can have.
 CONE = color_rules.CLASSES[1:]
 
+#: The class of a channel that would have one of these, but whose field is noise.
+NOISE = "noise"
+
 #: The rules by name: their classes, and the column of channels.csv that holds them (Harris' rule
 #: has a column per question).
 RULES = {
-    "cone": (CONE, "color_class"),
+    "cone": ((*CONE, NOISE), "color_class"),
+    "ratio": (CONE, "color_class_ratio"),
     "harris": (HARRIS, None),
     "energy": (CONE, "color_class_energy"),
-    "unrectified": (CONE, "color_class_unrectified"),
+    "unrectified": (CONE, "color_class_ratio_unrectified"),
 }
 
 #: The class of the cone rule that means the same as a class of Harris' rule. A channel that is
@@ -45,7 +49,12 @@ EQUIVALENT = {
 }
 
 #: What a threshold is varied of, with the rule that it belongs to.
-VARIED = {"color_ratio": "cone", "lowpass": "cone", "harris_tolerance": "harris"}
+VARIED = {
+    "sensitivity": "cone",
+    "lowpass": "cone",
+    "color_ratio": "ratio",
+    "harris_tolerance": "harris",
+}
 
 #: The kinds of Johnson, Hawken & Shapley 2001 by `color_ratio`: low <= ratio < high.
 KINDS = {
@@ -64,7 +73,7 @@ CONFUSION = (
     "layer", "depth", "rule", "cone_class", "rule_class", "same", "channels", "cone_channels",
     "count", "share", "both", "agreement", "kappa",
 )  # fmt: skip
-COUNTS = ("layer", "depth", "rule", "class", "channels", *_SHARE)
+COUNTS = ("layer", "depth", "rule", "class", "channels", *_SHARE, "chance", "saturated")
 STABILITY = ("layer", "depth", "varied", "threshold", "rule", "class", "channels", *_SHARE)
 MACAQUE = (
     "layer", "depth", "kind", "low", "high", "channels", *_SHARE, "macaque_count", "macaque_n",
@@ -88,25 +97,37 @@ def layers_and_all(table: pd.DataFrame) -> Iterator[tuple[str, object, pd.DataFr
 def classes(table: pd.DataFrame, rule: str) -> np.ndarray:
     """Return the class (C,) of every channel by one of `RULES`; `UNRESPONSIVE` where it has none.
 
-    By Harris' rule a channel has none if either question has no answer.
+    By Harris' rule a channel has none if either question has no answer. The cone rule takes `NOISE`
+    out.
     """
     if rule == "harris":
         flags = [counted.truth(table[f"harris_{kind}"]) for kind in ("spatial", "spectral")]
         return color_rules.harris_class(*(flag == 1 for flag in flags), np.isnan(sum(flags)))
+    found = stated(table, rule)
+    noise = counted.noise(table) & (found != UNRESPONSIVE) & (rule == "cone")
+    return np.where(noise, NOISE, found)
+
+
+def stated(table: pd.DataFrame, rule: str) -> np.ndarray:
+    """Return `classes` as the column of a rule has them, noise or not."""
     column = table[RULES[rule][1]]
     return column.where(column.isin(CONE), UNRESPONSIVE).to_numpy(object)
 
 
 def classified(table: pd.DataFrame, rule: str, lines: Mapping[str, float]) -> np.ndarray:
-    """Return the classes (C,) of the rule `cone` or `harris` as they would be with other
+    """Return the classes (C,) of the rule `cone`, `ratio` or `harris` as they would be with other
     thresholds, `lines`, under the names of the section `color`.
 
     Harris' questions are answered with yes where the margin is more than `harris_tolerance`. A
     channel that is unresponsive stays so.
     """
-    unresponsive = classes(table, rule) == UNRESPONSIVE
+    known = classes(table, rule)
+    unresponsive = known == UNRESPONSIVE
     if rule == "cone":
-        return color_rules.cone_class(table, lines, unresponsive)
+        found = color_rules.cone_class(table, lines, unresponsive)
+        return np.where(known == NOISE, NOISE, found)
+    if rule == "ratio":
+        return color_rules.ratio_class(table, lines, unresponsive)
     margins = (table[f"harris_{kind}_margin"].to_numpy() for kind in ("spatial", "spectral"))
     answers = (margin > lines["harris_tolerance"] for margin in margins)
     return color_rules.harris_class(*answers, unresponsive)
@@ -127,10 +148,10 @@ def confusion(table: pd.DataFrame) -> pd.DataFrame:
             continue
         for layer, depth, members in layers_and_all(table):
             cone, other = classes(members, "cone"), classes(members, rule)
-            both = (cone != UNRESPONSIVE) & (other != UNRESPONSIVE)
+            both = np.isin(cone, CONE) & (other != UNRESPONSIVE)
             meaning = np.array([EQUIVALENT.get(name, name) for name in other], object)
             agreement, kappa = _agreement(cone[both], meaning[both])
-            for first in (*CONE, UNRESPONSIVE):
+            for first in (*RULES["cone"][0], UNRESPONSIVE):
                 own = int((cone == first).sum())
                 for second in (*names, UNRESPONSIVE):
                     count = int(((cone == first) & (other == second)).sum())
@@ -149,12 +170,21 @@ def counts(
     class by that rule (`responsive`), with 95 % Wilson intervals; `difference` is that from the
     twin, with Newcombe's interval. The twin's columns are empty where there is no twin or it lacks
     the layer; `ALL` compares with the twin's layers that the run has too, if it has all of them.
+    `chance` is the share of the class in the twin whether its fields are noise or not; `saturated`
+    channels have no class by the cone rule since the weakest stimuli saturate them.
     """
     rows = []
+    others, layers = _layers(twin, table), {name: own for name, _, own in layers_and_all(table)}
     for rule, (names, column) in RULES.items():
         if not column or column in table:
             for place, name, own in _shares(table, twin, twin_name, names, classes, rule):
-                rows.append((*place, rule, name, *own))
+                chance, saturated, layer = np.nan, pd.NA, place[0]
+                if rule == "cone":
+                    saturated = int((layers[layer]["color_reason"] == "saturated").sum())
+                    if layer in others and name != NOISE:
+                        count, responsive = _count(stated(others[layer], rule), name)
+                        chance = share(count, responsive)
+                rows.append((*place, rule, name, *own, chance, saturated))
     return _framed(rows, COUNTS)
 
 
@@ -211,7 +241,7 @@ def kinds(table: pd.DataFrame) -> np.ndarray:
     for kind, (low, high) in KINDS.items():
         # Infinite where luminance drives the channel not at all.
         found[(ratio >= low) & ((ratio < high) | (high == np.inf))] = kind
-    return np.where(classes(table, "cone") == UNRESPONSIVE, UNRESPONSIVE, found)
+    return np.where(classes(table, "ratio") == UNRESPONSIVE, UNRESPONSIVE, found)
 
 
 def orientation(
@@ -330,5 +360,5 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 
 def _framed(rows: Sequence[Sequence], columns: Sequence[str]) -> pd.DataFrame:
-    whole = ("depth", "twin_responsive", "twin_count", "twin_n", "twin_oriented")
+    whole = ("depth", "twin_responsive", "twin_count", "twin_n", "twin_oriented", "saturated")
     return counted.framed(rows, columns, [name for name in whole if name in columns])

@@ -18,6 +18,9 @@ from rfatlas.tables.counted import framed
 #: Two orientations agree if they are at most this many degrees apart; by chance 11 % do.
 CLOSE = 10
 
+#: What a channel can be tuned to the orientation of.
+KINDS = ("luminance", "color")
+
 AGREEMENT = (
     "layer", "depth", "first", "second", "channels", "n", "median_deg", "p90_deg",
     "share_within_10_deg", "circular_correlation",
@@ -25,16 +28,8 @@ AGREEMENT = (
 SELECTIVE = (
     "layer", "depth", "osi_threshold", "rule", "channels", "responsive", "selective",
     *counted.PROPORTION, "twin", "twin_responsive", "twin_selective", "twin_fraction", "twin_lo",
-    "twin_hi", *counted.DIFFERENCE,
+    "twin_hi", *counted.DIFFERENCE, "luminance", "color", "both", "noise", "no_response", "weak",
 )  # fmt: skip
-
-
-def selects(table: pd.DataFrame, threshold: float) -> np.ndarray:
-    """Return which channels are orientation-selective: `osi` at least `threshold` and a bandwidth.
-
-    A curve without a bandwidth never falls to 1/sqrt(2) of its peak, whatever its index.
-    """
-    return ((table["osi"] >= threshold) & table["bandwidth_deg"].notna()).to_numpy()
 
 
 def agreement(table: pd.DataFrame) -> pd.DataFrame:
@@ -73,30 +68,56 @@ def selective(
 ) -> pd.DataFrame:
     """Count the orientation-selective channels of each layer at several thresholds of `osi`.
 
-    Returns one row (`SELECTIVE`) per layer and threshold, that of `rule` (by which the column
-    `orientation_selective` goes) among them and marked; none without the columns of the stage
-    `gratings`. Fractions are of the responsive channels (those with an `osi`), with 95 % Wilson
-    intervals; `difference` is that from the twin, with Newcombe's interval. The twin's columns are
-    empty where there is no twin or it lacks the layer.
+    A channel counts that is tuned for luminance or for colour (`counted.tuned_for`). Returns one
+    row (`SELECTIVE`) per layer and threshold, that of `rule` (by which the column
+    `orientation_selective` goes) among them and marked; none without the columns of the stages
+    `gratings` and `color`. Fractions are of the responsive channels (those with an `osi` of either
+    kind), with 95 % Wilson intervals; `difference` is that from the twin, with Newcombe's interval.
+    The twin's columns are empty where there is no twin or it lacks the layer. At the end how many
+    are tuned for what, and how many channels do not count since their field is noise, or since no
+    grating drives them at all or enough.
     """
     rows = []
-    twin_layers = rows_by_layer(twin) if twin is not None and "osi" in twin else {}
-    for layer, depth, members in by_layer(table) if "osi" in table else ():
-        responsive = int(members["osi"].notna().sum())
+    twin_layers = rows_by_layer(twin) if twin is not None else {}
+    twin_layers = {name: own for name, own in twin_layers.items() if _any(own, rule) is not None}
+    for layer, depth, members in by_layer(table):
+        responsive = int(counted.orientation_known(members).sum())
         other = twin_layers.get(layer)
         for threshold in sorted({*thresholds, rule}):
-            count = int(selects(members, threshold).sum())
+            tuned = counted.tuned_for(members, threshold)
+            if not tuned:
+                continue
+            count = int(_any(members, threshold).sum())
             others = None
             if other is not None:
-                others = int(selects(other, threshold).sum()), int(other["osi"].notna().sum())
+                known = int(counted.orientation_known(other).sum())
+                others = int(_any(other, threshold).sum()), known
+            kinds = [tuned.get(name, np.zeros(len(members), bool)) for name in KINDS]
+            alone = [int((one & ~two).sum()) for one, two in (kinds, kinds[::-1])]
             rows.append(
                 (
                     *(layer, depth, threshold, threshold == rule, len(members), responsive, count),
                     *counted.proportion(count, responsive),
                     *counted.against(count, responsive, twin_name, others),
+                    *(*alone, int((kinds[0] & kinds[1]).sum()), *_excluded(members)),
                 )
             )
     return framed(rows, SELECTIVE, ("twin_responsive", "twin_selective"))
+
+
+def _any(table: pd.DataFrame, threshold: float) -> np.ndarray | None:
+    """Which channels are tuned to orientation for anything; None where no gratings were shown."""
+    tuned = counted.tuned_for(table, threshold)
+    return np.any(list(tuned.values()), 0) if tuned else None
+
+
+def _excluded(table: pd.DataFrame) -> tuple[int, int, int]:
+    """How many channels do not count: of noise, without response, with a weak one."""
+    known = counted.orientation_known(table)
+    columns = [name for name in ("grating_reason", "color_reason") if name in table]
+    weak = (table[columns] == "weak").any(axis=1).to_numpy()
+    silent = int((~known & ~weak).sum())
+    return int((counted.noise(table) & known).sum()), silent, int((~known & weak).sum())
 
 
 def tables(

@@ -137,7 +137,7 @@ rfatlas.passport = (() => {
     const effect = get(`${mode}_delta_top1`);
     // A double-opponent channel hardly answers to uniform fields: its colour is that of gratings.
     const gratings = get("color_class") === "double_opponent";
-    // Of a channel without opponency it is but the hue of the brightest field.
+    // A channel without opponency has no hue: cone weights are not opponency.
     const opponent = gratings || get("color_class") === "single_opponent";
     const hue = opponent ? get(gratings ? "color_direction_deg" : "hue_deg") : null;
     const fits = get("erf_r2") >= GOOD_FIT;
@@ -153,7 +153,9 @@ rfatlas.passport = (() => {
           shown("f1_f0") && `F1/F0 ${shown("f1_f0")}`, get("sf_aliased") ? "aliased" : null]],
       ["color_class", "colour", get("color_class")?.replaceAll("_", "-") ?? null,
         [hue === null ? null : `${gratings ? "direction" : "hue"} ${rfatlas.text(Math.round(hue))}°`,
-          shown("color_ratio") && `ratio ${shown("color_ratio")}`]],
+          get("color_class") === "non_opponent" ? "no hue of its own" : null,
+          shown("color_sensitivity_lm_same_sf") && `sensitivity L−M ${
+            shown("color_sensitivity_lm_same_sf")}, S ${shown("color_sensitivity_s_same_sf") ?? "–"}`]],
       ["erf_sigma", "effective RF", fits ? shown("erf_sigma", " px") : null,
         ["sigma", get("rf_local_size") === null ? null
           : `of ${shown("rf_local_size")} px${get("rf_kind") === "local" ? ", the local field" : ""}`]],
