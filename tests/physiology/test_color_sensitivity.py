@@ -46,13 +46,13 @@ def test_sensitivities_by_hand():
     starts = np.array([0, 1, 3])
     equal = np.zeros((2, len(color_sensitivity.APERTURES), 3, 5))
     # Luminance likes the high frequency, L-M the low one, S is weak.
-    equal[0, 0] = [[0.1, 0.2, 0.1, 1, 0.5], [0.3, 0.4, 0.2, 0.15, 0], [0, 0.1, 0, 0.19, 0]]
+    equal[0, 0] = [[0.1, 0.2, 0.1, 1, 0.5], [0.3, 0.4, 0.2, 0.15, 0], [0, 0.1, 0, 0.14, 0]]
     # Only the half aperture drives it; S alone.
     equal[1, 2, 2] = [0.6, 1, 0, 0.2, 0]
     found = color_sensitivity.sensitivities(equal, starts)
     largest = color_sensitivity.LARGEST
-    np.testing.assert_allclose(found["own"], [[0.4, 0.19], [0, largest]])
-    np.testing.assert_allclose(found["same"], [[3, 0.19], [0, largest]])
+    np.testing.assert_allclose(found["own"], [[0.4, 0.14], [0, largest]])
+    np.testing.assert_allclose(found["same"], [[3, 0.14], [0, largest]])
     assert found["axis"].tolist() == [1, 2] and found["aperture"].tolist() == [0, 2]
     np.testing.assert_allclose(found["lowpass"], [0.75, 0.6])
     lost = color_sensitivity.sensitivities(np.full_like(equal, np.nan), starts)
