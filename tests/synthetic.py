@@ -310,7 +310,8 @@ def opponency(
                 "color_ratio_rgb": np.where(np.arange(channels) == 1, 0.001, ratio),
                 "color_lowpass": lowpass,
                 "color_lowpass_contrast": lowpass**1.1,
-                "color_sensitivity_lm_same_sf": np.minimum(1.2 * ratio, 32),
+                "color_sensitivity_lm": np.minimum(1.2 * ratio, 32),
+                "color_sensitivity_lm_same_sf": np.minimum(1.4 * ratio, 32),
                 "color_reason": "",
                 "harris_spatial_margin": margins["spatial"],
                 "harris_spectral_margin": margins["spectral"],
@@ -323,18 +324,23 @@ def opponency(
                 "osi": random.uniform(0, 1, channels),
             }
         )
-        part["color_sensitivity_s_same_sf"] = np.minimum(1.3 * part["color_ratio_s"], 32)
+        part["color_sensitivity_s"] = np.minimum(1.3 * part["color_ratio_s"], 32)
+        part["color_sensitivity_s_same_sf"] = np.minimum(1.5 * part["color_ratio_s"], 32)
         for name, one, other, line, zero in (
             ("color_class_ratio", "color_ratio", "color_ratio_s", 0.5, lowpass),
             (
                 "color_class",
-                "color_sensitivity_lm_same_sf",
-                "color_sensitivity_s_same_sf",
+                "color_sensitivity_lm",
+                "color_sensitivity_s",
                 0.6,
                 part["color_lowpass_contrast"],
             ),
         ):
-            opponent = (part[one] >= line) | (part[other] >= line)
+            largest = part[[one, other]].max(axis=1)
+            if line == 0.6:
+                same = part[[f"{one}_same_sf", f"{other}_same_sf"]].max(axis=1)
+                largest = largest.where(zero < 0.5, same)
+            opponent = largest >= line
             opponent &= part["color_ratio_rgb"] >= 0.01
             kind = np.where(zero >= 0.5, "single_opponent", "double_opponent")
             part[name] = np.where(opponent, kind, "non_opponent").astype(object)
@@ -346,7 +352,7 @@ def opponency(
         silent = part.index[-1]
         part.loc[silent, "color_ratio":"osi"] = np.nan
         part.loc[silent, ["harris_spatial", "harris_spectral", "color_class_energy"]] = np.nan
-        part.loc[silent, "color_sensitivity_s_same_sf"] = np.nan
+        part.loc[silent, ["color_sensitivity_s", "color_sensitivity_s_same_sf"]] = np.nan
         part.loc[silent, "color_reason"] = "no_response"
         names = ["color_class", "color_class_ratio", "color_class_ratio_unrectified"]
         part.loc[silent, names] = "unresponsive"

@@ -141,11 +141,10 @@ def test_stability_shows_every_threshold_and_marks_the_one_in_force():
     assert axes.get_title(loc="left") == "double-opponent"
     conv1 = axes.lines[0].get_ydata()
     rows = table[(table["layer"] == "conv1") & (table["color_class"] != "unresponsive")]
-    same = rows[list(drawn.SENSITIVITIES)].max(axis=1)
-    same = same.where(rows["color_ratio_rgb"] >= 0.01)
+    own = rows[["color_sensitivity_lm", "color_sensitivity_s"]].max(axis=1)
+    own = own.where(rows["color_ratio_rgb"] >= 0.01)
     expected = [
-        ((same >= line) & (rows["color_lowpass_contrast"] < 0.5)).mean()
-        for line in (0.3, 0.6, 1, 2)
+        ((own >= line) & (rows["color_lowpass_contrast"] < 0.5)).mean() for line in (0.3, 0.6, 1, 2)
     ]
     np.testing.assert_allclose(conv1, expected)
     dotted = axes.lines[-1]

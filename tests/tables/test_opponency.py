@@ -47,10 +47,12 @@ def loop_class(row: pd.Series, sensitivity=0.6, lowpass=0.5) -> str:
     """The cone rule for one channel, written down once more."""
     if row["color_class"] == "unresponsive":
         return "unresponsive"
-    same = row["color_sensitivity_lm_same_sf"], row["color_sensitivity_s_same_sf"]
-    if max(same) < sensitivity or row["color_ratio_rgb"] < 0.01:
+    single = row["color_lowpass_contrast"] >= lowpass
+    ends = ("", "_same_sf") if single else ("",)
+    every = [row[f"color_sensitivity_{axis}{end}"] for axis in ("lm", "s") for end in ends]
+    if max(every) < sensitivity or row["color_ratio_rgb"] < 0.01:
         return "non_opponent"
-    return "single_opponent" if row["color_lowpass_contrast"] >= lowpass else "double_opponent"
+    return "single_opponent" if single else "double_opponent"
 
 
 def loop_ratio(row: pd.Series, color_ratio=0.5) -> str:
@@ -103,7 +105,8 @@ def test_noise_is_of_no_class_and_counted():
     assert found["chance"].dropna().tolist() == [4 / 9, 0, 5 / 9]
     again = opponency.classified(
         table.assign(
-            color_sensitivity_lm_same_sf=9.0, color_sensitivity_s_same_sf=9.0,
+            color_sensitivity_lm=9.0, color_sensitivity_s=0.0,
+            color_sensitivity_lm_same_sf=9.0, color_sensitivity_s_same_sf=0.0,
             color_lowpass_contrast=0.0, color_ratio_rgb=1.0,
         ), "cone", RULES,
     )  # fmt: skip
@@ -120,7 +123,7 @@ def test_a_table_that_was_written_and_read_has_the_same_classes(tmp_path):
 
 
 def test_what_sees_grey_only_is_never_opponent():
-    names = "color_sensitivity_lm_same_sf", "color_sensitivity_s_same_sf"
+    names = [f"color_sensitivity_{axis}{end}" for axis in ("lm", "s") for end in ("", "_same_sf")]
     ratios = {"color_ratio": 3.0, "color_ratio_s": 3.0, "color_lowpass": 0.2}
     ratios |= dict.fromkeys(names, 3.0) | {"color_lowpass_contrast": 0.2}
     table = planted(["non_opponent", "double_opponent"], **ratios)

@@ -24,21 +24,30 @@ HARRIS = ("neither", "spatial", "spectral", "double")
 GREY_ONLY = 0.01
 
 
+#: The chromatic axes in the names of columns.
+AXES = ("lm", "s")
+
+
 def cone_class(
     columns: Mapping[str, np.ndarray], rules: Mapping[str, float], unresponsive: np.ndarray
 ) -> np.ndarray:
     """Return the class (C,) by the cone rule, "" where all contrasts saturate the channel.
 
-    Opponent where the contrast of L+M over that of a chromatic axis at equal response and equal
-    frequency is at least the rules' `sensitivity`, unless the channel sees grey only (`GREY_ONLY`);
-    then single where `color_lowpass_contrast` is at least `lowpass`. Channels that are
+    Opponent where the contrast of L+M over that of a chromatic axis at equal response is at least
+    the rules' `sensitivity`, unless the channel sees grey only (`GREY_ONLY`); single where
+    `color_lowpass_contrast` is at least `lowpass`. A low-pass channel may be so at one frequency
+    for both axes: only low-pass colour hides behind luminance that is band-pass. Channels that are
     `unresponsive` (C,), bool, have the class of that name.
     """
-    names = ("color_sensitivity_lm_same_sf", "color_sensitivity_s_same_sf")
-    largest = np.fmax(*(np.asarray(columns[name], float) for name in names))
-    opponent = (largest >= rules["sensitivity"]) & ~(columns["color_ratio_rgb"] < GREY_ONLY)
-    found = classes(opponent, columns["color_lowpass_contrast"] >= rules["lowpass"], unresponsive)
-    found[np.isnan(largest) & ~unresponsive] = ""
+    own, same = (
+        np.fmax(*(np.asarray(columns[f"color_sensitivity_{axis}{end}"], float) for axis in AXES))
+        for end in ("", "_same_sf")
+    )
+    single = columns["color_lowpass_contrast"] >= rules["lowpass"]
+    opponent = np.where(single, np.fmax(own, same), own) >= rules["sensitivity"]
+    opponent &= ~(columns["color_ratio_rgb"] < GREY_ONLY)
+    found = classes(opponent, single, unresponsive)
+    found[np.isnan(own) & ~unresponsive] = ""
     return found
 
 
