@@ -12,7 +12,7 @@ from scipy import stats
 from synthetic import tuning
 
 from rfatlas.files import store
-from rfatlas.tables import orientation
+from rfatlas.tables import findings, orientation
 
 ROOT = Path(__file__).resolve().parents[2]
 THRESHOLDS = [0.3, 0.5, 0.8]
@@ -129,6 +129,24 @@ def test_a_layer_that_the_twin_lacks_has_no_comparison():
     assert found["twin"].tolist() == ["", "r"]
     assert found["twin_responsive"].tolist() == [pd.NA, 3]
     assert found["difference"].tolist()[1] == pytest.approx(1 - 1 / 3)
+
+
+def test_oriented_gabors_are_counted_beside_the_index():
+    """Of the first network two of four fields have one; of its twin one of three, one unknown."""
+    nothing = np.nan
+    own = planted([0.9] * 5, gabor_reason=[nothing, "", "blob", "noise", "not_measured"])
+    own["gabor_theta_deg"] = [10.0, 20.0, nothing, nothing, nothing]
+    twin = planted([0.9] * 3, gabor_reason=["", "noise", "poor"])
+    twin["gabor_theta_deg"] = [30.0, nothing, nothing]
+    row = orientation.selective(own, [], 0.5, twin, "r").iloc[0]
+    assert row[list(orientation.GABOR)].tolist() == [4, 2, 3, 1]
+    alone = orientation.selective(own, [], 0.5).iloc[0]
+    assert alone[list(orientation.GABOR)].tolist() == [4, 2, pd.NA, pd.NA]
+    sentence = findings.orientation(orientation.selective(own, [], 0.5, twin, "r"))["sentence"]
+    assert sentence.endswith(
+        " An oriented Gabor function fits the mean gradients of 2 of 4 better than noise, with "
+        "random weights 1 of 3."
+    )
 
 
 def test_a_layer_that_answers_nothing_has_no_fraction():

@@ -58,6 +58,17 @@ def orientation(selective: pd.DataFrame | None) -> dict[str, Any]:
         f" In {first['layer']}, {first['luminance']} are tuned for luminance alone, "
         f"{first['color']} for colour alone, {first['both']} for both; not counted: {left_out}"
     )
+    if first["gabor_known"]:
+        sentence += (
+            f" An oriented Gabor function fits the mean gradients of {first['gabor_oriented']} of "
+            f"{first['gabor_known']} better than noise"
+        )
+        if first["twin_gabor_known"]:
+            sentence += (
+                f", with random weights {first['twin_gabor_oriented']} of "
+                f"{first['twin_gabor_known']}"
+            )
+        sentence += "."
     return _claim("orientation_selective", question, rule, sentence, rows)
 
 

@@ -25,10 +25,12 @@ AGREEMENT = (
     "layer", "depth", "first", "second", "channels", "n", "median_deg", "p90_deg",
     "share_within_10_deg", "circular_correlation",
 )  # fmt: skip
+GABOR = ("gabor_known", "gabor_oriented", "twin_gabor_known", "twin_gabor_oriented")
 SELECTIVE = (
     "layer", "depth", "osi_threshold", "rule", "channels", "responsive", "selective",
     *counted.PROPORTION, "twin", "twin_responsive", "twin_selective", "twin_fraction", "twin_lo",
     "twin_hi", *counted.DIFFERENCE, "luminance", "color", "both", "noise", "no_response", "weak",
+    *GABOR,
 )  # fmt: skip
 
 
@@ -75,7 +77,9 @@ def selective(
     kind), with 95 % Wilson intervals; `difference` is that from the twin, with Newcombe's interval.
     The twin's columns are empty where there is no twin or it lacks the layer. At the end how many
     are tuned for what, and how many channels do not count since their field is noise, or since no
-    grating drives them at all or enough.
+    grating drives them at all or enough; and of how many mean gradients a Gabor function was tried,
+    and how many it fits better than noise and has an orientation for, which tells trained kernels
+    from random ones better than any index of responses does.
     """
     rows = []
     twin_layers = rows_by_layer(twin) if twin is not None else {}
@@ -100,9 +104,19 @@ def selective(
                     *counted.proportion(count, responsive),
                     *counted.against(count, responsive, twin_name, others),
                     *(*alone, int((kinds[0] & kinds[1]).sum()), *_excluded(members)),
+                    *_gabors(members),
+                    *_gabors(other),
                 )
             )
-    return framed(rows, SELECTIVE, ("twin_responsive", "twin_selective"))
+    return framed(rows, SELECTIVE, ("twin_responsive", "twin_selective", *GABOR))
+
+
+def _gabors(table: pd.DataFrame | None) -> tuple:
+    """How many mean gradients were to be fitted, and how many got a Gabor with an orientation."""
+    if table is None or "gabor_reason" not in table:
+        return pd.NA, pd.NA
+    tried = table["gabor_reason"] != "not_measured"
+    return int(tried.sum()), int((tried & table["gabor_theta_deg"].notna()).sum())
 
 
 def _any(table: pd.DataFrame, threshold: float) -> np.ndarray | None:
