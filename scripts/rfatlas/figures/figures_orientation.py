@@ -453,7 +453,7 @@ def _ridges(
             axes.bar(start + 0.5, tall, bottom=base, width=1, **look)
         if name == MACAQUE:
             found = None
-            note = f"{members['n'].iloc[0]}" if len(members) else "no histogram"
+            note = f"{members['n'].iloc[0]:.0f}" if len(members) else "no histogram"
         else:
             found = medians[(medians["property"] == quantity) & (medians["layer"] == name)].iloc[0]
             note = f"{found['n']}"
