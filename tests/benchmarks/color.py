@@ -1,8 +1,9 @@
-"""Tuning to hue of torchvision's ResNet-34 at 224 px: ours against the method of ecs-vlc/opponency,
-on the CPU.
+"""Tuning to hue, and contrasts in several apertures, of torchvision's ResNet-34 at 224 px: ours
+against the method of ecs-vlc/opponency, on the CPU.
 
-Both show 360 uniform fields of equiluminant hues, and end with the answers of every channel's
-centre unit in one layer. The peer's way: one batch-of-one forward pass of the whole network per hue
+Both show 360 uniform fields of equiluminant hues (with `--stimuli gratings` as many gratings along
+the opponent axes, of several diameters and contrasts: what the cone rule goes by), and end with the
+answers of every channel's centre unit in one layer. The peer's way: one batch-of-one forward pass of the whole network per hue
 and a hook on the layer. Ours, `color.measure`'s: batches of the centre unit's crop, through the
 network up to the layer. The last line is one JSON object of ratios: the peer's time over ours.
 """
@@ -17,8 +18,8 @@ import torch
 
 from rfatlas.network import graph, model
 from rfatlas.network.torchvision_ops import torchvision
-from rfatlas.physiology import colorspace
-from rfatlas.physiology.probe import Probe
+from rfatlas.physiology import color_sensitivity, colorspace
+from rfatlas.physiology.probe import GREY, Probe
 
 LAYERS = ("maxpool", "layer1.2", "layer2.0", "layer3.0", "layer4.2")
 EXTENT = 224
@@ -33,9 +34,24 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     return result, time.perf_counter() - begun
 
 
+def drawn(probe: Probe) -> torch.Tensor:
+    """As many gratings as there are hues, in turn of each axis, diameter and contrast."""
+    number = np.arange(HUES)
+    shares, contrasts = color_sensitivity.APERTURES, color_sensitivity.CONTRASTS
+    carriers = probe.carriers(
+        number % 12 * 15.0,
+        0.5 / probe.size * 2.0 ** (number % 5),
+        number * 45.0,
+        probe.size * shares[number % len(shares)],
+        contrasts[number % len(contrasts)],
+    )
+    return colorspace.paint(carriers, colorspace.space().axes[number % 3])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", nargs="+", default=LAYERS)
+    parser.add_argument("--stimuli", choices=("hues", "gratings"), default="hues")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -56,20 +72,28 @@ def main() -> None:
     for layer in arguments.layers:
         module = peer.get_submodule(layer)
 
-        def run_ours(layer=layer):
+        probe = Probe(ours, layer)
+        gratings = drawn(probe) if arguments.stimuli == "gratings" else None
+
+        def run_ours(layer=layer, gratings=gratings):
             probe = Probe(ours, layer)
-            return probe.respond(probe.uniform(colours))[0]
+            return probe.respond(probe.uniform(colours) if gratings is None else gratings)[0]
 
         @torch.no_grad()
-        def run_peer(module=module):
+        def run_peer(module=module, probe=probe, gratings=gratings):
             found = []
             handle = module.register_forward_hook(
                 lambda child, args, output: found.append(
                     output[0, :, output.shape[2] // 2, output.shape[3] // 2].numpy().copy()
                 )
             )
-            for colour in colours.astype(np.float32):
+            top, left = probe.origin
+            for number, colour in enumerate(colours.astype(np.float32)):
                 field = torch.from_numpy(colour).view(1, 3, 1, 1).expand(1, 3, EXTENT, EXTENT)
+                if gratings is not None:
+                    field = torch.full((1, 3, EXTENT, EXTENT), GREY)
+                    rows, columns = (slice(at, at + probe.crop) for at in (top, left))
+                    field[0, :, rows, columns] = gratings[number]
                 peer((field - mean) / std)
             handle.remove()
             return np.array(found)

@@ -12,7 +12,7 @@ from scipy import stats
 from synthetic import tuning
 
 from rfatlas.files import store
-from rfatlas.tables import findings, orientation
+from rfatlas.tables import channels, findings, orientation
 
 ROOT = Path(__file__).resolve().parents[2]
 THRESHOLDS = [0.3, 0.5, 0.8]
@@ -104,6 +104,25 @@ def test_fractions_are_those_that_were_planted():
 def test_a_channel_without_a_bandwidth_is_not_selective():
     found = orientation.selective(planted([0.9, 0.9], [20.0, np.nan]), [0.5], 0.5)
     assert found["selective"].tolist() == [1]
+
+
+def test_colour_counts_and_noise_does_not():
+    """Tuned for luminance, for colour, both, neither; of colour only what is opponent; two fields
+    of noise, one that nothing drives and one that is weak."""
+    table = planted([0.9, 0.1, 0.9, 0.1, 0.1, 0.9, 0.1, np.nan, np.nan])
+    table["color_osi"] = [0.1, 0.9, 0.9, 0.1, 0.9, 0.9, 0.9, np.nan, np.nan]
+    table["color_bandwidth_deg"] = 20.0
+    grey, double = "non_opponent", "double_opponent"
+    table["color_class"] = [grey, double, double, double, grey, grey, double, "unresponsive", grey]
+    table["gabor_reason"] = [""] * 5 + ["noise"] * 2 + [""] * 2
+    table["grating_reason"] = [""] * 7 + ["no_response", "weak"]
+    row = orientation.selective(table, [], 0.5, table, "r").iloc[0]
+    assert (row["selective"], row["responsive"], row["channels"]) == (3, 7, 9)
+    assert row[["luminance", "color", "both"]].tolist() == [1, 1, 1]
+    assert row[["noise", "no_response", "weak"]].tolist() == [2, 1, 1]
+    assert row["twin_selective"] == 3 and row["twin_responsive"] == 7
+    derived = channels.derived(table, 0.5)["orientation_selective"]
+    assert derived.tolist() == [True, True, True, False, False, False, False, pd.NA, pd.NA]
 
 
 def test_the_threshold_itself_is_enough():
