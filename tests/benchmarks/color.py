@@ -3,9 +3,10 @@ against the method of ecs-vlc/opponency, on the CPU.
 
 Both show 360 uniform fields of equiluminant hues (with `--stimuli gratings` as many gratings along
 the opponent axes, of several diameters and contrasts: what the cone rule goes by), and end with the
-answers of every channel's centre unit in one layer. The peer's way: one batch-of-one forward pass of the whole network per hue
-and a hook on the layer. Ours, `color.measure`'s: batches of the centre unit's crop, through the
-network up to the layer. The last line is one JSON object of ratios: the peer's time over ours.
+answers of every channel's centre unit in one layer. The peer's way: one batch-of-one forward pass
+of the whole network per stimulus and a hook on the layer. Ours, `color.measure`'s: batches of the
+centre unit's crop, through the network up to the layer. The last line is one JSON object of ratios:
+the peer's time over ours.
 """
 
 import argparse
