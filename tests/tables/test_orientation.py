@@ -115,6 +115,7 @@ def test_colour_counts_and_noise_does_not():
     grey, double = "non_opponent", "double_opponent"
     table["color_class"] = [grey, double, double, double, grey, grey, double, "unresponsive", grey]
     table["gabor_reason"] = [""] * 5 + ["noise"] * 2 + [""] * 2
+    table["gabor_theta_deg"] = np.where(table["gabor_reason"] == "noise", np.nan, 30)
     table["grating_reason"] = [""] * 7 + ["no_response", "weak"]
     row = orientation.selective(table, [], 0.5, table, "r").iloc[0]
     assert (row["selective"], row["responsive"], row["channels"]) == (3, 7, 9)
