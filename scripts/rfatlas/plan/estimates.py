@@ -33,7 +33,7 @@ THREADS = 4
 ONE_THREAD_GFLOP = 0.2
 
 # Axes, apertures and contrasts of the stage color's gratings.
-_AXES, _APERTURES, _CONTRASTS = 6, 4, 6
+_AXES, _COLOR_APERTURES, _CONTRASTS = 6, 4, 6
 
 # Smaller apertures, and lower contrasts in each, in which the stage gratings shows its coarse grid:
 # an early layer needs one of each, a deep one two and four.
@@ -308,7 +308,7 @@ class Budget:
         stimuli += min(channels, grid) * settings["directions"] * phases
         # The opponent axes in several apertures, and the best of these gratings at several
         # contrasts; few layers are so saturated that all are shown again.
-        everywhere = 3 * _APERTURES * (grid + 1)
+        everywhere = 3 * _COLOR_APERTURES * (grid + 1)
         stimuli += (everywhere + min(channels, everywhere) * _CONTRASTS) * phases
         units = channels * self._top_k("color")
         whole = self._side(run, layer) == self._network(run)["input"]["crop"]
