@@ -59,7 +59,7 @@ def test_sensitivities_by_hand():
     assert np.isnan(lost["own"]).all() and np.isnan(lost["same"]).all()
 
 
-@pytest.mark.parametrize("suppressed", [0, 0.12])
+@pytest.mark.parametrize("suppressed", [0, 0.14])
 def test_classes_are_right_at_every_gain_and_behind_a_surround(suppressed, tmp_path):
     random = np.random.default_rng(3)
     gains, kinds = [0.3, 10, 100], [kind for kind in color_units.CLASSES for _ in range(4)]
@@ -73,7 +73,7 @@ def test_classes_are_right_at_every_gain_and_behind_a_surround(suppressed, tmp_p
     opponent = table["color_class"].isin(color_rules.OPPONENT)
     right = table["kind"].map(color_units.CLASSES)
     assert (opponent == right.isin(color_rules.OPPONENT)).mean() >= 0.97
-    assert (table["color_class"] == right).mean() >= 0.95
+    assert (table["color_class"] == right).mean() >= 0.96
     by_gain = np.reshape(table["color_class"], (3, -1))
     assert (by_gain == by_gain[0]).mean() >= 0.98
     # The published rule calls grey units opponent that saturate.

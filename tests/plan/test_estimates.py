@@ -209,7 +209,7 @@ def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():
     shown = 6 * (30 + 1) * 4 + 2 * 10 + 7
     # Of 16 channels with 50 units each that see whole images, at most every image is shown.
     images = budget().plan.images["photos"].count
-    shown += 3 * 4 * 31 * 4
+    shown += 3 * 3 * 31 * 4
     near = shown + 8 * 12 + 8 * 6 * 4 + 8 * 50
     far = shown + 16 * 12 + 16 * 6 * 4 + min(16 * 50, images)
     seconds = (near * (10 / 100) ** 2 * 1.0 + far * 2.0) / (10 * 4)
@@ -377,7 +377,7 @@ def test_the_table_is_of_the_jobs_that_will_run_and_their_sum():
     ]
     both = found.rows(asked)["color"]
     assert both.seconds == pytest.approx(work(found, "color")), "of either layer once"
-    assert "30.1 MB" in lines[2] and "0:15:04" in lines[3]
+    assert "30.1 MB" in lines[2] and "0:13:07" in lines[3]
 
 
 def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(tmp_path, monkeypatch):

@@ -20,8 +20,9 @@ from rfatlas.physiology.probe import Bar, Probe
 #: bends the answers of linear units: dark goes further than light.
 CONTRASTS = 2.0 ** np.arange(-6, 0)
 
-#: Diameters of the aperture, as shares of the box of the receptive field.
-APERTURES = np.array([1, 0.7, 0.5, 0.35])
+#: Diameters of the aperture, as shares of the box of the receptive field. In smaller ones a disc
+#: covers the centre of a concentric field alone, which then looks low-pass.
+APERTURES = np.array([1, 0.7, 0.5])
 
 #: Sensitivities end here: the lowest contrast of colour does what the highest of luminance does.
 LARGEST = CONTRASTS[-1] / CONTRASTS[0]

@@ -33,7 +33,7 @@ THREADS = 4
 ONE_THREAD_GFLOP = 0.2
 
 # Axes, apertures and contrasts of the stage color's gratings.
-_AXES, _COLOR_APERTURES, _CONTRASTS = 6, 4, 6
+_AXES, _COLOR_APERTURES, _CONTRASTS = 6, 3, 6
 
 # Smaller apertures, and lower contrasts in each, in which the stage gratings shows its coarse grid:
 # an early layer needs one of each, a deep one two and four.
