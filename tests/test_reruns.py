@@ -40,7 +40,7 @@ READERS = {
     "gabor": "channels figures atlas",
     "gratings": "channels figures atlas",
     "color": "channels figures atlas",
-    "texture": "channels figures atlas",
+    "texture": "channels atlas",
     "preferred_stimulus": "channels figures atlas",
     "ablation": "channels figures atlas",
     "channels": "orientation v1 opponency ablation_groups compare figures atlas",
@@ -94,7 +94,7 @@ CONFIG = {
     "device": "cpu",
     "runs": {
         "one": {"model": "one", "dataset": "val"},
-        "twin": {"model": "twin", "dataset": "val", "without": EVERY},
+        "twin": {"model": "twin", "dataset": "val", "without": sorted({*EVERY} - {"texture"})},
         "drawn": {"model": "two", "dataset": "scenes"},
         "other": {"model": "one", "dataset": "scenes", "without": EVERY},
     },

@@ -395,7 +395,8 @@ def test_the_report_is_sorted_by_stage_run_and_layer(report):
 
 
 # What reads channels.csv, and what reads the receptive fields and the top units besides.
-TABLE = {"channels", "orientation", "opponency", "ablation_groups", "findings", "figures", "atlas"}
+TABLE = {"channels", "orientation", "v1", "opponency", "ablation_groups", "findings", "figures"}
+TABLE |= {"atlas"}
 FIELDS = TABLE | {"gabor", "color", "preferred_stimulus", "virtual_filters"}
 UNITS = FIELDS | {"receptive_fields", "ablation"}
 

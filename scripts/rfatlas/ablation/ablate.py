@@ -206,7 +206,7 @@ class Ablator:
             )
         self._network = network
         self.layer, self.channels = layer, network.graph.shape(layer)[0]
-        self._suffix = network.graph.split(layer)[1]
+        self._suffix = channels_last(network.graph.split(layer)[1], network.device)
         self._weight = network.graph.pooled_head(layer)
         self.closed = self._weight is not None
         cuts = network.graph.cuts([] if self.closed else [layer])
