@@ -160,7 +160,7 @@ def test_opponency_takes_both_rules_layer_by_layer():
     ]
     assert "20 of 50 responsive channels are double-opponent (40 %" in claim["sentence"]
     assert (
-        "higher than the twin's in conv1. Not counted in conv1: 5 fields of noise, 1 "
+        "higher than the twin's in conv1. Not counted in conv1: 5 with a field of noise, 1 "
         in (claim["sentence"])
     )
     assert claim["sentence"].endswith(

@@ -33,7 +33,7 @@ TABLES = {
 #: What a fraction is beside its twin's, by Newcombe's interval of their difference.
 ABOVE, BELOW, ALIKE, UNKNOWN = "above", "below", "not told apart", "unknown"
 
-_NOISE, _SILENT = "fields of noise", "driven by nothing shown"
+_NOISE, _SILENT = "with a field of noise", "driven by nothing shown"
 
 _MISSING = "no {table}: the stage {stage} is off or has nothing to say of this run"
 
