@@ -94,7 +94,7 @@ def test_noise_is_of_no_class_and_counted():
     """What the cone rule would say of it, too: that is the layer's chance level in a twin."""
     kinds = ["double_opponent"] * 5 + ["non_opponent"] * 4 + ["unresponsive"] * 3
     reason = ["noise"] * 2 + [""] * 4 + ["noise"] + [""] * 2 + ["noise"] * 3
-    table = planted(kinds, [(True, True)] * 12, gabor_reason=reason)
+    table = planted(kinds, [(True, True)] * 12, gabor_reason=reason, split_half=0.9)
     table.loc[10, ["color_class", "color_reason"]] = ["", "saturated"]
     found = opponency.counts(table, table, "r").query("layer == 'conv1' and rule == 'cone'")
     found = found.set_index("class")

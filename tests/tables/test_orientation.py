@@ -109,7 +109,7 @@ def test_a_channel_without_a_bandwidth_is_not_selective():
 def test_colour_counts_and_noise_does_not():
     """Tuned for luminance, for colour, both, neither; of colour only what is opponent; two fields
     of noise, one that nothing drives and one that is weak."""
-    table = planted([0.9, 0.1, 0.9, 0.1, 0.1, 0.9, 0.1, np.nan, np.nan])
+    table = planted([0.9, 0.1, 0.9, 0.1, 0.1, 0.9, 0.1, np.nan, np.nan], split_half=0.5)
     table["color_osi"] = [0.1, 0.9, 0.9, 0.1, 0.9, 0.9, 0.9, np.nan, np.nan]
     table["color_bandwidth_deg"] = 20.0
     grey, double = "non_opponent", "double_opponent"
@@ -124,6 +124,14 @@ def test_colour_counts_and_noise_does_not():
     assert row["twin_selective"] == 3 and row["twin_responsive"] == 7
     derived = channels.derived(table, 0.5)["orientation_selective"]
     assert derived.tolist() == [True, True, True, False, False, False, False, pd.NA, pd.NA]
+
+
+def test_a_field_that_is_not_known_is_not_called_noise():
+    """A complex channel: tuned, with a mean gradient in which nothing is left."""
+    table = planted([0.9] * 3, gabor_reason="noise", gabor_theta_deg=np.nan)
+    table["split_half"] = [0.1, np.nan, 0.9]
+    row = orientation.selective(table, [], 0.5).iloc[0]
+    assert (row["selective"], row["noise"]) == (2, 1)
 
 
 def test_the_threshold_itself_is_enough():
@@ -155,9 +163,10 @@ def test_oriented_gabors_are_counted_beside_the_index():
     """Of the first network two of four fields have one; of its twin one of three, one unknown."""
     nothing = np.nan
     own = planted([0.9] * 5, gabor_reason=[nothing, "", "blob", "noise", "not_measured"])
+    own["split_half"] = 0.9
     own["gabor_theta_deg"] = [10.0, 20.0, nothing, nothing, nothing]
     twin = planted([0.9] * 3, gabor_reason=["", "noise", "poor"])
-    twin["gabor_theta_deg"] = [30.0, nothing, nothing]
+    twin["gabor_theta_deg"], twin["split_half"] = [30.0, nothing, nothing], 0.9
     row = orientation.selective(own, [], 0.5, twin, "r").iloc[0]
     assert row[list(orientation.GABOR)].tolist() == [4, 2, 3, 1]
     alone = orientation.selective(own, [], 0.5).iloc[0]

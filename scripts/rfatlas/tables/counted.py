@@ -15,6 +15,9 @@ from rfatlas.statistics import newcombe, wilson
 PROPORTION = ("fraction", "lo", "hi")
 DIFFERENCE = ("difference", "difference_lo", "difference_hi")
 
+#: A mean gradient is known from this `split_half` on.
+RELIABLE = 0.5
+
 
 def share(count: float, total: float) -> float:
     """Return count / total, NaN of nothing."""
@@ -56,15 +59,16 @@ def truth(column: pd.Series) -> np.ndarray:
 
 
 def noise(table: pd.DataFrame) -> np.ndarray:
-    """Return which channels (C,) have a mean gradient that cannot be told from noise; none where
-    no Gabors were fitted.
+    """Return which channels (C,) have a field that is noise: a mean gradient that is reliable
+    (`RELIABLE`), and that no Gabor explains better than noise; none where no Gabors were fitted.
 
     A kernel of random numbers likes some orientation and some colour best: of its tuning nothing
-    follows.
+    follows. A mean gradient that is not reliable says nothing of the channel: that of a complex one
+    cancels out, however well it is tuned.
     """
     if "gabor_reason" not in table:
         return np.zeros(len(table), bool)
-    return (table["gabor_reason"] == "noise").to_numpy()
+    return ((table["gabor_reason"] == "noise") & (table["split_half"] >= RELIABLE)).to_numpy()
 
 
 def tuned_for(table: pd.DataFrame, threshold: float) -> dict[str, np.ndarray]:
