@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import pytest
 from pages import columns_of
 from scipy import stats
 from synthetic import Layer, Run, tuning
+from table_scripts import by_script
 
 from rfatlas.errors import RfatlasError
 from rfatlas.files import store
@@ -271,21 +271,13 @@ def written(group, tmp_path_factory):
     for name in names:
         layers = {layer.name: layer.channels for layer in group.runs[name].layers}
         store.write_table(channels(len(name), layers), group.folder / name / "channels.csv")
-    fake = SimpleNamespace(
-        input=SimpleNamespace(
-            channels=[group.folder / name / "channels.csv" for name in names],
-            descriptions=[group.folder / name / "model.json" for name in names],
-            activations=[group.folder / name / "activations.h5" for name in names],
-        ),
-        output=SimpleNamespace(**{name: str(folder / f"{name}.csv") for name in NAMES}),
-        params=SimpleNamespace(runs=names, feature="image_mean", variance=0.99, seed=0),
-        log=[str(folder / "log.txt")],
-        rule="compare_tables",
-        threads=1,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        runpy.run_path(str(ROOT / "scripts" / "compare.py"), {"snakemake": fake})
+    given = {
+        "channels": [group.folder / name / "channels.csv" for name in names],
+        "descriptions": [group.folder / name / "model.json" for name in names],
+        "activations": [group.folder / name / "activations.h5" for name in names],
+    }
+    params = {"runs": names, "feature": "image_mean", "variance": 0.99, "seed": 0}
+    by_script("compare", folder, NAMES, given, **params)
     return folder
 
 

@@ -1,10 +1,8 @@
 """Stage opponency: classes counted by loops, planted disagreements, published examples, gaps."""
 
 import re
-import runpy
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +11,7 @@ import torch
 from pages import columns_of
 from scipy import stats
 from synthetic import opponency as invented
+from table_scripts import by_script
 
 from rfatlas.files import store
 from rfatlas.physiology import colorspace
@@ -374,29 +373,17 @@ def test_without_gratings_there_is_no_luminance_to_compare(reference):
 
 
 @pytest.mark.parametrize("with_twin", [True, False])
-def test_the_script_writes_the_tables(tmp_path, monkeypatch, with_twin):
-    monkeypatch.chdir(tmp_path)
+def test_the_script_writes_the_tables(tmp_path, with_twin):
     store.write_table(invented(), tmp_path / "channels.csv")
     store.write_table(invented(seed=4, colored=0.1), tmp_path / "twin.csv")
     names = ["confusion", "stability", "counts", "macaque", "orientation"]
-    fake = SimpleNamespace(
-        input=SimpleNamespace(
-            channels=str(tmp_path / "channels.csv"),
-            twin=str(tmp_path / "twin.csv") if with_twin else [],
-            reference=ROOT / "resources" / "v1_color.csv",
-        ),
-        output=SimpleNamespace(**{name: str(tmp_path / f"{name}.csv") for name in names}),
-        params=SimpleNamespace(
-            thresholds=THRESHOLDS,
-            rules=RULES,
-            orientation_osi=0.5,
-            twin="r" if with_twin else "",
-        ),
-        log=[str(tmp_path / "log.txt")],
-        rule="opponency_tables",
-        threads=1,
-    )
-    runpy.run_path(str(ROOT / "scripts" / "opponency.py"), {"snakemake": fake})
+    given = {
+        "channels": str(tmp_path / "channels.csv"),
+        "twin": str(tmp_path / "twin.csv") if with_twin else [],
+        "reference": ROOT / "resources" / "v1_color.csv",
+    }
+    params = {"rules": RULES, "orientation_osi": 0.5, "twin": "r" if with_twin else ""}
+    by_script("opponency", tmp_path, names, given, thresholds=THRESHOLDS, **params)
     counts = store.read_table(tmp_path / "counts.csv")
     assert counts["difference"].notna().any() == with_twin
     together = counts[(counts["layer"] == opponency.ALL) & (counts["rule"] == "cone")]

@@ -1,8 +1,6 @@
 """Stage orientation: layers counted by loops, planted fractions, a published example, and gaps."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +8,7 @@ import pytest
 from pages import columns_of
 from scipy import stats
 from synthetic import tuning
+from table_scripts import by_script, come_back
 
 from rfatlas.files import store
 from rfatlas.tables import channels, findings, orientation
@@ -197,10 +196,7 @@ def test_stages_that_were_off_leave_gaps_and_nothing_breaks(off, tmp_path):
     pairs = found["agreement"][["first", "second"]].drop_duplicates().values.tolist()
     assert pairs == ([["kernel", "gradient"]] if off == ("gratings",) else [])
     assert found["selective"].empty == ("gratings" in off)
-    for name, rows in found.items():
-        store.write_table(rows, tmp_path / f"{name}.csv")
-        back = store.read_table(tmp_path / f"{name}.csv")
-        assert list(back.columns) == list(rows.columns) and len(back) == len(rows)
+    come_back(found, tmp_path)
 
 
 @pytest.mark.parametrize("with_twin", [True, False])
@@ -208,22 +204,12 @@ def test_the_script_writes_the_tables(tmp_path, with_twin):
     store.write_table(tuning(), tmp_path / "channels.csv")
     store.write_table(tuning(seed=4, tuned=0.1), tmp_path / "twin.csv")
     names = ["agreement", "selective"]
-    fake = SimpleNamespace(
-        input=SimpleNamespace(
-            channels=str(tmp_path / "channels.csv"),
-            twin=str(tmp_path / "twin.csv") if with_twin else [],
-        ),
-        output=SimpleNamespace(**{name: str(tmp_path / f"{name}.csv") for name in names}),
-        params=SimpleNamespace(
-            thresholds=THRESHOLDS, orientation_osi=0.5, twin="r" if with_twin else ""
-        ),
-        log=[str(tmp_path / "log.txt")],
-        rule="orientation_tables",
-        threads=1,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        runpy.run_path(str(ROOT / "scripts" / "orientation.py"), {"snakemake": fake})
+    given = {
+        "channels": str(tmp_path / "channels.csv"),
+        "twin": str(tmp_path / "twin.csv") if with_twin else [],
+    }
+    params = {"thresholds": THRESHOLDS, "orientation_osi": 0.5, "twin": "r" if with_twin else ""}
+    by_script("orientation", tmp_path, names, given, **params)
     selective = store.read_table(tmp_path / "selective.csv")
     assert selective["difference"].notna().all() == with_twin
     assert (selective["osi_threshold"].unique() == THRESHOLDS).all()

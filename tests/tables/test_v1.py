@@ -1,9 +1,7 @@
 """Stage v1: distances against scipy and brute force, each property by hand, published medians from
 the published histograms, planted layers in the order of their likeness, and gaps."""
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +9,7 @@ import pytest
 from pages import columns_of
 from scipy import stats
 from synthetic import tuning
+from table_scripts import by_script, come_back
 
 from rfatlas.files import store
 from rfatlas.tables import v1
@@ -386,10 +385,7 @@ def test_stages_that_were_off_leave_gaps_and_nothing_breaks(reference, tmp_path)
         assert list(measured) == (
             ["gabor_sf_cpd", "gabor_nx", "gabor_ny"] if chosen is gabors else []
         )
-        for name, rows in found.items():
-            store.write_table(rows, tmp_path / f"{name}.csv")
-            back = store.read_table(tmp_path / f"{name}.csv")
-            assert list(back.columns) == list(rows.columns) and len(back) == len(rows)
+        come_back(found, tmp_path)
 
 
 @pytest.mark.parametrize("with_twin", [True, False])
@@ -397,21 +393,12 @@ def test_the_script_writes_the_tables(tmp_path, with_twin):
     store.write_table(tuning(), tmp_path / "channels.csv")
     store.write_table(tuning(seed=4, tuned=0.1), tmp_path / "twin.csv")
     names = ["histograms", "properties", "scores", "scales"]
-    fake = SimpleNamespace(
-        input=SimpleNamespace(
-            channels=str(tmp_path / "channels.csv"),
-            twin=str(tmp_path / "twin.csv") if with_twin else [],
-            reference=ROOT / "resources" / "v1_reference.csv",
-        ),
-        output=SimpleNamespace(**{name: str(tmp_path / f"{name}.csv") for name in names}),
-        params=SimpleNamespace(settings=SETTINGS, twin="r" if with_twin else ""),
-        log=[str(tmp_path / "log.txt")],
-        rule="v1_tables",
-        threads=1,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        runpy.run_path(str(ROOT / "scripts" / "v1.py"), {"snakemake": fake})
+    given = {
+        "channels": str(tmp_path / "channels.csv"),
+        "twin": str(tmp_path / "twin.csv") if with_twin else [],
+        "reference": ROOT / "resources" / "v1_reference.csv",
+    }
+    by_script("v1", tmp_path, names, given, settings=SETTINGS, twin="r" if with_twin else "")
     scores = store.read_table(tmp_path / "scores.csv")
     assert scores["difference"].notna().all() == with_twin
     assert scores["pixels_per_degree"].tolist() == [14, 28, 56] * 3
