@@ -590,8 +590,9 @@ def test_kernels_gradients_and_gratings_of_a_planted_network_agree(noise, tmp_pa
         assert table.loc[60:, empty].isna().all(axis=None)
         assert table[f"{prefix}_osi"][61:].isna().all()
     shown = show_gratings(network, "conv1", tmp_path / "gratings.h5", SETTINGS)
-    table = table.merge(shown, on=["layer", "channel"]).copy()
-    table = pd.concat([table.assign(depth=0), channels.derived(table, 0.5)], axis=1)
+    table = table.merge(shown, on=["layer", "channel"]).copy().assign(depth=0)
+    table["split_half"] = store.read_table(tmp_path / "fields.csv")["split_half"]
+    table = pd.concat([table, channels.derived(table, 0.5)], axis=1)
     for name in ("kernel_gradient", "kernel_gratings", "gradient_gratings"):
         distance = table[f"orientation_{name}_deg"][:60]
         assert (distance < 2).mean() >= 0.95, name
