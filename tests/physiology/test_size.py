@@ -119,7 +119,9 @@ def test_a_normalised_unit_follows_the_ratio_of_gaussians(tmp_path):
         return pooled[:, :1] / (0.2 + pooled[:, 1:])
 
     found = measure(planted(pair, behind, relu=False), "end", tmp_path / "x.h5").iloc[0]
-    assert found["size_r2"] > 0.94 and found["suppression_index"] > 0.6
+    # At a fifth of the contrast, where it is not compressive, the constant weighs more.
+    assert found["grating_contrast"] == pytest.approx(0.2) and found["suppression_index"] > 0.3
+    assert found["size_r2"] > 0.94
     assert apart(found["orientation_deg"], 0) < 1 and found["bandwidth_deg"] < 40
     assert found["size_summation_px"] < found["size_surround_px"] < 31
     assert 3 * found["size_center_px"] < found["size_surround_width_px"]

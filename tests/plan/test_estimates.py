@@ -203,21 +203,21 @@ def test_what_runs_no_network_costs_what_the_register_says_of_each_channel():
 
 def test_colour_costs_the_crop_for_every_stimulus_and_the_top_units():
     settings = {
-        "orientations": 6, "frequencies": 5, "phases": 4, "directions": 3, "hues": 10, "top_k": 50,
+        "orientations": 6, "frequencies": 5, "phases": 8, "directions": 3, "hues": 10, "top_k": 50,
     }  # fmt: skip
     found = budget(color=settings, receptive_fields={"channels": 4})
-    shown = 6 * (30 + 1) * 4 + 2 * 10 + 7
+    shown = 6 * (30 + 1) * 8 + 2 * 10 + 7
     # Of 16 channels with 50 units each that see whole images, at most every image is shown.
     images = budget().plan.images["photos"].count
-    shown += 3 * 3 * 31 * 4
-    near = shown + 8 * 12 + 8 * 6 * 4 + 8 * 50
-    far = shown + 16 * 12 + 16 * 6 * 4 + min(16 * 50, images)
+    shown += 3 * 3 * 31 * 8
+    near = shown + 8 * 12 + 8 * 5 * 4 + 8 * 50
+    far = shown + 16 * 12 + 16 * 5 * 4 + min(16 * 50, images)
     seconds = (near * (10 / 100) ** 2 * 1.0 + far * 2.0) / (10 * 4)
     assert work(found, "color") == pytest.approx(seconds)
     # Answers to gratings with and without the last ReLU, the mean responses, the maps.
-    answers = 6 * 30 * 4 + 6 * 30 + 6
+    answers = 6 * 30 * 8 + 6 * 30 + 6
     assert costs(found, "color")["near"].disk == 4 * 8 * answers + 4 * 4 * 3 * 9**2
-    answers += 6 * 30 * 4
+    answers += 6 * 30 * 8
     assert costs(found, "color")["far"].disk == 4 * 16 * answers + 4 * 4 * 3 * 100**2
 
 
@@ -228,8 +228,8 @@ def test_gratings_cost_the_crop_for_every_stimulus():
     for parts, grids, own in (
         ((), 0, 0),
         (("size",), 2, 9 * 4),
-        (("contrast",), 4, 7 * 4 + 5 * 4),
-        (("size", "contrast"), 2 + 3 * 4, 9 * 4 + 7 * 4 + 5 * 4),
+        (("contrast",), 3, 7 * 4 + 5 * 4),
+        (("size", "contrast"), 2 + 3 * 3, 9 * 4 + 7 * 4 + 5 * 4),
     ):
         switches = {part: part in parts for part in ("size", "contrast")}
         found = budget(gratings=settings, stages=switches)
@@ -377,7 +377,7 @@ def test_the_table_is_of_the_jobs_that_will_run_and_their_sum():
     ]
     both = found.rows(asked)["color"]
     assert both.seconds == pytest.approx(work(found, "color")), "of either layer once"
-    assert "30.1 MB" in lines[2] and "0:13:07" in lines[3]
+    assert "30.1 MB" in lines[2] and "0:12:06" in lines[3]
 
 
 def test_a_disk_that_is_too_small_is_refused_with_what_is_needed(tmp_path, monkeypatch):

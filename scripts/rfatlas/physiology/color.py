@@ -347,7 +347,9 @@ def directions(
         carriers = probe.carriers(axes["orientation"][i], axes["frequency"][j], phase, diameter[k])
         return probe.respond(colorspace.paint(carriers, changes[direction]))
 
-    return probe.at_places(show, place, (np.arange(len(changes)), axes["phase"]), bar, "directions")
+    phase = axes["phase"]
+    phase = phase[:: tuning.coarse_step(len(phase), tuning.HALVED_PHASES)]
+    return probe.at_places(show, place, (np.arange(len(changes)), phase), bar, "directions")
 
 
 def _draw(axis: np.ndarray, carriers: torch.Tensor) -> torch.Tensor:

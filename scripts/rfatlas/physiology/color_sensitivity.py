@@ -81,10 +81,16 @@ class Shows:
         return self.probe.over_grid(self._show, axes, self.bar, "apertures")[..., 0, :]
 
     def contrasts(self, best: np.ndarray) -> np.ndarray:
-        """Return the answers (2, C, contrast, phase) of each channel at its best aperture, axis and
-        place (C, 3), NaN where these are -1."""
-        axes = (CONTRASTS, self.phase)
-        return self.probe.at_places(self._show, best, axes, self.bar, "contrasts")
+        """Return the answers (2, C, contrast, phase) of each channel at its best aperture, axis,
+        place and phase (C, 4) to all contrasts but the highest, at phases from the best one on,
+        NaN where the places are -1."""
+
+        def show(aperture: Any, axis: Any, place: Any, phase: Any, contrast: Any, turn: Any) -> Any:
+            return self._show(aperture, axis, place, contrast, self.phase[phase] + turn)
+
+        step = tuning.coarse_step(len(self.phase), tuning.HALVED_PHASES)
+        axes = (CONTRASTS[:-1], self.phase[::step])
+        return self.probe.at_places(show, best, axes, self.bar, "contrasts")
 
 
 def look(shows: Shows, blank: np.ndarray) -> dict[str, np.ndarray]:
@@ -99,11 +105,13 @@ def look(shows: Shows, blank: np.ndarray) -> dict[str, np.ndarray]:
     gamma adds to a wave makes it positive for more or less than half of the time.
     """
     above = tuning.rectify(shows.everywhere(CONTRASTS[-1])[0], blank)
-    mean, crest = above.mean(4), above.max(4)
+    mean, crest, flat = above.mean(4), above.max(4), above.reshape(len(above), -1)
     reason = tuning.driven(mean.reshape(len(mean), -1), blank)
-    best = np.unravel_index(crest.reshape(len(crest), -1).argmax(1), crest.shape[1:])
-    best = np.where(reason[:, None] == "", np.stack(best, 1), -1)
-    curve = tuning.rectify(shows.contrasts(best)[0], blank).max(2)
+    best = np.stack(np.unravel_index(flat.argmax(1), above.shape[1:]), 1)
+    best = np.where(reason[:, None] == "", best, -1)
+    highest = np.where(reason == "", flat.max(1), np.nan)
+    lower = tuning.rectify(shows.contrasts(best)[0], blank).max(2)
+    curve = np.column_stack([lower, highest])
     saturated = curve[:, _LOWER] >= _SATURATED * curve[:, -1]
     if saturated.any():
         weaker = tuning.rectify(shows.everywhere(CONTRASTS[_LOWER])[0], blank).max(4)

@@ -16,13 +16,13 @@ COLUMNS = (
     "contrast_saturated", "cross_orientation_index", "contrast_reason",
 )  # fmt: skip
 
-#: The contrasts at which all gratings are shown as long as a channel is compressive there, each
-#: half of the one before: then none that is measured is clamped.
-STEPS = 0.5 ** np.arange(8)
+#: The contrasts at which all gratings are shown as long as a channel is compressive there, each a
+#: fifth of the one before: then none that is measured is clamped.
+STEPS = 0.2 ** np.arange(4)
 
-#: A channel is compressive where half of the contrast still gives this share of its maximum: more
-#: than half, by more than rounding.
-COMPRESSIVE = 0.51
+#: A channel is compressive where a fifth of the contrast still gives this share of its maximum:
+#: more than a fifth, by a twentieth of that.
+COMPRESSIVE = 0.21
 
 #: A saturated channel reaches half of its maximum at this contrast.
 SATURATED = 0.25

@@ -25,9 +25,6 @@ from rfatlas.physiology.probe import GREY, Bar, Probe
 #: A channel is called orientation-selective, in the comparison of blanks, from this `osi` on.
 SELECTIVE_OSI = 0.5
 
-#: From so many orientations and phases on, the coarse grid has every other one.
-FINE_ORIENTATIONS, FINE_PHASES = 12, 8
-
 _BLANKS = ("blank", "blank_black", "blank_mean_image")
 
 #: What is also told of the full contrast in the largest aperture, with the prefix `full_`.
@@ -168,10 +165,8 @@ class Screen:
         self.frequency = tuning.frequencies(probe.size, settings["frequencies"])
         self.phase = tuning.phases(settings["phases"])
         # Every which orientation and phase the coarse grid has.
-        self.orientation_step, self.phase_step = (
-            2 if len(axis) % 2 == 0 and len(axis) >= least else 1
-            for axis, least in ((self.orientation, FINE_ORIENTATIONS), (self.phase, FINE_PHASES))
-        )
+        self.orientation_step = tuning.coarse_step(len(self.orientation), tuning.HALVED_ORIENTATIONS)
+        self.phase_step = tuning.coarse_step(len(self.phase), tuning.HALVED_PHASES)
         self.rectified = False
 
     @property

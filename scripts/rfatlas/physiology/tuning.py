@@ -26,6 +26,9 @@ _DRAWABLE_CPP = 0.48
 #: what is left of its tuning there is a side lobe.
 OUT_OF_RANGE = 2.0
 
+#: From so many orientations and phases on, a coarser look takes every other one.
+HALVED_ORIENTATIONS, HALVED_PHASES = 12, 8
+
 #: Neighbouring frequencies are at most so many octaves apart.
 WIDEST_STEP_OCT = 0.7
 
@@ -54,6 +57,12 @@ def orientations(count: int) -> np.ndarray:
 def phases(count: int) -> np.ndarray:
     """Return `count` phases in degrees, [0, 360), the end not repeated."""
     return np.arange(count) * 360 / count
+
+
+def coarse_step(count: int, least: int) -> int:
+    """Return every which of `count` values around a circle a coarser look takes: every other one
+    where these are even in number and at least `least`, else each."""
+    return 2 if count % 2 == 0 and count >= least else 1
 
 
 def frequencies(size: float, count: int, widest_oct: float = WIDEST_STEP_OCT) -> np.ndarray:

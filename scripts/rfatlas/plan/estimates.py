@@ -36,8 +36,8 @@ ONE_THREAD_GFLOP = 0.2
 _AXES, _COLOR_APERTURES, _CONTRASTS = 6, 3, 6
 
 # Smaller apertures, and lower contrasts in each, in which the stage gratings shows its coarse grid:
-# an early layer needs one of each, a deep one two and four.
-_APERTURES, _LEVELS = 2, 4
+# an early layer needs one of each, a deep one two and three.
+_APERTURES, _LEVELS = 2, 3
 
 # Pictures that the stage texture shows: mid grey, and four samples of 11 families with their noise.
 _TEXTURES = 1 + 2 * 4 * 11
@@ -305,11 +305,13 @@ class Budget:
         grid, phases = settings["orientations"] * settings["frequencies"], settings["phases"]
         # At worst every channel likes another grating best; top units share whole images.
         stimuli = _AXES * (grid + 1) * phases + 2 * settings["hues"] + 7
-        stimuli += min(channels, grid) * settings["directions"] * phases
+        coarse_phases = phases // 2 if phases % 2 == 0 and phases >= 8 else phases
+        stimuli += min(channels, grid) * settings["directions"] * coarse_phases
         # The opponent axes in several apertures, and the best of these gratings at several
         # contrasts; few layers are so saturated that all are shown again.
         everywhere = 3 * _COLOR_APERTURES * (grid + 1)
-        stimuli += (everywhere + min(channels, everywhere) * _CONTRASTS) * phases
+        stimuli += everywhere * phases
+        stimuli += min(channels, everywhere) * (_CONTRASTS - 1) * coarse_phases
         units = channels * self._top_k("color")
         whole = self._side(run, layer) == self._network(run)["input"]["crop"]
         stimuli += min(units, self._count(run)) if whole else units
