@@ -13,6 +13,9 @@ from PIL import Image
 from rfatlas.errors import RfatlasError
 from rfatlas.plan import config, preflight
 
+# Each check runs networks in a process of its own.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 NET = """

@@ -165,8 +165,13 @@ class Screen:
         self.frequency = tuning.frequencies(probe.size, settings["frequencies"])
         self.phase = tuning.phases(settings["phases"])
         # Every which orientation and phase the coarse grid has.
-        self.orientation_step = tuning.coarse_step(len(self.orientation), tuning.HALVED_ORIENTATIONS)
-        self.phase_step = tuning.coarse_step(len(self.phase), tuning.HALVED_PHASES)
+        self.orientation_step, self.phase_step = (
+            tuning.coarse_step(len(axis), least)
+            for axis, least in (
+                (self.orientation, tuning.HALVED_ORIENTATIONS),
+                (self.phase, tuning.HALVED_PHASES),
+            )
+        )
         self.rectified = False
 
     @property
