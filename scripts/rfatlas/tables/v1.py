@@ -8,7 +8,8 @@ a median is by that. Everything is computed from channels.csv.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,288 +31,190 @@ MEDIAN_RATE, SPONTANEOUS_RATE = 33.8, 0.82
 #: Sizes count in channels whose surround takes away more than this share (Cavanaugh et al. 2002).
 SUPPRESSED = 0.1
 
-#: Bins of what is 0 or 1.
+#: Bins of what is 0 or 1, of shares, and of others.
 _EITHER = (-0.5, 0.5, 1.5)
-
+_SHARES = np.linspace(0, 1, 11).round(9)
 _CYCLES = (0, *(10 ** np.arange(-1.48, 0.45, 0.24)).round(4).tolist(), np.inf)
 _FREQUENCIES = (0, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6, 8, 11.2, 16, np.inf)
+_OCTAVES = (*np.arange(0, 2.7, 0.2).round(9).tolist(), np.inf)
 _DEGREES = (0, *(2.0 ** np.arange(-4, 5)).tolist(), np.inf)
 _RATES = (0, *(10 ** np.arange(0, 3.1, 1 / 3)).round(3).tolist(), np.inf)
+_TINY = (0, *(10 ** np.arange(-3, 0.1, 0.2)).round(6).tolist(), np.inf)
+_RATIOS = (0, *(10 ** np.arange(-2, 2.1, 0.25)).round(6).tolist())
+_F1_F0 = (*np.arange(0, 2.25, 0.1).round(9).tolist(), np.inf)
+_MODULATION = (-1, *np.arange(-0.45, 0.46, 0.06).round(9).tolist(), 1)
+_ABS_MODULATION = (0, *np.arange(0.03, 0.46, 0.06).round(9).tolist(), 1)
+
+
+def _itself(scale: float, values: pd.Series, *others: pd.Series) -> pd.Series:
+    return values
+
+
+def _defined(scale: float, osi: pd.Series, values: pd.Series) -> pd.Series:
+    """1 where a column has a value, 0 where it has none, of channels that respond to gratings."""
+    return values.notna().astype(float).where(osi.notna())
+
+
+def _orientation(scale: float, orientation: pd.Series, bandwidth: pd.Series) -> pd.Series:
+    """Orientations from -22.5 to 157.5 degrees, of channels that are tuned."""
+    return ((orientation + 22.5) % 180 - 22.5).where(bandwidth.notna())
+
+
+def _orthogonal(scale: float, osi: pd.Series) -> pd.Series:
+    """Response at 90 degrees from the peak over that at the peak."""
+    return (1 - osi) / (1 + osi)
+
+
+def _frequency(scale: float, cycles: pd.Series, *others: pd.Series) -> pd.Series:
+    return scale * cycles
+
+
+def _size(scale: float, pixels: pd.Series, suppression: pd.Series) -> pd.Series:
+    return (pixels / scale).where(suppression > SUPPRESSED)
+
+
+def _rate(scale: float, gratings: pd.Series, response: pd.Series | None = None) -> pd.Series:
+    """Responses in spikes/s, by the line that takes the layer's median response to its best
+    gratings to that of macaques, and no response to the spontaneous rate."""
+    # A layer that answers to no grating has no scale.
+    slope = (MEDIAN_RATE - SPONTANEOUS_RATE) / gratings.median()
+    return SPONTANEOUS_RATE + slope * (gratings if response is None else response)
 
 
 @dataclass(frozen=True)
 class Property:
-    """A property of a channel. `values` takes a table of channels and the pixels per degree and
-    returns (C,) floats, NaN where it is undefined; the table has the columns `needs`."""
+    """A property of a channel."""
 
     name: str
     title: str
-    group: str
-    needs: tuple[str, ...]
-    values: Callable[[pd.DataFrame, float], np.ndarray]
     #: Edges of the histograms, those of the published one as far as they reach.
     edges: Sequence[float]
+    #: The columns that it follows from; none for the column of its name.
+    columns: tuple[str, ...] = ()
+    #: Takes the pixels per degree and the columns (C,) and returns the values (C,), NaN where they
+    #: are undefined.
+    rule: Callable[..., pd.Series] = _itself
     #: Whether the values change with the pixels per degree.
     scaled: bool = False
     #: Whether it is one of the 22 of the battery, which make the score.
     battery: bool = True
     #: The published quantity that it is compared with, if not of its own name.
     like: str = ""
+    #: As in `_BY_GROUP`.
+    group: str = ""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns that a table must have."""
+        return self.columns or (self.name,)
+
+    def values(self, table: pd.DataFrame, scale: float) -> np.ndarray:
+        """Return the values (C,) of a table of channels, with `scale` pixels per degree."""
+        return self.rule(scale, *(table[name].astype(float) for name in self.needs)).to_numpy()
 
 
-def _column(name: str) -> Callable[[pd.DataFrame, float], np.ndarray]:
-    return lambda table, scale: table[name].to_numpy(float)
-
-
-def _defined(name: str) -> Callable[[pd.DataFrame, float], np.ndarray]:
-    """1 where a column has a value, 0 where it has none, of channels that respond to gratings."""
-
-    def values(table: pd.DataFrame, scale: float) -> np.ndarray:
-        return np.where(table["osi"].notna(), table[name].notna().astype(float), np.nan)
-
-    return values
-
-
-def _orientation(table: pd.DataFrame, scale: float) -> np.ndarray:
-    """Orientations from -22.5 to 157.5 degrees, of channels that are tuned."""
-    found = (table["orientation_deg"].to_numpy(float) + 22.5) % 180 - 22.5
-    return np.where(table["bandwidth_deg"].notna(), found, np.nan)
-
-
-def _orthogonal(table: pd.DataFrame, scale: float) -> np.ndarray:
-    """Response at 90 degrees from the peak over that at the peak."""
-    osi = table["osi"].to_numpy(float)
-    return (1 - osi) / (1 + osi)
-
-
-def _frequency(name: str) -> Callable[[pd.DataFrame, float], np.ndarray]:
-    return lambda table, scale: scale * table[name].to_numpy(float)
-
-
-def _size(name: str) -> Callable[[pd.DataFrame, float], np.ndarray]:
-    def values(table: pd.DataFrame, scale: float) -> np.ndarray:
-        suppressed = (table["suppression_index"] > SUPPRESSED).to_numpy(bool)
-        return np.where(suppressed, table[name].to_numpy(float) / scale, np.nan)
-
-    return values
-
-
-def _rate(name: str) -> Callable[[pd.DataFrame, float], np.ndarray]:
-    """Responses in spikes/s, by the line that takes the layer's median response to its best
-    gratings to that of macaques, and no response to the spontaneous rate."""
-
-    def values(table: pd.DataFrame, scale: float) -> np.ndarray:
-        # A layer that answers to no grating has no scale.
-        middle = table["grating_response"].median()
-        slope = (MEDIAN_RATE - SPONTANEOUS_RATE) / middle
-        return SPONTANEOUS_RATE + slope * table[name].to_numpy(float)
-
-    return values
-
-
-PROPERTIES = (
-    Property(
-        "orientation_deg",
-        "preferred orientation",
-        "orientation",
-        ("orientation_deg", "bandwidth_deg"),
-        _orientation,
-        (-22.5, 22.5, 67.5, 112.5, 157.5),
-    ),
-    Property(
-        "circular_variance",
-        "circular variance",
-        "orientation",
-        ("circular_variance",),
-        _column("circular_variance"),
-        np.linspace(0, 1, 11).round(9),
-    ),
-    Property(
-        "orientation_tuned",
-        "tuned to orientation",
-        "orientation",
-        ("osi", "bandwidth_deg"),
-        _defined("bandwidth_deg"),
-        _EITHER,
-    ),
-    Property(
-        "bandwidth_deg",
-        "half-bandwidth (°)",
-        "orientation",
-        ("bandwidth_deg",),
-        _column("bandwidth_deg"),
-        np.arange(0, 91, 7.5),
-    ),
-    Property(
-        "orthogonal_ratio",
-        "orthogonal over preferred",
-        "orientation",
-        ("osi",),
-        _orthogonal,
-        np.linspace(0, 1, 11).round(9),
-    ),
-    Property(
-        "cv_bandwidth_ratio",
-        "circular variance over bandwidth",
-        "orientation",
-        ("circular_variance", "bandwidth_deg"),
-        lambda table, scale: (table["circular_variance"] / table["bandwidth_deg"]).to_numpy(float),
-        (0, *(10 ** np.arange(-3, 0.1, 0.2)).round(6).tolist(), np.inf),
-    ),
-    Property(
-        "orthogonal_ratio_minus_cv",
-        "orthogonal ratio minus circular variance",
-        "orientation",
-        ("osi", "circular_variance"),
-        lambda table, scale: _orthogonal(table, scale) - table["circular_variance"].to_numpy(float),
-        np.linspace(-1, 1, 21).round(9),
-    ),
-    Property(
-        "sf_cpd",
-        "preferred frequency",
-        "spatial frequency",
-        ("sf_cpp",),
-        _frequency("sf_cpp"),
-        _FREQUENCIES,
-        scaled=True,
-    ),
-    Property(
-        "sf_tuned",
-        "tuned to frequency",
-        "spatial frequency",
-        ("osi", "sf_bandwidth_oct"),
-        _defined("sf_bandwidth_oct"),
-        _EITHER,
-    ),
-    Property(
-        "sf_bandwidth_oct",
-        "frequency bandwidth",
-        "spatial frequency",
-        ("sf_bandwidth_oct",),
-        _column("sf_bandwidth_oct"),
-        (*np.arange(0, 2.7, 0.2).round(9).tolist(), np.inf),
-    ),
-    Property(
-        "texture_selectivity",
-        "selectivity for textures",
-        "response selectivity",
-        ("texture_selectivity",),
-        _column("texture_selectivity"),
-        np.linspace(0, 1, 11).round(9),
-    ),
-    Property(
-        "texture_sparseness",
-        "sparseness over textures",
-        "response selectivity",
-        ("texture_sparseness",),
-        _column("texture_sparseness"),
-        np.linspace(0, 1, 11).round(9),
-    ),
-    Property(
-        "texture_variance_ratio",
-        "variance ratio of textures",
-        "response selectivity",
-        ("texture_variance_ratio",),
-        _column("texture_variance_ratio"),
-        (0, *(10 ** np.arange(-2, 2.1, 0.25)).round(6).tolist()),
-    ),
-    Property(
-        "f1_f0",
-        "F1/F0",
-        "response selectivity",
-        ("f1_f0",),
-        _column("f1_f0"),
-        (*np.arange(0, 2.25, 0.1).round(9).tolist(), np.inf),
-    ),
-    Property(
-        "summation_deg",
-        "summation field",
-        "field size",
-        ("size_summation_px", "suppression_index"),
-        _size("size_summation_px"),
-        _DEGREES,
-        scaled=True,
-    ),
-    Property(
-        "surround_deg",
-        "surround diameter",
-        "field size",
-        ("size_surround_px", "suppression_index"),
-        _size("size_surround_px"),
-        _DEGREES,
-        scaled=True,
-    ),
-    Property(
-        "suppression_index",
-        "surround suppression",
-        "surround modulation",
-        ("suppression_index",),
-        _column("suppression_index"),
-        np.linspace(0, 2, 11).round(9),
-    ),
-    Property(
-        "texture_modulation",
-        "texture modulation",
-        "texture modulation",
-        ("texture_modulation",),
-        _column("texture_modulation"),
-        (-1, *np.arange(-0.45, 0.46, 0.06).round(9).tolist(), 1),
-    ),
-    Property(
-        "texture_abs_modulation",
-        "texture modulation, absolute",
-        "texture modulation",
-        ("texture_abs_modulation",),
-        _column("texture_abs_modulation"),
-        (0, *np.arange(0.03, 0.46, 0.06).round(9).tolist(), 1),
-    ),
-    Property(
-        "grating_rate",
-        "largest response",
-        "response magnitude",
-        ("grating_response",),
-        _rate("grating_response"),
-        _RATES,
-    ),
-    Property(
-        "texture_rate",
-        "largest response to textures",
-        "response magnitude",
-        ("texture_max", "grating_response"),
-        _rate("texture_max"),
-        _RATES,
-    ),
-    Property(
-        "noise_rate",
-        "largest response to noise",
-        "response magnitude",
-        ("noise_max", "grating_response"),
-        _rate("noise_max"),
-        _RATES,
-    ),
-    Property(
-        "gabor_sf_cpd",
-        "frequency of the Gabor",
-        "Gabors",
-        ("gabor_frequency", "gabor_r2"),
-        _frequency("gabor_frequency"),
-        _FREQUENCIES,
-        scaled=True,
-        battery=False,
-        like="sf_cpd",
-    ),
-    *(
+_BY_GROUP = {
+    "orientation": (
         Property(
-            name,
-            f"size of the Gabor {side}",
-            "Gabors",
-            (name, "gabor_r2"),
-            _column(name),
-            _CYCLES,
-            battery=False,
-        )
-        for name, side in (("gabor_nx", "across its bars"), ("gabor_ny", "along its bars"))
+            "orientation_deg",
+            "preferred orientation",
+            (-22.5, 22.5, 67.5, 112.5, 157.5),
+            ("orientation_deg", "bandwidth_deg"),
+            _orientation,
+        ),
+        Property("circular_variance", "circular variance", _SHARES),
+        Property(
+            "orientation_tuned",
+            "tuned to orientation",
+            _EITHER,
+            ("osi", "bandwidth_deg"),
+            _defined,
+        ),
+        Property("bandwidth_deg", "half-bandwidth (°)", np.arange(0, 91, 7.5)),
+        Property("orthogonal_ratio", "orthogonal over preferred", _SHARES, ("osi",), _orthogonal),
+        Property(
+            "cv_bandwidth_ratio",
+            "circular variance over bandwidth",
+            _TINY,
+            ("circular_variance", "bandwidth_deg"),
+            lambda scale, variance, bandwidth: variance / bandwidth,
+        ),
+        Property(
+            "orthogonal_ratio_minus_cv",
+            "orthogonal ratio minus circular variance",
+            np.linspace(-1, 1, 21).round(9),
+            ("osi", "circular_variance"),
+            lambda scale, osi, variance: _orthogonal(scale, osi) - variance,
+        ),
     ),
+    "spatial frequency": (
+        Property("sf_cpd", "preferred frequency", _FREQUENCIES, ("sf_cpp",), _frequency, True),
+        Property("sf_tuned", "tuned to frequency", _EITHER, ("osi", "sf_bandwidth_oct"), _defined),
+        Property("sf_bandwidth_oct", "frequency bandwidth", _OCTAVES),
+    ),
+    "response selectivity": (
+        Property("texture_selectivity", "selectivity for textures", _SHARES),
+        Property("texture_sparseness", "sparseness over textures", _SHARES),
+        Property("texture_variance_ratio", "variance ratio of textures", _RATIOS),
+        Property("f1_f0", "F1/F0", _F1_F0),
+    ),
+    "field size": tuple(
+        Property(
+            f"{name}_deg",
+            title,
+            _DEGREES,
+            (f"size_{name}_px", "suppression_index"),
+            _size,
+            scaled=True,
+        )
+        for name, title in (("summation", "summation field"), ("surround", "surround diameter"))
+    ),
+    "surround modulation": (
+        Property("suppression_index", "surround suppression", np.linspace(0, 2, 11).round(9)),
+    ),
+    "texture modulation": (
+        Property("texture_modulation", "texture modulation", _MODULATION),
+        Property("texture_abs_modulation", "texture modulation, absolute", _ABS_MODULATION),
+    ),
+    "response magnitude": (
+        Property("grating_rate", "largest response", _RATES, ("grating_response",), _rate),
+        *(
+            Property(
+                f"{name}_rate",
+                f"largest response to {title}",
+                _RATES,
+                ("grating_response", f"{name}_max"),
+                _rate,
+            )
+            for name, title in (("texture", "textures"), ("noise", "noise"))
+        ),
+    ),
+    "Gabors": (
+        Property(
+            "gabor_sf_cpd",
+            "frequency of the Gabor",
+            _FREQUENCIES,
+            ("gabor_frequency", "gabor_r2"),
+            _frequency,
+            scaled=True,
+            battery=False,
+            like="sf_cpd",
+        ),
+        *(
+            Property(
+                name,
+                f"size of the Gabor {side}",
+                _CYCLES,
+                (name, "gabor_r2"),
+                battery=False,
+            )
+            for name, side in (("gabor_nx", "across its bars"), ("gabor_ny", "along its bars"))
+        ),
+    ),
+}
+
+PROPERTIES = tuple(
+    replace(each, group=group) for group, those in _BY_GROUP.items() for each in those
 )
 
 #: Published samples of a quantity that say how alike two studies of V1 are.
@@ -427,18 +330,14 @@ def resamplings(count: int, seed: int) -> np.ndarray:
     return random.multinomial(count, np.full(count, 1 / count), SAMPLES).astype(float)
 
 
-def interval(
-    found: float, drawn: np.ndarray, low: float = 0, high: float = 1
-) -> tuple[float, float]:
-    """Return the basic 95 % bootstrap interval of a number, within what it can be.
+def interval(found: float, drawn: np.ndarray, low: float = 0) -> tuple[float, float]:
+    """Return the basic 95 % bootstrap interval of a number from `low` to 1.
 
     A distance grows by resampling; the basic interval takes that off, which percentiles would not
     (Davison & Hinkley 1997, section 5.2).
     """
-    upper, lower = np.quantile(drawn, (0.975, 0.025))
-    return float(np.clip(2 * found - upper, low, high)), float(
-        np.clip(2 * found - lower, low, high)
-    )
+    ends = 2 * found - np.quantile(drawn, (0.975, 0.025))
+    return tuple(np.clip(ends, low, 1).tolist())
 
 
 # ---- one layer
@@ -446,22 +345,16 @@ def interval(
 
 @dataclass(frozen=True)
 class Match:
-    """How one property of a layer matches V1: its KS distance, that of the resamplings (S,), the
-    ceiling, and the similarities, at most 1, as shares of the ceiling."""
+    """How one property of a layer matches V1: its KS distance, that of the resamplings (S,), and
+    the ceiling."""
 
     ks: float
     drawn: np.ndarray
     ceiling: float
 
-    @property
-    def similarity(self) -> float:
-        """Similarity of the layer."""
-        return min(1.0, (1 - self.ks) / self.ceiling)
-
-    @property
-    def similarities(self) -> np.ndarray:
-        """Similarity of each resampling."""
-        return np.minimum(1, (1 - self.drawn) / self.ceiling)
+    def similarity(self, distance: Any) -> Any:
+        """Return the similarities, at most 1, of distances as shares of the ceiling."""
+        return np.minimum(1, (1 - distance) / self.ceiling)
 
 
 class Judge:
@@ -473,7 +366,7 @@ class Judge:
         self.rows = {name: reference[reference["quantity"] == like[name]] for name in like}
         self.known = {name: published(reference, like[name]) for name in like}
         self.studies = {name: study_ceiling(reference, like[name]) for name in like}
-        self._ceilings: dict[tuple[str, int], float] = {}
+        self._sampling = cache(lambda name, n: ceiling(self.known[name], n))
 
     def values(self, each: Property, table: pd.DataFrame, scale: float) -> np.ndarray | None:
         """Return the values (C,) of a property, None where a stage that it needs was off.
@@ -492,17 +385,10 @@ class Judge:
         known = self.known[each.name]
         if known is None:
             return None
-        n = int(np.isfinite(values).sum())
-        top = self.sampling(each.name, n)
+        top = self._sampling(each.name, int(np.isfinite(values).sum()))
         if np.isfinite(self.studies[each.name]):
             top = min(top, self.studies[each.name])
         return Match(float(ks(values, known)), ks(values, known, weights), top)
-
-    def sampling(self, name: str, n: int) -> float:
-        """Return `ceiling`, computed once."""
-        if (name, n) not in self._ceilings:
-            self._ceilings[name, n] = ceiling(self.known[name], n)
-        return self._ceilings[name, n]
 
     def median(self, name: str) -> pd.Series | None:
         """Return the row of the published median, None where it is not known."""
@@ -625,7 +511,7 @@ def _against(
         "ks_hi": high,
         "ceiling": found.ceiling,
         "study_ceiling": judge.studies[each.name],
-        "similarity": found.similarity,
+        "similarity": found.similarity(found.ks),
         "drawn": found.drawn,
     }
 
@@ -680,8 +566,8 @@ def _means(
     found = []
     for scale in scales:
         every = fixed + matches([each for each in judged if each.scaled], scale)
-        own = float(np.mean([one.similarity for one in every]))
-        found.append((own, np.mean([one.similarities for one in every], axis=0)))
+        own = float(np.mean([one.similarity(one.ks) for one in every]))
+        found.append((own, np.mean([one.similarity(one.drawn) for one in every], axis=0)))
     return found
 
 
