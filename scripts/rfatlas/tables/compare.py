@@ -8,7 +8,8 @@ that only one network has is listed alone, except in `similarity`, which compare
 every other. Tables come from channels.csv, what is paired image by image from activations.h5.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import h5py
 import numpy as np
@@ -20,7 +21,7 @@ from rfatlas.physiology.color_rules import DOUBLE, SINGLE, UNRESPONSIVE
 from rfatlas.statistics import by_layer, mcnemar, paired_newcombe, rows_by_layer
 from rfatlas.tables import counted
 from rfatlas.tables import similarity as alike
-from rfatlas.tables.counted import framed, quartiles, share, truth
+from rfatlas.tables.counted import framed, quartiles, truth
 
 #: Indices and sizes of channels that are compared, as far as channels.csv has them.
 QUANTITIES = (
@@ -28,6 +29,10 @@ QUANTITIES = (
     "osi", "circular_variance", "bandwidth_deg", "sf_cpp", "f1_f0", "gabor_r2", "chromatic_share",
     "color_selectivity",
 )  # fmt: skip
+
+#: A function of channels.csv that gives a number per channel, NaN where it is not known, or None
+#: where the stage was off.
+Measure = Callable[[pd.DataFrame], np.ndarray | None]
 
 #: A channel counts as found again if it correlates at least so much with its match.
 SAME = 0.5
@@ -69,9 +74,15 @@ def _class(rows: pd.DataFrame, *classes: str) -> np.ndarray | None:
     return np.where(known, rows["color_class"].isin(classes), np.nan)
 
 
-#: What a channel may be: a function of channels.csv that gives 1, 0 or NaN (unknown: not counted)
-#: per channel, or None where the stage was off.
-PROPERTIES: dict[str, Callable[[pd.DataFrame], np.ndarray | None]] = {
+def _number(rows: pd.DataFrame, name: str) -> np.ndarray | None:
+    if name not in rows:
+        return None
+    values = rows[name].to_numpy(float)
+    return values[rows["rectified"].to_numpy(bool)] if name == "fraction_active" else values
+
+
+#: What a channel may be, 1 or 0.
+PROPERTIES: dict[str, Measure] = {
     "orientation_selective": lambda rows: _flag(rows, "orientation_selective"),
     "opponent": lambda rows: _class(rows, SINGLE, DOUBLE),
     SINGLE: lambda rows: _class(rows, SINGLE),
@@ -108,16 +119,11 @@ def runs(files: Mapping[str, h5py.File], descriptions: Mapping[str, Mapping]) ->
     """
     reference = next(iter(files))
     guesses = {name: _guesses(file) for name, file in files.items()}
+    described = ("factory", "weights", "parameters", "gflops")
     rows = []
     for name, file in files.items():
-        row = {
-            "run": name,
-            "reference": name == reference,
-            "factory": descriptions[name]["factory"],
-            "weights": descriptions[name]["weights"],
-            "parameters": descriptions[name]["parameters"],
-            "gflops": descriptions[name]["gflops"],
-        }
+        row = {"run": name, "reference": name == reference}
+        row |= {key: descriptions[name][key] for key in described}
         if guesses[name] is not None:
             row |= _accuracy(file)
             if name != reference and guesses[reference] is not None:
@@ -174,25 +180,13 @@ def fractions(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Wilson intervals; `difference` is the run's minus the reference's in the layer of the same name,
     with Newcombe's interval. Properties of stages that were off have no rows.
     """
-    rows, known = [], {}
-    reference = next(iter(tables))
-    for run, table in tables.items():
-        for layer, depth, members in by_layer(table):
-            for name, measure in PROPERTIES.items():
-                values = measure(members)
-                if values is None:
-                    continue
-                n, count = int(np.isfinite(values).sum()), int(np.nansum(values))
-                row = [run, layer, depth, name, n, count, *counted.proportion(count, n)]
-                if run == reference:
-                    known[layer, name] = count, n
-                if run == reference or (layer, name) not in known:
-                    row += [pd.NA, pd.NA, *[np.nan] * 4]
-                else:
-                    others, total = known[layer, name]
-                    row += [total, others, share(others, total)]
-                    row += counted.difference(count, n, others, total)
-                rows.append(row)
+    rows = []
+    for *place, values, others in _beside_reference(tables, PROPERTIES):
+        count, n = int(values.sum()), values.size
+        known = None if others is None else (int(others.sum()), others.size)
+        _, total, its_count, its_share, *_, apart, low, high = counted.against(count, n, "", known)
+        row = (*place, n, count, *counted.proportion(count, n), total, its_count, its_share)
+        rows.append((*row, apart, low, high))
     return framed(rows, FRACTIONS, ("reference_n", "reference_count"))
 
 
@@ -204,28 +198,34 @@ def quantities(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     exceeds one of the reference, ties counting half (0.5 where they are alike; Mann & Whitney's U
     over the number of pairs). `fraction_active` is missing where a layer is not rectified.
     """
-    rows, known = [], {}
+    rows = []
+    measures = {name: partial(_number, name=name) for name in QUANTITIES}
+    for *place, values, others in _beside_reference(tables, measures):
+        row = [*place, values.size, *quartiles(values), pd.NA, *[np.nan] * 3]
+        if others is not None:
+            middle = quartiles(others)[1]
+            row[-4:] = others.size, middle, row[6] - middle, _superiority(values, others)
+        rows.append(row)
+    return framed(rows, QUANTILES, ["reference_n"])
+
+
+def _beside_reference(
+    tables: Mapping[str, pd.DataFrame], measures: Mapping[str, Measure]
+) -> Iterator[tuple[str, str, int, str, np.ndarray, np.ndarray | None]]:
+    """Yield run, layer, depth, name, known values (n,), and those of the reference in the layer of
+    the same name: None in the reference itself, and where it has none."""
     reference = next(iter(tables))
+    known: dict[tuple[str, str], np.ndarray] = {}
     for run, table in tables.items():
         for layer, depth, members in by_layer(table):
-            for name in QUANTITIES:
-                if name not in members:
+            for name, measure in measures.items():
+                values = measure(members)
+                if values is None:
                     continue
-                values = members[name].to_numpy(float)
-                if name == "fraction_active":
-                    values = values[members["rectified"].to_numpy(bool)]
                 values = values[np.isfinite(values)]
-                row = [run, layer, depth, name, values.size, *quartiles(values)]
+                yield run, layer, depth, name, values, known.get((layer, name))
                 if run == reference:
                     known[layer, name] = values
-                if run == reference or (layer, name) not in known:
-                    row += [pd.NA, *[np.nan] * 3]
-                else:
-                    others = known[layer, name]
-                    middle = quartiles(others)[1]
-                    row += [others.size, middle, row[6] - middle, _superiority(values, others)]
-                rows.append(row)
-    return framed(rows, QUANTILES, ["reference_n"])
 
 
 def matched(

@@ -276,10 +276,8 @@ def orientation(
                 row += [np.nan] * 3
             else:
                 row += counted.difference(oriented, n, *single)
-            row += ["", pd.NA, pd.NA, np.nan]
-            if layer in others:
-                count, total = _oriented(others[layer], name, orientation_osi)
-                row[-4:] = twin_name, total, count, share(count, total)
+            twins = _oriented(others[layer], name, orientation_osi) if layer in others else None
+            row += counted.against(oriented, n, twin_name, twins)[:4]
             rows.append((*row, *published.loc[name, ["statement", "certainty", "source"]]))
     return _framed(rows, ORIENTATION)
 
