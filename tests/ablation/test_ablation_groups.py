@@ -18,7 +18,6 @@ from torch import nn
 
 from rfatlas.ablation import ablate
 from rfatlas.ablation import ablation_groups as stage
-from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,12 +64,6 @@ def test_a_group_without_column_or_members_is_left_out_and_said(caplog):
     assert stage.groups(rows, "conv1", {}) == {}
     assert "conv1: no channel is inactive" in caplog.text
     assert "no column color_class" in caplog.text
-
-
-def test_a_channel_that_the_layer_lacks_is_refused():
-    message = r"ablation_groups\.groups\.mine\.conv1: no channel 9; .* 0 to 7"
-    with pytest.raises(RfatlasError, match=message):
-        stage.groups(layer_rows(8), "conv1", {"mine": {"conv1": [1, 9]}})
 
 
 # ---- controls

@@ -47,19 +47,8 @@ def sequence(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
     own, and the same partner for all channels and layers. Any number of first images is a random
     sample.
 
-    Parameters
-    ----------
-    labels
-        (N,) class of each image, -1 = unknown.
-    count
-        How many images at most; all for None.
-    seed
-        Of the order.
-
-    Raises
-    ------
-    RfatlasError
-        If fewer than two images have a class.
+    `labels` (N,) class of each image, -1 = unknown; `count` how many images at most, all for None;
+    `seed` of the order. Raises RfatlasError if fewer than two images have a class.
     """
     known = np.flatnonzero(np.asarray(labels) >= 0)
     if len(known) < 2:
@@ -163,31 +152,13 @@ class Seen:
 class Ablator:
     """A network that can lose channels of a layer.
 
-    Parameters
-    ----------
-    network
-        The loaded model.
-    layer
-        Name of the layer.
-    mean
-        (C,) data-set mean of every channel; needed for the mode `mean` only.
-    memory_mb
-        Megabytes of the process, libraries included, that batches are chosen to fit (on a GPU half
-        of its free memory counts instead).
+    `mean` (C,) data-set mean of every channel, needed for the mode `mean` only; `memory_mb`
+    megabytes of the process, libraries included, that batches are chosen to fit (on a GPU half of
+    its free memory counts instead). Raises RfatlasError if the network has no classifier or no such
+    layer.
 
-    Attributes
-    ----------
-    channels
-        Number of channels of the layer.
-    replacement
-        What they are replaced by.
-    closed
-        Whether nothing but global average pooling and a linear layer is left behind the layer.
-
-    Raises
-    ------
-    RfatlasError
-        If the network has no classifier or no such layer.
+    `channels` is the number of channels of the layer, `replacement` what they are replaced by,
+    `closed` whether nothing but global average pooling and a linear layer is left behind the layer.
     """
 
     def __init__(
@@ -326,8 +297,8 @@ class Ablator:
         by_memory = room(memory_mb, device, _BASE_MB) / (4.0 * (carried + 4 * largest))
         return max(1, int(min(by_memory, _BATCH_ELEMENTS[device.type] / largest)))
 
-    def _on_device(self, values: Any, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), device=self._network.device).to(dtype)
+    def _on_device(self, values: Any) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, np.int64), device=self._network.device)
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

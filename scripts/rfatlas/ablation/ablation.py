@@ -107,30 +107,16 @@ def sweep(
 ) -> None:
     """Write the predictions of the images at the places [start, stop) of the order.
 
-    Parameters
-    ----------
-    ablator
-        The network, cut at the layer of this job.
-    images, labels
-        uint8 (N, H, W, 3) and int (N,): the packed images.
-    order
-        (M,) from `ablate.sequence`, of which the first `images` of the settings are run; a `stop`
-        beyond is clipped.
-    cached
-        `logits` (N, classes) and `features` (N, D) of activations.h5. The logits are compared with
-        those computed here; the features serve a layer in closed form.
-    settings
-        `images`, `modes`, `all_modes_layers`, `site`, `channels`, `precision`, `batch_size` of the
-        config. With a precision, all images of the order must be one range.
-    task
-        Killed, the work resumes from `<output>.partial`.
-    estimates
-        By mode; with a precision, they save exact images.
+    `ablator` is the network, cut at the layer of this job; `images` uint8 (N, H, W, 3) and `labels`
+    int (N,) are the packed images; `order` (M,) is that of `ablate.sequence`, of which the first
+    `images` of the settings are run (a `stop` beyond is clipped). `cached` are `logits` (N,
+    classes) and `features` (N, D) of activations.h5: the logits are compared with those computed
+    here, the features serve a layer in closed form. `settings` holds `images`, `modes`,
+    `all_modes_layers`, `site`, `channels`, `precision` and `batch_size` of the config. With a
+    precision, all images of the order must be one range, and `estimates`, by mode, save exact
+    images. Killed, the work resumes from `<output>.partial`.
 
-    Raises
-    ------
-    RfatlasError
-        If the cached logits are not this network's.
+    Raises RfatlasError if the cached logits are not this network's.
     """
     total = min(settings["images"] or len(order), len(order))
     start, stop = min(start, total), min(stop, total)
@@ -221,20 +207,6 @@ def _seen(
     return seen
 
 
-def _counts(
-    prediction: np.ndarray, intact: np.ndarray, labels: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Count the images of each channel by what became of them, from predictions (C, N), -1 where
-    there is none, and (N,) of the intact network."""
-    known, right, was_right = prediction >= 0, prediction == labels, intact == labels
-    return {
-        "both": (right & was_right).sum(1),
-        "gained": (right & ~was_right).sum(1),
-        "lost": (known & ~right & was_right).sum(1),
-        "trials": known.sum(1),
-    }
-
-
 def modes_of(layer: str, settings: Mapping[str, Any]) -> Sequence[str]:
     """Return the modes that a layer is ablated in."""
     every = layer in settings["all_modes_layers"]
@@ -286,20 +258,13 @@ def _tell(
     labels: np.ndarray,
 ) -> None:
     """Log what happened to these images, channel by channel."""
-    counts = _counts(results.prediction, intact.prediction, labels)
-    change = np.where(results.prediction >= 0, results.loss - intact.loss, 0)
-    loss = change.sum(1) / np.maximum(counts["trials"], 1)
-    for row, channel in enumerate(channels):
-        log.info(
-            "%s channel %d, %s: of %d images %d right to wrong, %d wrong to right, loss %+.4f",
-            layer,
-            channel,
-            mode,
-            counts["trials"][row],
-            counts["lost"][row],
-            counts["gained"][row],
-            loss[row],
-        )
+    text = "%s channel %d, %s: of %d images %d right to wrong, %d wrong to right, loss %+.4f"
+    change = _changes(results, intact, labels)
+    known, right = np.isfinite(change["loss"]).sum(1), change["top1"]
+    loss = np.nansum(change["loss"], axis=1) / np.maximum(known, 1)
+    rows = zip(channels, known, (right < 0).sum(1), (right > 0).sum(1), loss, strict=True)
+    for channel, *numbers in rows:
+        log.info(text, layer, channel, mode, *numbers)
 
 
 # ---- all ranges of one layer

@@ -21,7 +21,6 @@ from scipy.optimize import linear_sum_assignment
 
 from rfatlas.ablation import paired
 from rfatlas.ablation.paired import Predictions
-from rfatlas.errors import RfatlasError
 from rfatlas.files import store
 from rfatlas.files.task import Task
 from rfatlas.physiology import color_rules
@@ -105,8 +104,7 @@ def groups(
     """Return the groups of a layer that have members: name -> channel indices, ascending.
 
     `rows` are the layer's of channels.csv, in the order of the channels; `named` the config's own
-    groups: name -> layer -> channels. Raises RfatlasError if these name a channel that the layer
-    does not have.
+    groups: name -> layer -> channels, of which `rfatlas.plan.preflight` knows that they are there.
     """
     found = {}
     for name, (column, value) in GROUPS.items():
@@ -119,15 +117,8 @@ def groups(
             continue
         found[name] = members
     for name, layers in named.items():
-        if layer not in layers:
-            continue
-        members = np.unique(np.array(layers[layer], int))
-        if members.size and members[-1] >= len(rows):
-            raise RfatlasError(
-                f"ablation_groups.groups.{name}.{layer}: no channel {members[-1]}; the layer has "
-                f"{len(rows)} channels, 0 to {len(rows) - 1}"
-            )
-        found[name] = members
+        if layer in layers:
+            found[name] = np.unique(np.array(layers[layer], int))
     return found
 
 
@@ -262,10 +253,6 @@ class Plan:
     sets: tuple[tuple[int, ...], ...]
     uses: pd.DataFrame
 
-    def of(self, mode: str) -> np.ndarray:
-        """Return the numbers (n,) of the sets that are needed in a mode, ascending."""
-        return np.unique(self.uses.loc[self.uses["mode"] == mode, "set"])
-
 
 def plan(
     rows: pd.DataFrame, layer: str, settings: Mapping[str, Any], filters: bool, seed: int
@@ -324,7 +311,7 @@ def measure(
     one image.
     """
     sets = [list(channels) for channels in plan.sets]
-    modes = {mode: plan.of(mode) for mode in plan.uses["mode"].unique()}
+    modes = {mode: np.unique(use["set"]) for mode, use in plan.uses.groupby("mode", sort=False)}
     pairs = sum(map(len, modes.values()))
     size = max(1, predictions // max(pairs, 1))
     records: dict[str, list[Predictions]] = {name: [] for name in ("intact", *modes)}
@@ -437,26 +424,24 @@ def _with_nulls(table: pd.DataFrame) -> pd.DataFrame:
     table = table.reindex(columns=[*table, *NULLS])
     for _, rows in table.groupby(["name", "mode"], sort=False):
         group = rows[rows["kind"] == "group"]
-        drawn = rows[rows["kind"] == "control"]
-        place = among(
-            {name: group[f"delta_{name}"].item() for name in ("top1", "loss")},
-            {name: drawn[f"delta_{name}"].to_numpy(float) for name in ("top1", "loss")},
-        )
+        place = among(group.iloc[0], rows[rows["kind"] == "control"])
         table.loc[group.index, list(NULLS)] = [place[name] for name in NULLS]
     return table.astype({"n_controls": "Int64"})
 
 
-def among(group: Mapping[str, float], controls: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return where a group's changes lie among those of its controls: `NULLS`, NaN without any.
+def among(group: pd.Series, controls: pd.DataFrame) -> dict[str, float]:
+    """Return where a group's `delta_top1` and `delta_loss` lie among those of its controls, a row
+    each: `NULLS`, NaN without any.
 
     `control_*` is the controls' median. `p_more_*` is (1 + controls that lose at least as much) /
     (1 + controls), small for a group that matters more than others; `p_less_*` the same of those
     that lose at most as much. The group counts as one of the sets that chance draws (Davison &
     Hinkley 1997, eq. 4.11).
     """
-    found = {"n_controls": len(controls["top1"])}
+    found = {"n_controls": int(controls["delta_top1"].count())}
     for name, loses in (("top1", -1), ("loss", 1)):
-        own, others = loses * group[name], loses * controls[name]
+        own = loses * group[f"delta_{name}"]
+        others = loses * controls[f"delta_{name}"].dropna().to_numpy(float)
         # Without a negative zero.
         found[f"control_{name}"] = loses * np.median(others) + 0.0 if len(others) else np.nan
         for word, as_far in (("more", others >= own), ("less", others <= own)):
@@ -500,16 +485,13 @@ def _alone(silent: pd.DataFrame, active: pd.DataFrame) -> pd.DataFrame:
         column.removesuffix("_delta_top1") for column in silent if column.endswith("_delta_top1")
     ]
     for mode in modes:
-        for _, row in silent[silent[f"{mode}_delta_top1"].notna()].iterrows():
-            changed = {name: row.get(f"{mode}_{name}", np.nan) for name in paired.COLUMNS}
-            others = {
-                name: active[f"{mode}_delta_{name}"].dropna().to_numpy(float)
-                for name in ("top1", "loss")
-            }
-            own = {name: changed[f"delta_{name}"] for name in ("top1", "loss")}
+        columns = {f"{mode}_{name}": name for name in paired.COLUMNS}
+        ours, others = (rows.rename(columns=columns) for rows in (silent, active))
+        for _, row in ours[ours["delta_top1"].notna()].iterrows():
             what = {"channels": "one", "channel": row["channel"], "mode": mode}
             what |= {"compared_with": "intact", "control": "active"}
-            found.append(what | changed | among(own, others))
+            what |= row.reindex(list(paired.COLUMNS)).to_dict()
+            found.append(what | among(row, others))
     return pd.DataFrame(found)
 
 

@@ -24,6 +24,8 @@ _FEWEST = 20
 # flips, which are so rare that a few images may show none; and the flips that are added to those of
 # a channel in that mean.
 _PRIOR, _PSEUDO_FLIPS = 10, 0.25
+# Of Student's t, for 95 % intervals.
+_QUANTILE = 0.975
 # A leverage beyond this is taken to be this.
 _LEVERAGE = 0.95
 
@@ -36,12 +38,8 @@ def expected(
     The loss is log(1 + exp(-o)) of the log odds o of the label, which bends where they do not;
     correctness is the sign of the margin.
 
-    Parameters
-    ----------
-    odds, margin
-        (n,) of the intact network: log odds of the label, and its logit less the largest other.
-    odds_change, margin_change
-        (n, C) their changes, to first order.
+    `odds` and `margin` (n,) are those of the intact network: log odds of the label, and its logit
+    less the largest other; `odds_change` and `margin_change` (n, C) their changes, to first order.
     """
     odds, margin = odds[:, None].astype(float), margin[:, None].astype(float)
     loss = np.logaddexp(0, -odds - odds_change) - np.logaddexp(0, -odds)
@@ -102,39 +100,27 @@ def effects(
     images: int,
     pilot: int,
     flips: bool,
-    confidence: float = 0.95,
 ) -> dict[str, np.ndarray]:
-    """Return the mean change over all images of each channel: `effect`, its interval `lo`, `hi`,
-    `p`, `r` and `variance_ratio`, (C,) each.
+    """Return the mean change over all images of each channel: `effect`, its 95 % interval `lo`,
+    `hi`, `p`, `r` and `variance_ratio`, (C,) each.
 
     The interval is about these images, `p` (Student's t) about the population that they come from:
     that the mean change there is zero. Else one flip among all images, known for certain, would be
     a discovery. `variance_ratio` is how many times as many exact images the plain mean would need.
 
-    Parameters
-    ----------
-    change
-        (C, n) of exact images, NaN behind the last of each channel.
-    known
-        (C, n) expected changes of the same images.
-    mean, spread
-        (C,) mean and variance of the expected change over all images.
-    images
-        How many these are.
-    pilot
-        The first so many exact images, which all channels have, give slopes and variances. How many
-        more are run may depend on these (`wanted`), and the interval still holds (Stein 1945,
-        Annals of Mathematical Statistics 16:243).
-    flips
-        Whether changes are those of correctness.
+    `change` (C, n) of exact images, NaN behind the last of each channel; `known` (C, n) expected
+    changes of the same images; `mean` and `spread` (C,) mean and variance of the expected change
+    over all `images`; `flips` whether changes are those of correctness. The first `pilot` exact
+    images, which all channels have, give slopes and variances. How many more are run may depend on
+    these (`wanted`), and the interval still holds (Stein 1945, Annals of Mathematical Statistics
+    16:243).
     """
     found = fit(change[:, :pilot], known[:, :pilot], flips)
     rest = change - found.slope[:, None] * (known - mean[:, None])
     count = np.isfinite(change).sum(1)
     effect = np.nansum(rest, axis=1) / count
     variance = found.residual * (1 / count - 1 / images)
-    error = np.sqrt(variance)
-    half = special.stdtrit(found.freedom, 0.5 + confidence / 2) * error
+    half = special.stdtrit(found.freedom, _QUANTILE) * np.sqrt(variance)
     with np.errstate(invalid="ignore", divide="ignore"):
         every = (found.slope**2 * spread + found.residual) / images
         t = np.where(effect == 0, 0, np.abs(effect) / np.sqrt(variance + every))
@@ -149,9 +135,9 @@ def effects(
     }
 
 
-def wanted(found: Fit, images: int, half: float, confidence: float = 0.95) -> np.ndarray:
-    """Return how many exact images (C,) each channel needs for an interval that reaches `half` from
-    the effect: Stein's two-stage procedure, for the mean over `images` (see `effects`)."""
-    t = special.stdtrit(found.freedom, 0.5 + confidence / 2)
+def wanted(found: Fit, images: int, half: float) -> np.ndarray:
+    """Return how many exact images (C,) each channel needs for a 95 % interval that reaches `half`
+    from the effect: Stein's two-stage procedure, for the mean over `images` (see `effects`)."""
+    t = special.stdtrit(found.freedom, _QUANTILE)
     each = (half / t) ** 2 / np.maximum(found.residual, np.finfo(float).tiny)
     return np.ceil(1 / (each + 1 / images)).astype(int)

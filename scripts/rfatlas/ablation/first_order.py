@@ -26,24 +26,12 @@ _KEPT_TIMES = 3
 
 
 class FirstOrder:
-    """A network that tells what channels are worth, to first order.
+    """A network with a classifier that tells what channels are worth, to first order.
 
-    Parameters
-    ----------
-    network
-        The loaded model, with a classifier.
-    modes
-        The modes of each layer, by its name.
-    means
-        (C,) data-set means of the channels of each layer.
-    site
-        As in the config: `weight` acts on the filters where `zero` is asked for.
-    channels
-        The first so many channels of each layer only; all for None.
-    memory_mb
-        Megabytes of the process that batches are chosen to fit.
-
-    `batch` is the number of images that fit.
+    `modes` are those of each layer, by its name; `means` (C,) the data-set means of the channels of
+    each layer; `site` as in the config: `weight` acts on the filters where `zero` is asked for;
+    `channels` the first so many of each layer only, all for None; `memory_mb` megabytes of the
+    process that batches are chosen to fit, and `batch` the number of images that fit.
     """
 
     def __init__(

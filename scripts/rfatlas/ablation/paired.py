@@ -76,18 +76,9 @@ def changes(
 
     Differences are `found` minus `reference`, with 95 % intervals: Newcombe's paired one for
     accuracies, the bootstrap over images for the mean loss. `p` is McNemar's exact test, flips are
-    images whose prediction becomes right or wrong.
-
-    Parameters
-    ----------
-    found
-        (sets, N).
-    reference
-        (N,), or (sets, N) where each set has one of its own.
-    labels
-        (N,) classes.
-    seed
-        Of the bootstrap.
+    images whose prediction becomes right or wrong. `found` is (sets, N), `reference` (N,), or
+    (sets, N) where each set has one of its own; `labels` (N,) are classes, `seed` that of the
+    bootstrap.
     """
     result = {}
     count = len(labels)
