@@ -41,9 +41,7 @@ class Stage:
     reads: tuple[str, ...] = ()
     #: What its target makes, with wildcards; the other files of a job come with these.
     files: tuple[str, ...] = ()
-    #: Whether the config has `stages.<name>`, and runs may go `without` it.
-    switch: bool = False
-    #: Why one would switch it off.
+    #: Why one would switch it off, if the config has `stages.<name>` and runs may go `without` it.
     off_when: str = ""
     #: The stage whose switch counts where its own is left out.
     like: str = ""
@@ -139,7 +137,6 @@ STAGES: tuple[Stage, ...] = (
         "layer",
         reads=("images", "model", "activations"),
         files=("results/{run}/receptive_fields/{layer}.h5",),
-        switch=True,
         off_when="only activations are wanted; this takes long",
         version=3,
         mem_mb=3000,
@@ -166,7 +163,6 @@ STAGES: tuple[Stage, ...] = (
         "Skip and residual",
         "splits gradients into the parts of skip connection and residual branch",
         "layer",
-        switch=True,
         off_when="the split is not wanted",
         part_of="receptive_fields",
         columns=True,
@@ -189,7 +185,6 @@ STAGES: tuple[Stage, ...] = (
         "run",
         reads=("model", "receptive_fields"),
         files=("results/{run}/virtual_filters.h5", "results/{run}/virtual_filters.csv"),
-        switch=True,
         off_when="no virtual filters are wanted",
         version=2,
         mem_mb=3000,
@@ -217,7 +212,6 @@ STAGES: tuple[Stage, ...] = (
         "layer",
         reads=("model", "receptive_fields", "virtual_filters"),
         files=("results/{run}/gabor/{layer}.h5",),
-        switch=True,
         off_when="no Gabor parameters are wanted",
         like="receptive_fields",
         version=2,
@@ -254,7 +248,6 @@ STAGES: tuple[Stage, ...] = (
         "layer",
         reads=("images", "model"),
         files=("results/{run}/gratings/{layer}.h5",),
-        switch=True,
         off_when="no tuning is wanted",
         version=3,
         mem_mb=3000,
@@ -268,7 +261,6 @@ STAGES: tuple[Stage, ...] = (
         "Size",
         "finds the aperture that suits each channel, and its tuning to size",
         "layer",
-        switch=True,
         off_when="gratings as wide as the receptive field are enough",
         part_of="gratings",
         columns=True,
@@ -286,7 +278,6 @@ STAGES: tuple[Stage, ...] = (
         "Contrast",
         "finds the contrast that suits each channel, its response to contrast and to a mask",
         "layer",
-        switch=True,
         off_when="gratings of full contrast are enough",
         part_of="gratings",
         columns=True,
@@ -307,7 +298,6 @@ STAGES: tuple[Stage, ...] = (
         "layer",
         reads=("images", "model", "activations", "receptive_fields", "virtual_filters"),
         files=("results/{run}/color/{layer}.h5",),
-        switch=True,
         off_when="no colour tuning is wanted",
         version=3,
         mem_mb=3000,
@@ -336,7 +326,6 @@ STAGES: tuple[Stage, ...] = (
         "run",
         reads=("model",),
         files=("results/{run}/texture.h5", "results/{run}/texture.csv"),
-        switch=True,
         off_when="responses to textures are not wanted",
         like="gratings",
         version=1,
@@ -355,7 +344,6 @@ STAGES: tuple[Stage, ...] = (
         "layer",
         reads=("images", "model", "activations", "receptive_fields"),
         files=("results/{run}/preferred_stimulus/{layer}.h5",),
-        switch=True,
         off_when="no preferred stimuli are wanted; all channels of deep layers take long",
         version=2,
         mem_mb=3000,
@@ -385,7 +373,6 @@ STAGES: tuple[Stage, ...] = (
         "layer",
         reads=("images", "model", "activations"),
         files=("results/{run}/ablation/{layer}.h5",),
-        switch=True,
         off_when="only tuning is wanted; on a large data set this takes long",
         version=2,
         mem_mb=4000,
@@ -480,7 +467,6 @@ STAGES: tuple[Stage, ...] = (
         "Figures",
         "draws the figures of the report",
         "run",
-        switch=True,
         off_when="only tables are wanted",
         mem_mb=2000,
     ),
@@ -490,7 +476,6 @@ STAGES: tuple[Stage, ...] = (
         "makes the site of each run",
         "run",
         files=("results/{run}/atlas", "results/index.html"),
-        switch=True,
         off_when="only tables and figures are wanted; thousands of channels take a few minutes",
         mem_mb=1500,
         per_channel=(0.02, 30e3),
@@ -502,7 +487,7 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 
 def switches() -> list[str]:
     """Names of the stages that the config can switch off."""
-    return [stage.name for stage in STAGES if stage.switch]
+    return [stage.name for stage in STAGES if stage.off_when]
 
 
 def target(name: str) -> str:
