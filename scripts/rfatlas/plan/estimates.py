@@ -287,7 +287,7 @@ class Budget:
         settings, channels = self.config["gratings"], layer["channels"]
         on = {part: entries.stage_on(self.config, part, run) for part in ("size", "contrast")}
         orientations, phases = settings["orientations"], settings["phases"]
-        coarse_phases = phases // 2 if phases % 2 == 0 and phases >= 8 else phases
+        coarse_phases = _coarse(phases)
         # In very large fields there are one or two more frequencies; at worst every channel likes
         # another grating best.
         grid = orientations * settings["frequencies"]
@@ -305,13 +305,12 @@ class Budget:
         grid, phases = settings["orientations"] * settings["frequencies"], settings["phases"]
         # At worst every channel likes another grating best; top units share whole images.
         stimuli = _AXES * (grid + 1) * phases + 2 * settings["hues"] + 7
-        coarse_phases = phases // 2 if phases % 2 == 0 and phases >= 8 else phases
-        stimuli += min(channels, grid) * settings["directions"] * coarse_phases
+        stimuli += min(channels, grid) * settings["directions"] * _coarse(phases)
         # The opponent axes in several apertures, and the best of these gratings at several
         # contrasts; few layers are so saturated that all are shown again.
         everywhere = 3 * _COLOR_APERTURES * (grid + 1)
         stimuli += everywhere * phases
-        stimuli += min(channels, everywhere) * (_CONTRASTS - 1) * coarse_phases
+        stimuli += min(channels, everywhere) * (_CONTRASTS - 1) * _coarse(phases)
         units = channels * self._top_k("color")
         whole = self._side(run, layer) == self._network(run)["input"]["crop"]
         stimuli += min(units, self._count(run)) if whole else units
@@ -439,6 +438,11 @@ def _units(layer: Mapping[str, Any]) -> int:
 def _sides(layer: Mapping[str, Any]) -> int:
     """How many answers of a unit are kept: before the layer's last ReLU, and behind one."""
     return 1 + layer["rectified"]
+
+
+def _coarse(phases: int) -> int:
+    """Phases in which gratings are shown of which only the mean over phases counts."""
+    return phases // 2 if phases % 2 == 0 and phases >= 8 else phases
 
 
 def _tile(widths: Sequence[int]) -> int:
