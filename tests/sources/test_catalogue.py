@@ -481,14 +481,17 @@ def test_subset_refused(tmp_path):
     )
 
 
-def test_scenes_are_counted_before_they_are_drawn(tmp_path):
+def test_scenes_are_counted_before_they_are_drawn():
     dataset = {"source": "scenes", "count": 10, "size": 64, "seed": 1}
-    assert catalogue.count_images(dataset) == 10
-    assert catalogue.count_images(dataset | {"limit": 4}) == 4
-    assert catalogue.count_images(dataset | {"limit": 40, "subset": {"size": 7, "seed": 0}}) == 7
+
+    def count(**keys) -> int:
+        return catalogue.count_scenes(dataset | keys, "datasets.scenes")
+
+    assert count() == 10
+    assert count(limit=4) == 4
+    assert count(limit=40, subset={"size": 7, "seed": 0}) == 7
     with pytest.raises(RfatlasError, match="10 images"):
-        catalogue.count_images(dataset | {"subset": {"size": 11, "seed": 0}})
-    assert catalogue.count_images(folder_of(tmp_path, {"a": 3}) | {"limit": 2}) == 2
+        count(subset={"size": 11, "seed": 0})
 
 
 def test_files_and_keys_that_the_rule_depends_on():

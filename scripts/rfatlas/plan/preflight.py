@@ -166,7 +166,7 @@ def count_images(
     has no image.
     """
     if dataset["source"] == "scenes":
-        return Images(catalogue.count_images(dataset, key=key), 0.0, -1, _digest(dataset))
+        return Images(catalogue.count_scenes(dataset, key), 0.0, -1, _digest(dataset))
     file = cache / "images" / f"{_images_key(dataset, classes)}.json"
     known = _read(file)
     # What comes or goes below the data set's path changes the time of the folder that it is in.

@@ -111,14 +111,9 @@ def _listed(source: Source) -> Listing:
     return listing
 
 
-def count_images(dataset: Mapping[str, Any], base: str | Path = ".", key: str = "dataset") -> int:
-    """Return how many images `list_images` gives; of scenes before they are drawn.
-
-    With `on_bad_image: skip` this is an upper bound of what is packed. Raises RfatlasError like
-    `list_images`.
-    """
-    if dataset["source"] != "scenes":
-        return len(list_images(dataset, base, key))
+def count_scenes(dataset: Mapping[str, Any], key: str) -> int:
+    """Return how many images `list_images` gives of scenes, before they are drawn. Raises
+    RfatlasError like `list_images`."""
     return subset_size(dataset, limited(dataset, dataset["count"]), key)
 
 

@@ -14,8 +14,6 @@ from rfatlas.sources.source import Source
 IMAGENET = Path(__file__).resolve().parents[3] / "resources" / "imagenet_classes.txt"
 
 _LABEL = re.compile(r"-1|[0-9]{1,6}")
-_NUMBER = re.compile(r"[0-9]{1,6}")
-_WNID = re.compile(r"n\d{8}")
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
@@ -34,7 +32,7 @@ class Numbering:
 
     def __init__(self, source: Source, names: Collection[str]):
         self.facts: dict[str, Any] = {}
-        numbers = {int(name) for name in names if _NUMBER.fullmatch(name)}
+        numbers = {int(name) for name in names if imagenet.INTEGER.fullmatch(name)}
         numbered = source.classes and len(numbers) == len(names)
         if source.class_map is not None:
             self._by_map(source, names)
@@ -46,7 +44,7 @@ class Numbering:
         elif (
             imagenet.CLASSES in source.classes
             and len(names) < imagenet.CLASSES
-            and all(_WNID.fullmatch(name) for name in names)
+            and all(imagenet.WNID.fullmatch(name) for name in names)
         ):
             source.class_map = IMAGENET
             self._by_map(source, names)

@@ -26,9 +26,10 @@ from rfatlas.sources.source import Source, csv_row, is_image
 #: Number of classes of ImageNet's classification task, the leaves of its hierarchy.
 CLASSES = 1000
 
-_INTEGER = re.compile(r"[0-9]{1,6}")
+#: A label as text, and the WordNet id of a class.
+INTEGER = re.compile(r"[0-9]{1,6}")
+WNID = re.compile(r"n\d{8}")
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+", re.IGNORECASE)
-_WNID = re.compile(r"n\d{8}")
 _CLASS_MAP_LINE = re.compile(r"(?:(\d+)[\s,;]+)?\"?(n\d{8})\"?(?:[\s,;:]+(.*))?")
 
 
@@ -139,7 +140,7 @@ def labelled(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[str
     first = lines[0] if lines else ""
     if re.sub(r"\s", "", first.lower()) == "imageid,predictionstring":
         return _by_kaggle(source, names, lines[1:])
-    if _INTEGER.fullmatch(first):
+    if INTEGER.fullmatch(first):
         return _by_devkit(source, names, lines)
     raise source.wrong(
         f"starts with {first[:40]!r}; expected one integer per line "
@@ -165,7 +166,7 @@ def _by_devkit(
         raise source.wrong(f"has no ILSVRC2012 ids, which {truth} needs; {wanted}", "class_map")
     truths = []
     for number, text in enumerate(lines, 1):
-        if not _INTEGER.fullmatch(text) or int(text) not in ids:
+        if not INTEGER.fullmatch(text) or int(text) not in ids:
             raise source.wrong(
                 f"line {number}: {text[:40]!r} is not an id of {source.class_map}", "labels"
             )
@@ -197,7 +198,7 @@ def _by_kaggle(
     for number, line in enumerate(lines, 2):
         row = csv_row(line, f"{source.key}.labels: {source.labels}: line {number}")
         words = row[1].split() if len(row) == 2 else []
-        if not words or not _WNID.fullmatch(words[0]):
+        if not words or not WNID.fullmatch(words[0]):
             raise source.wrong(
                 f"line {number}: {','.join(row)[:60]!r}; expected `ImageId,wnid x1 y1 x2 y2 ...`",
                 "labels",

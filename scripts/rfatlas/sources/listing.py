@@ -100,37 +100,18 @@ class Listing:
     def select(self, indices: Sequence[int] | np.ndarray) -> "Listing":
         """Return the listing of these images, in the order given."""
         chosen = np.asarray(indices, dtype=np.int64)
-
-        def part(column: np.ndarray | None) -> np.ndarray | None:
-            return None if column is None else column[chosen]
-
-        return replace(
-            self,
-            names=[self.names[i] for i in chosen],
-            labels=self.labels[chosen],
-            offsets=part(self.offsets),
-            sizes=part(self.sizes),
-            archive=part(self.archive),
-        )
+        columns = {key: getattr(self, key) for key in ("labels", "offsets", "sizes", "archive")}
+        parts = {key: column[chosen] for key, column in columns.items() if column is not None}
+        return replace(self, names=[self.names[i] for i in chosen], **parts)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of names, labels, class names and places; not of the content."""
-
-        def plain(column: np.ndarray | None) -> list[int] | None:
-            return None if column is None else column.tolist()
-
-        content = {
-            "source": self.source,
-            "root": str(self.root),
-            "names": self.names,
-            "labels": self.labels.tolist(),
-            "class_names": self.class_names,
-            "offsets": plain(self.offsets),
-            "sizes": plain(self.sizes),
-        }
-        if self.archives is not None:
-            content |= {"archives": self.archives, "archive": plain(self.archive)}
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+        keys = ["names", "labels", "class_names", "offsets", "sizes"]
+        keys += [] if self.archives is None else ["archives", "archive"]
+        content = {"source": self.source, "root": str(self.root)}
+        content |= {key: getattr(self, key) for key in keys}
+        text = json.dumps(content, ensure_ascii=False, default=np.ndarray.tolist)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def chosen(listing: Listing, dataset: Mapping[str, Any], key: str) -> Listing:
