@@ -409,15 +409,12 @@ class Rows:
     ):
         self._path, self._dtype = Path(path), np.dtype(dtype)
         self._row_bytes = self._dtype.itemsize * int(np.prod(shape[1:]))
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_layout(h5py.h5d.CONTIGUOUS)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        kind = h5py.h5t.py_create(self._dtype, logical=True)
-        space = h5py.h5s.create_simple(shape)
+        early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        options = {"chunks": None, "fletcher32": None, "fill_time": "never", "dcpl": early}
         with written(path, new=True, libver=libver) as file:
-            dataset = h5py.h5d.create(file.id, name.encode(), kind, space, layout)
-            self._offset = dataset.get_offset()
+            dataset = file.create_dataset(name, shape, self._dtype, **options)
+            self._offset = dataset.id.get_offset()
         self._file = self._path.open("r+b", buffering=0)
 
     def write(self, row: int, values: np.ndarray) -> None:
