@@ -112,8 +112,7 @@ def fit_fields(
 
 def _joined(parts: Sequence[Fits], weak: np.ndarray) -> Fits:
     """Return the fits of all blocks, without those of weak fields."""
-    names = Fits.__dataclass_fields__
-    found = Fits(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    found = Fits(*map(np.concatenate, zip(*parts, strict=True)))
     found.reason[weak] = "weak"
     for array in (found.parameters, found.errors, found.r2, found.osi):
         array[weak] = np.nan

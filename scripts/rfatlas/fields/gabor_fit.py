@@ -1,24 +1,17 @@
 """Gabor functions fitted to fields, all at once.
 
-A field is fitted with
-
-    A exp(-(x'^2 / (2 sx^2) + y'^2 / (2 sy^2))) cos(2 pi f x' + phase) + B,
-
-x' along the direction of modulation theta, y' along the bars (Jones & Palmer 1987; Ringach 2002).
-x runs to the right and y up, in pixels from the middle of the field; angles are counter-clockwise.
-
-All fields and all their starts are fitted at once, by variable projection: A, phase and
-B are linear (as A cos phase, A sin phase, B) and solved exactly for every trial of the other six,
-which damped Newton steps improve (Levenberg-Marquardt with the exact Hessian: what no Gabor fits is
-often the larger part, and Gauss-Newton steps then take hundreds of rounds). No Jacobian is formed.
+docs/columns.md has the function, its directions and its bounds. All fields and all their starts
+are fitted at once, by variable projection: the amplitude A, the phase and the offset B are linear
+(as A cos phase, A sin phase, B) and solved exactly for every trial of the other six, which damped
+Newton steps improve (Levenberg-Marquardt with the exact Hessian: what no Gabor fits is often the
+larger part, and Gauss-Newton steps then take hundreds of rounds). No Jacobian is formed.
 With z = A e^{i phase} and g = exp(envelope + i carrier) the model is Re[z g] + B, and its
 derivative by any parameter is Re[z g q] with a polynomial q of degree 2 at most in x and y. All
 that the iteration needs are then moments of |g|^2, g^2 and g times the field; the carrier separates
 into factors of x and y, and so a moment is two matrix products.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,8 +59,7 @@ SELECTIVE_OSI = 0.5
 _FREQUENCIES = 24
 
 
-@dataclass(frozen=True)
-class _Rest:
+class _Rest(NamedTuple):
     """When an iteration has come to rest: the residual is orthogonal to every derivative, up to a
     `cosine`; or the sum of squares changes by less than the share `change`; or no more is left of
     the variance than the share `left`. Without any of that it ends after so many `iterations`.
@@ -125,8 +117,7 @@ def bounds(size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(low), np.array((half, half, size, size, 0.5))
 
 
-@dataclass
-class _Moments:
+class _Moments(NamedTuple):
     """Sums over the pixels at shapes (n, 6): x, y, log sigma_x, log sigma_y, theta (radians),
     frequency.
 
@@ -141,36 +132,34 @@ class _Moments:
 
 
 class _Grid:
-    """The pixels of fields of one size, with the memory that sums over them need.
+    """Fields (m, S, S), each with mean 0, the `total` of its squares and the memory that sums over
+    its pixels need.
 
     Arrays as large as the fields are made once: for every trial anew, the system would spend more
     time on their pages than the arithmetic takes.
     """
 
-    def __init__(self, size: int):
-        self.size, self.pixels = size, size * size
-        self._place = np.arange(size) - (size - 1) / 2
+    def __init__(self, fields: np.ndarray):
+        self.fields, self.size = fields, fields.shape[1]
+        self.pixels, self.total = self.size**2, np.square(fields).sum((1, 2))
+        self._place = np.arange(self.size) - (self.size - 1) / 2
         self._rows = max(1, _PIXELS // self.pixels)
-        self._square = np.empty((self._rows, size, size))
-        self._pair = np.empty((2, self._rows, size, size))
+        self._square = np.empty((self._rows, self.size, self.size))
+        self._pair = np.empty((2, *self._square.shape))
 
-    def moments(self, fields: np.ndarray, owner: np.ndarray, shape: np.ndarray) -> _Moments:
+    def moments(self, owner: np.ndarray, shape: np.ndarray) -> _Moments:
         """Return the moments at shapes (n, 6) of the fields with the numbers `owner` (n,)."""
         parts = []
         for first in range(0, max(len(shape), 1), self._rows):
             rows = slice(first, first + self._rows)
-            parts.append(self._moments(fields, owner[rows], shape[rows]))
-        if len(parts) == 1:
-            return parts[0]
-        names = _Moments.__dataclass_fields__
-        return _Moments(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+            parts.append(self._moments(owner[rows], shape[rows]))
+        return _Moments(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def _moments(self, fields: np.ndarray, owner: np.ndarray, shape: np.ndarray) -> _Moments:
+    def _moments(self, owner: np.ndarray, shape: np.ndarray) -> _Moments:
         n = len(shape)
         square, pair = self._square[:n], self._pair[:, :n]
         product, envelope = pair
-        turned = _Turned.of(shape)
-        c, s, ax, ay = turned.c, turned.s, turned.ax, turned.ay
+        c, s, ax, ay, k = _turned(shape)
         dx, dy = self._place - shape[:, :1], -self._place - shape[:, 1:2]
         a, b, d = c * c * ax + s * s * ay, c * s * (ax - ay), s * s * ax + c * c * ay
         left = np.stack([np.ones_like(dy), dy, dy * dy], 2)
@@ -181,10 +170,9 @@ class _Grid:
         # Beyond, squares would be too small to be normal numbers, which are slow.
         np.exp(np.maximum(envelope, -300, out=envelope), out=envelope)
         np.multiply(envelope, envelope, out=square)
-        np.multiply(np.take(fields, owner, 0, out=product, mode="clip"), envelope, out=product)
+        np.multiply(np.take(self.fields, owner, 0, out=product, mode="clip"), envelope, out=product)
         waves = tuple(
-            np.exp(1j * (turned.k * part)[:, None] * distance)
-            for part, distance in ((c, dx), (s, dy))
+            np.exp(1j * (k * part)[:, None] * distance) for part, distance in ((c, dx), (s, dy))
         )
         powers = _powers(dx, 4), _powers(dy, 4).swapaxes(1, 2)
         m0 = powers[1] @ (square @ powers[0])
@@ -214,62 +202,54 @@ def _powers(values: np.ndarray, degree: int) -> np.ndarray:
     return powers
 
 
-@dataclass
-class _Turned:
-    """What depends on a shape alone: cos and sin of theta, 1 / sigma^2, 2 pi f, (n,) each."""
+def _turned(shape: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return cos and sin of theta, 1 / sigma_x^2, 1 / sigma_y^2, 2 pi f of shapes, (n,) each."""
+    _, _, log_sx, log_sy, theta, f = shape.T
+    sigma = np.exp(-2 * log_sx), np.exp(-2 * log_sy)
+    return np.cos(theta), np.sin(theta), *sigma, 2 * np.pi * f
 
-    c: np.ndarray
-    s: np.ndarray
-    ax: np.ndarray
-    ay: np.ndarray
-    k: np.ndarray
 
-    @classmethod
-    def of(cls, shape: np.ndarray) -> "_Turned":
-        _, _, log_sx, log_sy, theta, f = shape.T
-        sigma = np.exp(-2 * log_sx), np.exp(-2 * log_sy)
-        return cls(np.cos(theta), np.sin(theta), *sigma, 2 * np.pi * f)
+def _polynomials(shape: np.ndarray) -> np.ndarray:
+    """Return the polynomials (n, 7, 6), in `_MONOMIALS`, of g and of its derivatives over g."""
+    c, s, ax, ay, k = _turned(shape)
+    q = np.zeros((len(c), 7, 6), complex)
+    q[:, 0, 0] = 1
+    q[:, 1, 0], q[:, 2, 0] = -1j * k * c, -1j * k * s
+    q[:, 1, 1], q[:, 1, 2] = c * c * ax + s * s * ay, c * s * (ax - ay)
+    q[:, 2, 1], q[:, 2, 2] = q[:, 1, 2], s * s * ax + c * c * ay
+    q[:, 3, 3], q[:, 3, 4], q[:, 3, 5] = ax * c * c, 2 * ax * c * s, ax * s * s
+    q[:, 4, 3], q[:, 4, 4], q[:, 4, 5] = ay * s * s, -2 * ay * c * s, ay * c * c
+    q[:, 5, 1], q[:, 5, 2] = -1j * k * s, 1j * k * c
+    q[:, 5, 3], q[:, 5, 5] = (ax - ay) * c * s, (ay - ax) * c * s
+    q[:, 5, 4] = (ay - ax) * (c * c - s * s)
+    q[:, 6, 1], q[:, 6, 2] = 2j * np.pi * c, 2j * np.pi * s
+    return q
 
-    def polynomials(self) -> np.ndarray:
-        """Return the polynomials (n, 7, 6), in `_MONOMIALS`, of g and of its derivatives over g."""
-        c, s, ax, ay, k = self.c, self.s, self.ax, self.ay, self.k
-        q = np.zeros((len(c), 7, 6), complex)
-        q[:, 0, 0] = 1
-        q[:, 1, 0], q[:, 2, 0] = -1j * k * c, -1j * k * s
-        q[:, 1, 1], q[:, 1, 2] = c * c * ax + s * s * ay, c * s * (ax - ay)
-        q[:, 2, 1], q[:, 2, 2] = q[:, 1, 2], s * s * ax + c * c * ay
-        q[:, 3, 3], q[:, 3, 4], q[:, 3, 5] = ax * c * c, 2 * ax * c * s, ax * s * s
-        q[:, 4, 3], q[:, 4, 4], q[:, 4, 5] = ay * s * s, -2 * ay * c * s, ay * c * c
-        q[:, 5, 1], q[:, 5, 2] = -1j * k * s, 1j * k * c
-        q[:, 5, 3], q[:, 5, 5] = (ax - ay) * c * s, (ay - ax) * c * s
-        q[:, 5, 4] = (ay - ax) * (c * c - s * s)
-        q[:, 6, 1], q[:, 6, 2] = 2j * np.pi * c, 2j * np.pi * s
-        return q
 
-    def second(self, left: np.ndarray) -> np.ndarray:
-        """Return the sums (n, 6, 6) over the monomials' moments `left` (n, 6) of the second
-        derivatives of log g."""
-        c, s, ax, ay, k = self.c, self.s, self.ax, self.ay, self.k
-        one, x, y, xx, xy, yy = left.T
-        along, across = c * x + s * y, c * y - s * x
-        both = c * s * (yy - xx) + (c * c - s * s) * xy
-        along2 = c * c * xx + 2 * c * s * xy + s * s * yy
-        across2 = s * s * xx - 2 * c * s * xy + c * c * yy
-        found = np.zeros((len(c), 6, 6), complex)
-        found[:, _X, _X] = -(c * c * ax + s * s * ay) * one
-        found[:, _X, _Y] = -c * s * (ax - ay) * one
-        found[:, _Y, _Y] = -(s * s * ax + c * c * ay) * one
-        found[:, _X, _SX], found[:, _Y, _SX] = -2 * ax * c * along, -2 * ax * s * along
-        found[:, _X, _SY], found[:, _Y, _SY] = 2 * ay * s * across, -2 * ay * c * across
-        found[:, _SX, _SX], found[:, _SY, _SY] = -2 * ax * along2, -2 * ay * across2
-        found[:, _X, _THETA] = (ay - ax) * (s * along - c * across) + 1j * k * s * one
-        found[:, _Y, _THETA] = -(ay - ax) * (c * along + s * across) - 1j * k * c * one
-        found[:, _SX, _THETA], found[:, _SY, _THETA] = 2 * ax * both, -2 * ay * both
-        found[:, _THETA, _THETA] = (ay - ax) * (across2 - along2) - 1j * k * along
-        found[:, _X, _F], found[:, _Y, _F] = -2j * np.pi * c * one, -2j * np.pi * s * one
-        found[:, _THETA, _F] = 2j * np.pi * across
-        found[:, *_BELOW] = found[:, _BELOW[1], _BELOW[0]]
-        return found
+def _second(shape: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Return the sums (n, 6, 6) over the monomials' moments `left` (n, 6) of the second derivatives
+    of log g."""
+    c, s, ax, ay, k = _turned(shape)
+    one, x, y, xx, xy, yy = left.T
+    along, across = c * x + s * y, c * y - s * x
+    both = c * s * (yy - xx) + (c * c - s * s) * xy
+    along2 = c * c * xx + 2 * c * s * xy + s * s * yy
+    across2 = s * s * xx - 2 * c * s * xy + c * c * yy
+    found = np.zeros((len(c), 6, 6), complex)
+    found[:, _X, _X] = -(c * c * ax + s * s * ay) * one
+    found[:, _X, _Y] = -c * s * (ax - ay) * one
+    found[:, _Y, _Y] = -(s * s * ax + c * c * ay) * one
+    found[:, _X, _SX], found[:, _Y, _SX] = -2 * ax * c * along, -2 * ax * s * along
+    found[:, _X, _SY], found[:, _Y, _SY] = 2 * ay * s * across, -2 * ay * c * across
+    found[:, _SX, _SX], found[:, _SY, _SY] = -2 * ax * along2, -2 * ay * across2
+    found[:, _X, _THETA] = (ay - ax) * (s * along - c * across) + 1j * k * s * one
+    found[:, _Y, _THETA] = -(ay - ax) * (c * along + s * across) - 1j * k * c * one
+    found[:, _SX, _THETA], found[:, _SY, _THETA] = 2 * ax * both, -2 * ay * both
+    found[:, _THETA, _THETA] = (ay - ax) * (across2 - along2) - 1j * k * along
+    found[:, _X, _F], found[:, _Y, _F] = -2j * np.pi * c * one, -2j * np.pi * s * one
+    found[:, _THETA, _F] = 2j * np.pi * across
+    found[:, *_BELOW] = found[:, _BELOW[1], _BELOW[0]]
+    return found
 
 
 def _linear(moments: _Moments, pixels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -291,7 +271,7 @@ def _linear(moments: _Moments, pixels: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _gram(moments: _Moments, q: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the Gram matrix (n, 8, 8) of the columns Re[g], Re[i g] and the six derivatives
-    Re[z g q], and their sums (n, 8); `q` (n, 7, 6) as `_Turned.polynomials` has them."""
+    Re[z g q], and their sums (n, 8); `q` (n, 7, 6) as `_polynomials` has them."""
     pairs = _PY[:, None] + _PY, _PX[:, None] + _PX
     turned = q.swapaxes(1, 2)
     k0 = q @ moments.square[:, *pairs] @ turned.conj()
@@ -307,8 +287,7 @@ def _gram(moments: _Moments, q: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, 
 # ---- iteration
 
 
-@dataclass
-class _State:
+class _State(NamedTuple):
     """The state of fits: shapes (n, 6), z (n,), residual sums of squares (n,); of half of that sum,
     the linear parameters always at their best, the downhill gradient (n, 6) and the Hessian
     (n, 6, 6); and the lengths (n, 6) of the derivatives, less what the linear parameters take up.
@@ -322,19 +301,11 @@ class _State:
     length: np.ndarray
 
     @classmethod
-    def at(
-        cls,
-        grid: _Grid,
-        fields: np.ndarray,
-        owner: np.ndarray,
-        total: np.ndarray,
-        shape: np.ndarray,
-    ) -> "_State":
+    def at(cls, grid: _Grid, owner: np.ndarray, shape: np.ndarray) -> "_State":
         pixels = grid.pixels
-        moments = grid.moments(fields, owner, shape)
+        moments = grid.moments(owner, shape)
         z, explained = _linear(moments, pixels)
-        turned = _Turned.of(shape)
-        q = turned.polynomials()
+        q = _polynomials(shape)
         gram, sums = _gram(moments, q, z)
         gram -= sums[:, :, None] * sums[:, None] / pixels
         # Moments of the residual times g: field less Re[z g] less B.
@@ -346,7 +317,7 @@ class _State:
         single = left[:, _PY, _PX]
         q = q[:, 1:]
         slope = (q @ single[..., None])[..., 0]
-        curved = (z_ * (q @ pairs @ q.swapaxes(1, 2) + turned.second(single))).real
+        curved = (z_ * (q @ pairs @ q.swapaxes(1, 2) + _second(shape, single))).real
         linear, mixed = gram[:, :2, :2], gram[:, 2:, :2]
         linear = linear + (_RIDGE * np.trace(linear, axis1=1, axis2=2) + 1e-300)[
             :, None, None
@@ -357,17 +328,15 @@ class _State:
         mixed = mixed - np.stack([slope.real, -slope.imag], 2)
         solved = np.linalg.solve(linear, mixed.swapaxes(1, 2))
         hessian = gram[:, 2:, 2:] - curved - mixed @ solved
-        gradient = (z[:, None] * slope).real
-        return cls(
-            shape, z, total[owner] - explained, gradient, hessian, np.sqrt(length.clip(1e-300))
-        )
+        gradient, rss = (z[:, None] * slope).real, grid.total[owner] - explained
+        return cls(shape, z, rss, gradient, hessian, np.sqrt(length.clip(1e-300)))
 
     def take(self, rows: np.ndarray) -> "_State":
-        return _State(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return _State(*(values[rows] for values in self))
 
     def put(self, rows: np.ndarray, other: "_State") -> None:
-        for name in self.__dataclass_fields__:
-            getattr(self, name)[rows] = getattr(other, name)
+        for mine, theirs in zip(self, other, strict=True):
+            mine[rows] = theirs
 
 
 def _step(
@@ -430,23 +399,21 @@ def refine(
     6), z = A e^{i phase} (n,), residual sums of squares (n,), and whether the iteration has
     converged (n,).
     """
-    size = fields.shape[1]
-    grid = _Grid(size)
-    total = np.square(fields).sum((1, 2))
-    low, high = _shape_bounds(size)
-    state = _State.at(grid, fields, owner, total, shape.clip(low, high))
+    grid = _Grid(fields)
+    low, high = _shape_bounds(grid.size)
+    state = _State.at(grid, owner, shape.clip(low, high))
     final = state.take(np.arange(len(shape)))
     converged = np.zeros(len(shape), bool)
     active, damping = np.arange(len(shape)), np.full(len(shape), 1e-1)
     for _ in range(rest.iterations):
-        trial, promised, cosine = _step(state, damping, low, high, size)
-        done = (cosine < rest.cosine) | (state.rss <= rest.left * total[owner[active]])
+        trial, promised, cosine = _step(state, damping, low, high, grid.size)
+        done = (cosine < rest.cosine) | (state.rss <= rest.left * grid.total[owner[active]])
         converged[active[done]] = True
         left = ~done
         active, state, damping = active[left], state.take(left), damping[left]
         if not len(active):
             break
-        new = _State.at(grid, fields, owner[active], total, trial[left])
+        new = _State.at(grid, owner[active], trial[left])
         better = new.rss < state.rss
         small = rest.change * state.rss
         done = (damping <= 1) & (promised[left] < small) & (np.abs(new.rss - state.rss) < small)
@@ -574,8 +541,7 @@ def starts(fields: np.ndarray) -> np.ndarray:
 # ---- fits
 
 
-@dataclass(frozen=True)
-class Fits:
+class Fits(NamedTuple):
     """Gabors fitted to n fields.
 
     `parameters` and their standard errors `errors` (n, 9) in the order of `PARAMETERS`, x and y
@@ -713,7 +679,7 @@ def _fit(cut: np.ndarray, rows: np.ndarray, found: Fits, field: int) -> None:
     shape, z, lowest, found.converged[rows] = refine(cut, each, shape[each, best])
     found.reason[rows[np.abs(z) > STEEP]] = "steep"
     found.r2[rows] = 1 - lowest / total
-    moments = _Grid(size).moments(cut, each, shape)
+    moments = _Grid(cut).moments(each, shape)
     parameters = np.empty((m, 9))
     parameters[:, :2], parameters[:, 2:4] = shape[:, :2], np.exp(shape[:, 2:4])
     parameters[:, 4], parameters[:, 5] = np.degrees(shape[:, 4]), shape[:, 5]
@@ -749,7 +715,7 @@ def _errors(
     parameter at its bound, which the others count as known.
     """
     n, pixels = len(z), size * size
-    gram, sums = _gram(moments, _Turned.of(shape).polynomials(), z)
+    gram, sums = _gram(moments, _polynomials(shape), z)
     full = np.empty((n, 9, 9))
     full[:, :8, :8], full[:, 8, 8] = gram, pixels
     full[:, :8, 8] = full[:, 8, :8] = sums
@@ -773,8 +739,7 @@ def _errors(
         turn[:, 7, 0], turn[:, 7, 1] = z.real / amplitude, z.imag / amplitude
         variance = np.einsum("nij,njk,nik->ni", turn, covariance, turn)
         errors = np.sqrt(variance * (rss.clip(0) / (pixels - 9))[:, None])
-    order = [2, 3, 4, 5, 6, 7]
-    errors[:, :6][held[:, order]] = np.nan
+    errors[:, :6][held[:, 2:8]] = np.nan
     return errors
 
 
