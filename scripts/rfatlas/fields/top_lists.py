@@ -55,41 +55,20 @@ class TopList:
         """Put the candidates that wait into the arrays."""
         if not self._waiting:
             return
-        columns = [np.concatenate(column) for column in zip(*self._waiting, strict=True)]
+        channel, *new = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
         self._waiting.clear()
-        # Keys of 64 bits hold channel, value and place in line of so many candidates.
-        step = 1 << (32 - len(self.value).bit_length())
-        for start in range(0, len(columns[0]), step):
-            self._insert(*(column[start : start + step] for column in columns))
-
-    def _insert(
-        self, channel: np.ndarray, value: np.ndarray, image: np.ndarray, position: np.ndarray
-    ) -> None:
-        k = self.value.shape[1]
-        touched = np.zeros(len(self.value), bool)
-        touched[channel] = True
-        rows = np.nonzero(touched)[0]
-        first_key = np.arange(len(rows)) << 32
-        old = (first_key[:, None] | _descending(self.value[rows])).ravel()
-        new = first_key[np.cumsum(touched)[channel] - 1] | _descending(value)
-        # One sort of (row, value, place in line), packed into one number each, is many times
-        # faster than a stable sort by several keys.
-        bits = np.uint64(len(new).bit_length())
-        packed = (new.astype(np.uint64) << bits) | np.arange(len(new), dtype=np.uint64)
-        packed.sort()
-        order = (packed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
-        new = new[order]
-        landing = np.searchsorted(old, new, side="right") + np.arange(len(new))
-        is_old = np.ones(len(old) + len(new), bool)
-        is_old[landing] = False
-        source = np.empty(len(is_old), np.int64)
-        source[landing] = len(old) + order
-        source[is_old] = np.arange(len(old))
-        begin = np.arange(len(rows)) * k + np.searchsorted(new, first_key)
-        best = source[begin[:, None] + np.arange(k)]
-        self.value[rows] = np.concatenate((self.value[rows].ravel(), value))[best]
-        self.image[rows] = np.concatenate((self.image[rows].ravel(), image))[best]
-        self.position[rows] = np.concatenate((self.position[rows].ravel(), position))[best]
+        rows, k = np.unique(channel), self.value.shape[1]
+        every = np.concatenate((np.repeat(rows, k), channel))
+        arrays = (self.value, self.image, self.position)
+        value, *places = (
+            np.concatenate((array[rows].ravel(), added))
+            for array, added in zip(arrays, new, strict=True)
+        )
+        # Stable: of equal values, what was there or came first stays first.
+        order = np.lexsort((-value, every))
+        best = order[np.searchsorted(every[order], rows)[:, None] + np.arange(k)]
+        for array, values in zip(arrays, (value, *places), strict=True):
+            array[rows] = values[best]
 
     def extend(self, later: "TopList") -> None:
         """Merge in a list whose images all come after this one's."""
@@ -98,10 +77,3 @@ class TopList:
         columns = (later.value, later.image, later.position)
         self.offer(channel, *(column[channel, slot] for column in columns))
         self.settle()
-
-
-def _descending(value: np.ndarray) -> np.ndarray:
-    """Return i64 in 0..2^32 - 1 that ascend where the f32 values descend; -0 equals 0."""
-    bits = (value + np.float32(0)).view(np.uint32)
-    negative = bits >> 31 == 1
-    return np.where(negative, bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.int64)
