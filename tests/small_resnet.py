@@ -4,10 +4,20 @@ import torch
 from torch import nn
 
 from rfatlas.network import model
+from rfatlas.network.geometry import Geometry
 
 FACTORY = "torchvision.models.resnet18"
 KWARGS = {"num_classes": 5}
 INPUT = {"resize": 64, "crop": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+
+
+def box(geometry: Geometry, y: int, x: int) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of what unit (y, x) sees, bottom and right exclusive, not clipped
+    to the image."""
+    top, left = (
+        geometry.lo[axis] + unit * geometry.stride[axis] for axis, unit in ((0, y), (1, x))
+    )
+    return top, left, top + geometry.size[0], left + geometry.size[1]
 
 
 def make(seed: int = 7) -> nn.Module:

@@ -38,15 +38,10 @@ def run_ours(probe: Probe, layer: str, channels: np.ndarray) -> np.ndarray:
     """Return the values (n,) of the units of channels (n,) that ours reaches."""
     square = stimulus.region(probe)
     n = len(channels)
-    climbs = stimulus.Climbs(
-        torch.from_numpy(channels),
-        torch.ones(n),
-        torch.ones(n),
-        torch.zeros((0, n, 2), dtype=torch.int64),
-    )
+    still = torch.zeros((0, n, 2), dtype=torch.int64)
     fourier = stimulus.Fourier(square.size, COLOURS)
-    batch = max(1, probe.batch // 2)
-    objective = stimulus.Objective(probe, square, fourier, climbs, 0, 0, batch, STEPS)
+    climbs = torch.from_numpy(channels), torch.ones(n), torch.ones(n), still
+    objective = stimulus.Objective(probe, square, fourier, *climbs, 0, 0, STEPS)
     starts = [stimulus.noise(square.size, 0, layer, int(channel), 0) for channel in channels]
     begin = fourier.encode(torch.from_numpy(np.stack(starts)))
     end = ascent.lbfgs(objective, begin, STEPS, None)

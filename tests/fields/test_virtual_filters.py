@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from small_resnet import box
 from test_receptive_fields import STD, loaded, photographs, resnet18, whole_image
 from torch import nn
 
@@ -179,7 +180,7 @@ def test_linear_response_is_the_gradient_of_a_linear_network(layer):
     found = virtual_filters.virtual(network, layer, 3000)
     _, height, width = network.graph.shape(layer)
     y, x = height // 2, width // 2
-    top, left, bottom, right = found.geometry.box(y, x)
+    top, left, bottom, right = box(found.geometry, y, x)
     for channel in (0, 7, 33):
         _, whole = whole_image(network, layer, photographs(1, extent)[0], channel, y, x)
         scale = np.abs(whole).max()
@@ -197,7 +198,7 @@ def test_filter_is_the_gradient_of_a_linear_network_without_pooling():
         found = virtual_filters.virtual(network, layer, 3000)
         _, height, width = network.graph.shape(layer)
         y, x = height // 2, width // 2
-        top, left, bottom, right = found.geometry.box(y, x)
+        top, left, bottom, right = box(found.geometry, y, x)
         for channel in (0, 20):
             _, whole = whole_image(network, layer, photographs(1, 64)[0], channel, y, x)
             expected = np.zeros_like(whole)

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
+from small_resnet import box
 from torch import nn
 
 from rfatlas.errors import RfatlasError
@@ -111,14 +112,14 @@ def test_box_is_the_support_of_the_gradient(name, layer, extent):
     torch.manual_seed(0)
     network = positive(MAKE[name]())
     traced = graph.trace(network, torch.zeros(1, 3, extent, extent))
-    geometry = traced.field(layer).theoretical
+    geometry = traced.field(layer).local
     _, height, width = traced.shape(layer)
     top, left, bottom, right = support(network, layer, extent, height // 2, width // 2)
-    assert (top, left, bottom, right) == geometry.box(height // 2, width // 2)
+    assert (top, left, bottom, right) == box(geometry, height // 2, width // 2)
     # At the border a dilated window may have no tap on the image's first pixels.
     top, left, bottom, right = support(network, layer, extent, 0, width - 1)
-    box = geometry.box(0, width - 1)
-    assert top >= box[0] and left >= box[1] and bottom <= box[2] and extent < box[3]
+    first = box(geometry, 0, width - 1)
+    assert top >= first[0] and left >= first[1] and bottom <= first[2] and extent < first[3]
     assert right > extent - 3
 
 
@@ -129,7 +130,7 @@ def test_published_receptive_field_sizes():
     for name in ("resnet18", "resnet34", "resnet50"):
         traced = graph.trace(MAKE[name](), torch.zeros(1, 3, 224, 224))
         last = [layer for layer in traced.layers() if layer.startswith("layer4.")][-1].split(".")[1]
-        geometry = traced.field(f"layer4.{last}").theoretical
+        geometry = traced.field(f"layer4.{last}").local
         sizes[name] = geometry.size[0]
         assert geometry.stride == (32, 32)
     assert sizes["resnet18"] == 435

@@ -8,6 +8,7 @@ import pytest
 import torch
 from kills import check_resumes
 from scipy import optimize
+from small_resnet import box
 from tasks import task
 from test_receptive_fields import MEAN, STD, loaded, photographs, resnet18
 from torch import nn
@@ -232,7 +233,7 @@ def test_a_photograph_drives_the_centre_unit_as_it_drove_the_unit_that_saw_it(ne
         geometry = network.graph.field(layer).local
         y = x = None
         for place in range(maps.shape[2] // 2 + 1, maps.shape[2]):
-            _, _, bottom, right = geometry.box(place, place)
+            _, _, bottom, right = box(geometry, place, place)
             # Inside the image in every layer below, too, where padding would be zeros.
             if max(bottom, right) + 8 <= 64:
                 y = x = place

@@ -127,11 +127,7 @@ def _finish(file: h5py.File, layers: Sequence[str], classes: int) -> None:
     for layer in layers:
         file[f"{layer}/class_mean"] = class_means(file[layer]["image_mean"], labels, classes)
     logits = file["output"].get("logits")
-    file["output"].attrs.update(
-        dict.fromkeys(("top1", "top5", "loss"), np.nan) | {"labelled": 0}
-        if logits is None
-        else accuracy(logits, labels)
-    )
+    file["output"].attrs.update(accuracy(np.zeros((0, 1)) if logits is None else logits, labels))
 
 
 def _row_blocks(data: h5py.Dataset | np.ndarray) -> Iterator[slice]:
@@ -178,14 +174,8 @@ def accuracy(logits: h5py.Dataset | np.ndarray, labels: np.ndarray) -> dict[str,
         total = np.log(np.exp(values - peak).sum(1, keepdims=True)) + peak
         loss += float((total - own).sum())
         count += len(label)
-    if not count:
-        return {"top1": np.nan, "top5": np.nan, "loss": np.nan, "labelled": 0}
-    return {
-        "top1": top1 / count,
-        "top5": top5 / count,
-        "loss": loss / count,
-        "labelled": count,
-    }
+    shares = [total / count if count else np.nan for total in (top1, top5, loss)]
+    return dict(zip(("top1", "top5", "loss"), shares, strict=True)) | {"labelled": count}
 
 
 # ---- the stage's two jobs

@@ -103,17 +103,11 @@ def look(
         pixels += noise * (2 * torch.rand(pixels.shape, generator=random) - 1).to(device)
     passes = crops.forward(model, network, pixels, places)
     for member, (pixels, output, at, keep) in zip(members, passes, strict=True):
-        corner = moved(
-            *(
-                cut.window_start(place, axis) - cut.crop_start(place, axis)
-                for axis, place in enumerate((member.y, member.x))
-            )
-        )
+        axes = enumerate((member.y, member.x))
+        corner = moved(*(cut.window_start(p, axis) - cut.crop_start(p, axis) for axis, p in axes))
         if split:
-            value, parts = (
-                output[0][at],
-                skip_residual.look(output, pixels, at, keep, corner, cut.size),
-            )
+            value = output[0][at]
+            parts = skip_residual.look(output, pixels, at, keep, corner, cut.size)
             gradient = parts.skip + parts.residual
             energy = parts.energy @ parts.energy.new_tensor([1, 1, 2])
         else:
@@ -320,7 +314,7 @@ class _Block:
         """Return the small results, a row per channel."""
         held = self.state()
         size = held["size"] / np.maximum(held["counts"].sum(1), 1)[:, None]
-        effective = np.array([effective_rf(one) for one in size])
+        effective = np.array([effective_rf(one) for one in size]).T
         halves = held["halves"] / np.maximum(held["counts"], 1)[:, :, None]
         split_half = statistics.correlation(*halves.reshape(len(halves), 2, -1).swapaxes(0, 1))
         split_half[held["counts"][:, 1].max((1, 2)) == 0] = np.nan
@@ -331,9 +325,7 @@ class _Block:
             "gradient_change": held["gradient_change"],
             "energy_inside": energy_inside,
             "split_half": split_half,
-            "erf_sigma": effective[:, 0],
-            "erf_r2": effective[:, 1],
-            "erf_fraction": effective[:, 2],
+            **dict(zip(("erf_sigma", "erf_r2", "erf_fraction"), effective, strict=True)),
             **(self.parts.columns() if self.parts else {}),
         }
 

@@ -1,15 +1,8 @@
 """Part `skip_residual` of the stage `receptive_fields`: how much of a unit's gradient comes through
 the skip connection of its block, and how much through the residual branch.
 
-A block adds its input, handed on through the skip connection, to what its residual branch makes of
-it; a ReLU follows. The gradient of a unit at the block's end is therefore a sum of two parts. Each
-is computed with the other branch detached and the ReLU's gate as it was, so they add up to the
-gradient by the chain rule. Both go on through all earlier layers with both their branches: the
-split is that of the last block alone.
-
-Shares of energy need care, since the parts are no orthogonal ones: |s + r|^2 = |s|^2 + |r|^2 +
-2 <s, r>. The share of the skip part is <s, s + r> / |s + r|^2. It and its counterpart add up to 1;
-one is negative, the other above 1, where the larger part is partly cancelled by the smaller.
+By the chain rule the two parts add up to the gradient, but not their energies, as they are not
+orthogonal. docs/columns.md defines the parts and every number.
 """
 
 from collections.abc import Mapping

@@ -1,20 +1,10 @@
 """Stage `virtual_filters`: what a layer would see if its blocks did nothing.
 
-A residual block hands its input on through its skip connection. Followed from the input to a layer,
-the skip connections make a short linear network of the first layer's kernels, pooling, and 1 x 1
-convolutions with their batch norms. Two readings of it are made for every channel:
-
-`filter`
-:   the composition of Kobayashi & Shouno 2020 (arXiv 2006.01645): the first-layer kernels, weighted
-    by the product of the 1 x 1 matrices on the way, batch norm folded in. ReLU and pooling count as
-    the identity, so the filter is as large as a kernel. A convolution larger than 1 x 1 (a block
-    without a skip connection) gives its tap of largest magnitude, wherever it lies.
-
-`linear`
-:   the exact response of that path: all convolutions with all their taps, ReLU as the identity, max
-    pooling as average pooling. The average is what max pooling passes on average if each of its
-    inputs is equally often the largest. (With the centre tap instead, the response of a ResNet's
-    skip path is `filter` again.) Only where there is a skip connection, or a single convolution.
+Followed from the input to a layer, the skip connections make a short linear network. Two readings
+of it are made for every channel: the `filter` of Kobayashi & Shouno 2020 (arXiv 2006.01645), a
+mixture of the first layer's kernels, and the exact `linear` response, only where there is a skip
+connection or a single convolution; docs/columns.md defines both. (With the centre tap of a max
+pooling in the place of its average, the linear response of a ResNet's path is the filter again.)
 
 Both are with respect to pixels in 0 to 1, before normalisation, as the gradients are, and both are
 compared with the layer's mean gradients.
@@ -29,6 +19,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
+from scipy import linalg
 
 from rfatlas.fields import crops
 from rfatlas.network import graph, operations
@@ -54,15 +45,10 @@ def largest_taps(weight: np.ndarray, groups: int = 1) -> np.ndarray:
     `weight` (O, I / groups, h, w); of equal taps the first counts. A 1 x 1 convolution is returned
     as it is.
     """
-    outputs, inputs = weight.shape[:2]
-    taps = weight.reshape(outputs, inputs, -1)
+    taps = weight.reshape(*weight.shape[:2], -1)
     best = np.abs(taps).argmax(axis=2)
     picked = np.take_along_axis(taps, best[..., None], axis=2)[..., 0]
-    matrix = np.zeros((outputs, inputs * groups))
-    for group in range(groups):
-        rows = slice(group * outputs // groups, (group + 1) * outputs // groups)
-        matrix[rows, group * inputs : (group + 1) * inputs] = picked[rows]
-    return matrix
+    return linalg.block_diag(*np.split(picked, groups))
 
 
 def compose(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[np.ndarray, np.ndarray]:
@@ -303,9 +289,7 @@ def table(
     """Return the rows of one layer: its virtual filters (None where `reason` says why), and what
     `compare` found."""
     rows: dict[str, Any] = {"layer": layer, "channel": np.arange(channels)}
-    rows |= {name: np.full(channels, np.nan) for name in COLUMNS[2:-1]}
-    rows["virtual_path"] = ""
-    rows["virtual_reason"] = reason
+    rows |= {"virtual_path": "", "virtual_reason": reason}
     if found is not None:
         number, main, share = mixture(found.weights, found.kernels)
         rows |= {
@@ -313,14 +297,12 @@ def table(
             "virtual_convolutions": pd.array([found.convolutions] * channels, "Int64"),
             "virtual_norm": np.linalg.norm(found.filter.reshape(channels, -1), axis=1),
             "virtual_kernels": number,
-            "virtual_main_kernel": pd.array(main, "Int64"),
+            "virtual_main_kernel": pd.array(np.where(main < 0, np.nan, main), "Int64"),
             "virtual_main_share": share,
             "virtual_reason": np.where(main < 0, UNREACHED, ""),
             **compared,
         }
-    result = pd.DataFrame(rows)[list(COLUMNS)]
-    result.loc[result["virtual_main_kernel"] == -1, "virtual_main_kernel"] = pd.NA
-    return result
+    return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
 
 
 def write(group: h5py.Group, found: Virtual | None, reason: str = "") -> None:

@@ -257,7 +257,8 @@ class _Conversion:
             self._layers[node.args[1]] = first
             self._values[node] = first
             return
-        if kind.rstrip("_") in operations.DROPPED and not dict(_flags(node)).get("train"):
+        dropped = kind.rstrip("_") in operations.DROPPED
+        if dropped and not operations.arguments(node).get("train"):
             self._values[node] = first
             return
         if node.target is torch.ops.aten.sym_size.int and first.op == "get_attr":
@@ -297,10 +298,6 @@ class _Conversion:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         new.meta["module"] = stack[-1][0] if stack else ""
         return new
-
-
-def _flags(node: fx.Node) -> Any:
-    return operations.arguments(node).items() if hasattr(node.target, "_schema") else ()
 
 
 def _hint(size: Any) -> Any:
@@ -382,15 +379,13 @@ def _mark_fixed(found: Exported) -> None:
         elif node.op == "call_function":
             try:
                 args, kwargs = operations.concrete((node.args, node.kwargs), {}, values)
-                values[node] = node.target(*args, **{**kwargs, **_on_meta(kwargs)})
+                if kwargs.get("device") is not None:
+                    kwargs = {**kwargs, "device": "meta"}
+                values[node] = node.target(*args, **kwargs)
             except Exception:
                 field = node.meta["field"]
                 if field is not None and field.local is not None:
                     node.meta["field"] = replace(field, fixed=True)
-
-
-def _on_meta(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"device": "meta"} if kwargs.get("device") is not None else {}
 
 
 # ---- as JSON

@@ -25,12 +25,6 @@ class Geometry:
         """Centre of unit (0, 0)'s box; the centre of the first pixel is 0.5."""
         return (self.lo[0] + self.hi[0] + 1) / 2, (self.lo[1] + self.hi[1] + 1) / 2
 
-    def box(self, y: int, x: int) -> tuple[int, int, int, int]:
-        """Return (top, left, bottom, right) of unit (y, x), bottom and right exclusive, not clipped
-        to the image."""
-        top, left = self.lo[0] + y * self.stride[0], self.lo[1] + x * self.stride[1]
-        return top, left, top + self.size[0], left + self.size[1]
-
     def windowed(self, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple) -> "Geometry":
         """Return the geometry after a convolution or pooling; `padding` is that of the top and left
         side."""
@@ -76,11 +70,6 @@ class Field:
         return "global" if self.local is None else "local" if self.whole else "exact"
 
     @property
-    def theoretical(self) -> Geometry | None:
-        """The box outside which nothing counts; None where that is the whole image."""
-        return None if self.whole else self.local
-
-    @property
     def crops(self) -> bool:
         """Whether a part of the image that holds the box gives a unit's value exactly."""
-        return self.theoretical is not None and not self.fixed
+        return self.kind == "exact" and not self.fixed

@@ -37,15 +37,13 @@ class LinearPath:
 
     `steps` are its operations, (name, arguments), tensors among these in place, a convolution that
     averages every channel alike as `blur`; `sums` counts the skip connections taken; `graph` runs
-    it, in double precision, to the layer PATH.
+    it, in double precision, to its only layer.
     """
 
     graph: "Graph"
     steps: list[tuple[str, dict[str, Any]]]
     sums: int
 
-
-PATH = "path"
 
 _FILTERS = operations.CONVOLUTIONS | operations.MULTIPLICATIONS
 # The derivative of these is taken as 1 along a linear path: activation functions that are about the
@@ -107,7 +105,7 @@ class Graph:
         self._filters = {*weighted} - self._blurs
         self._depth: dict[fx.Node, int] = {}
         for node in self._graph.nodes:
-            own = int(self._is_filter(node))
+            own = int(node in self._filters)
             self._depth[node] = own + max(map(self._depth.get, self._main_parents(node)), default=0)
 
     def layers(self) -> list[str]:
@@ -289,7 +287,7 @@ class Graph:
 
     def filters(self, layer: str) -> int:
         """Return how many convolutions and linear layers the layer's module runs."""
-        return sum(map(self._is_filter, self._inside(layer)))
+        return sum(node in self._filters for node in self._inside(layer))
 
     def _inside(self, layer: str) -> list[fx.Node]:
         return [n for n in self._graph.nodes if f"{n.meta.get('module')}.".startswith(f"{layer}.")]
@@ -354,7 +352,7 @@ class Graph:
         graph.output(value)
         for node in graph.nodes:
             node.meta["field"] = operations.field(node, tensors)
-        return LinearPath(Graph(Exported(graph, tensors, {PATH: value}, None)), steps, sums)
+        return LinearPath(Graph(Exported(graph, tensors, {"path": value}, None)), steps, sums)
 
     def _resolved(self, found: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -393,7 +391,7 @@ class Graph:
     def without_filters(self, layer: str) -> nn.Module | None:
         """Return the layer's prefix with all filters zero, if each of its channels is fed by one
         filter of the first convolution and by nothing else, else None."""
-        filters = [node for node in self._upstream(self.node(layer)) if self._is_filter(node)]
+        filters = [*(self._upstream(self.node(layer)) & self._filters)]
         if len(filters) != 1 or name(filters[0]) not in operations.CONVOLUTIONS:
             return None
         weight = self._weight(filters[0])
@@ -413,7 +411,7 @@ class Graph:
         classes, found, stack = shape(self._output)[1], [], [self._output]
         while stack:
             node = stack.pop()
-            if self._is_filter(node):
+            if node in self._filters:
                 weight = self._weight(node)
                 if len(weight) != classes or weight.numel() != classes * weight.shape[1]:
                     return []
@@ -437,7 +435,7 @@ class Graph:
         if self._features() is None or crossing:
             return None
         steps = [node for node in behind if node is not start and node.meta["field"] is not None]
-        heads = [node for node in steps if self._is_filter(node)]
+        heads = [node for node in steps if node in self._filters]
         linear = all(name(node) in _LINEAR_BEHIND and len(parents(node)) == 1 for node in steps)
         if not linear or heads != self._heads():
             return None
@@ -470,7 +468,9 @@ class Graph:
         """Return the 10^9 floating-point operations of convolutions and linear layers, per image,
         up to a layer."""
         nodes = self._upstream(self._output if layer is None else self.node(layer))
-        return sum(self._flops(node) for node in nodes) / 1e9
+        weighted = nodes & (self._filters | self._blurs)
+        sizes = ((self._weight(node), elements(node)) for node in weighted)
+        return sum(2.0 * weight.numel() * count / len(weight) for weight, count in sizes) / 1e9
 
     def kept_bytes(self, layer: str | None = None) -> float:
         """Return the bytes of all intermediate values up to a layer (all, for None), per image:
@@ -508,7 +508,7 @@ class Graph:
             if node is self._output or not node.users:
                 return None
             for user in node.users:
-                if self._is_filter(user):
+                if user in self._filters:
                     weight = self._read_weight(user, channels)
                     if weight is None:
                         return None
@@ -572,9 +572,6 @@ class Graph:
         full = [p for p in placed if shape(p) == own] or placed
         return [p for p in full if name(p) not in _GATES] or full
 
-    def _is_filter(self, node: fx.Node) -> bool:
-        return node in self._filters
-
     def _is_blur(self, node: fx.Node) -> bool:
         """Return whether a convolution averages every channel by itself, all in the same way."""
         a, weight = arguments(node), self._weight(node)
@@ -600,8 +597,9 @@ class Graph:
             return known.get(node)
         own = shape(node)
         found = None
-        if self._is_filter(node):
-            norms = self._folded_norms(node)
+        if node in self._filters:
+            norms = self._weight(node).detach().double().flatten(1).norm(dim=1)
+            norms = norms * self._folded_factor(node).abs()
             if name(node) in operations.CONVOLUTIONS:
                 norms = norms.view(-1, 1, 1)
             found = norms.expand(own)
@@ -625,12 +623,6 @@ class Graph:
         args, kwargs = operations.concrete((node.args, node.kwargs), self._tensors, values)
         return node.target(*args, **kwargs)
 
-    def _folded_norms(self, node: fx.Node) -> torch.Tensor:
-        """Return the norms (C,) of a convolution's or linear layer's filters, times what a batch
-        norm and a constant directly behind it multiply them with."""
-        norms = self._weight(node).detach().double().flatten(1).norm(dim=1)
-        return norms * self._folded_factor(node).abs()
-
     def _folded_factor(self, node: fx.Node) -> torch.Tensor:
         """Return what a batch norm and a constant directly behind a convolution or linear layer
         multiply its channels with (C,), float64."""
@@ -649,13 +641,6 @@ class Graph:
                 break
             found = found * factor.double().flatten()
         return found
-
-    def _flops(self, node: fx.Node) -> float:
-        if node not in self._filters | self._blurs:
-            return 0.0
-        weight = self._weight(node)
-        positions = math.prod(shape(node)) / 2 / len(weight)
-        return 2.0 * weight.numel() * positions
 
     def _before_relu(self, node: fx.Node) -> fx.Node | None:
         """Return the input of a ReLU, however it is written; None for any other operation."""

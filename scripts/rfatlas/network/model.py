@@ -80,11 +80,8 @@ def _input_of_timm(module: nn.Module) -> dict[str, Any]:
     # Not a requirement of rfatlas: who has such a network has timm.
     found = importlib.import_module("timm.data").resolve_model_data_config(module)
     _, height, width = found["input_size"]
-    known = {
-        "mean": list(found["mean"]),
-        "std": list(found["std"]),
-        "interpolation": found["interpolation"],
-    }
+    known = {key: list(found[key]) for key in ("mean", "std")}
+    known["interpolation"] = found["interpolation"]
     side = math.floor(height / found["crop_pct"])
     if height == width and found["crop_mode"] in ("center", "squash"):
         squashed = found["crop_mode"] == "squash"

@@ -242,13 +242,9 @@ def _numpy() -> list[tuple[Any, str]]:
     known = [(_Data, "rfatlas.data"), (np.ndarray, "rfatlas.array"), (np.dtype, "numpy.dtype")]
     for core in ("numpy.core", "numpy._core"):
         known.append((np._core.multiarray.scalar, f"{core}.multiarray.scalar"))
-        known.append((_empty_array, f"{core}.multiarray._reconstruct"))
+        known.append((lambda *_: np.ndarray(0, np.uint8), f"{core}.multiarray._reconstruct"))
     kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
     return known + [(kind, f"{kind.__module__}.{kind.__qualname__}") for kind in kinds]
-
-
-def _empty_array(*args: Any) -> np.ndarray:
-    return np.ndarray(0, np.uint8)
 
 
 def _named(value: Any, seen: set[int], name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

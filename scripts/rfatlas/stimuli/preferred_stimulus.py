@@ -197,17 +197,6 @@ def penalty(images: torch.Tensor, l2: float, tv: float) -> torch.Tensor:
     return total
 
 
-@dataclass(frozen=True)
-class Climbs:
-    """Ascents of a block, one row each: `channel`, `sign` (1 most, -1 least preferred), `scale`
-    (what counts as one of the unit's value), all (n,), and `shift` (steps, n, 2) of its jitter."""
-
-    channel: torch.Tensor
-    sign: torch.Tensor
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-
 @dataclass
 class Objective:
     """What is maximised over the variables, and its gradient: d - r sqrt(1 + d^2).
@@ -218,37 +207,40 @@ class Objective:
     same weights mean the same for units that optimised images drive twice and twenty times as much.
     For a linear unit and r = l2 * mean square about grey, the optimum inside the range is still
     along the gradient, and its mean square approaches 1 / (3 l2) as the drive grows.
+
+    Of each climb, (n,): `channel`, `sign` (1 most, -1 least preferred), `scale` (what counts as one
+    of the unit's value); `shift` (steps, n, 2) of its jitter. `steps` are the evaluations that an
+    ascent may take.
     """
 
     probe: Probe
     region: Region
     parametrisation: Pixels | Fourier
-    climbs: Climbs
+    channel: torch.Tensor
+    sign: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
     l2: float
     tv: float
-    #: Climbs that are evaluated at a time.
-    batch: int
-    #: Evaluations that an ascent may take.
     steps: int
     calls: int = 0
 
     def __post_init__(self):
-        self._highest = torch.full_like(self.climbs.scale, -torch.inf)
+        self._batch = max(1, self.probe.batch // 2)
+        self._highest = torch.full_like(self.scale, -torch.inf)
         self._earlier = self._highest
 
     def __call__(self, rows: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return values (r,) and gradients (r, ...) at the variables `x` of the climbs `rows`."""
         values, gradients = torch.empty_like(x[:, *[0] * (x.ndim - 1)]), torch.empty_like(x)
-        shift = self.climbs.shift
-        shift = shift[self.calls] if self.calls < len(shift) else None
-        for first in range(0, len(rows), self.batch):
-            part = slice(first, first + self.batch)
+        shift = self.shift[self.calls] if self.calls < len(self.shift) else None
+        for first in range(0, len(rows), self._batch):
+            part = slice(first, first + self._batch)
             variables = x[part].detach().requires_grad_()
             images = self.parametrisation.decode(variables)
             moved = images if shift is None else shifted(images, shift[rows[part]])
             _, unrectified = self._unit(moved, rows[part])
-            sign, scale = self.climbs.sign[rows[part]], self.climbs.scale[rows[part]]
-            drive = sign * unrectified / scale
+            drive = self.sign[rows[part]] * unrectified / self.scale[rows[part]]
             share = penalty(images, self.l2, self.tv)
             value = drive - share * (1 + drive.square()).sqrt()
             (gradients[part],) = torch.autograd.grad(value.sum(), variables)
@@ -268,11 +260,11 @@ class Objective:
     def reached(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the unit's activation and unrectified value (n,) at an image per climb."""
         rows = torch.arange(len(images), device=images.device)
-        parts = [self._unit(images[part], part) for part in rows.split(self.batch)]
+        parts = [self._unit(images[part], part) for part in rows.split(self._batch)]
         return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
     def _unit(self, images: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        channel = self.climbs.channel[rows, None]
+        channel = self.channel[rows, None]
         answers = self.probe.answer(self.region.embed(images))
         return tuple(answer.gather(1, channel)[:, 0] for answer in answers)
 
@@ -495,20 +487,20 @@ def _block(
     shift = jitters(
         settings["jitter"], settings["steps"], square.size, settings["seed"], layer, numbers
     )
-    climbs = Climbs(
-        torch.from_numpy(np.repeat(channels, k)).to(device),
-        torch.from_numpy(np.tile(sign, m)).to(device, torch.float32),
-        torch.from_numpy(np.repeat(scale, k)).to(device, torch.float32),
-        torch.from_numpy(shift).to(device),
-    )
     if settings["parametrisation"] == "pixels":
         parametrisation: Pixels | Fourier = Pixels()
     else:
         parametrisation = Fourier(square.size, colours, device)
     objective = Objective(
-        probe, square, parametrisation, climbs, settings["l2"], settings["tv"],
-        max(1, probe.batch // 2), settings["steps"],
-    )  # fmt: skip
+        probe,
+        square,
+        parametrisation,
+        torch.from_numpy(np.repeat(channels, k)).to(device),
+        torch.from_numpy(np.tile(sign, m)).to(device, torch.float32),
+        torch.from_numpy(np.repeat(scale, k)).to(device, torch.float32),
+        torch.from_numpy(shift).to(device),
+        *(settings[key] for key in ("l2", "tv", "steps")),
+    )
     begin = parametrisation.encode(torch.from_numpy(every).to(device).flatten(0, 1))
     if settings["optimizer"] == "adam":
         rate, box = settings["learning_rate"], parametrisation.box
@@ -538,15 +530,12 @@ def _block(
 
 
 def _similarity(images: np.ndarray, gradient: np.ndarray | None) -> np.ndarray:
-    """Return the correlation (n,) of images with mean gradients (n, 3, S, S); NaN without one."""
+    """Return the correlation (n,) of images with mean gradients (n, 3, S, S); NaN without one, or
+    where it is NaN."""
     if gradient is None:
         return np.full(len(images), np.nan)
-    known = np.isfinite(gradient).all((1, 2, 3))
-    similarity = statistics.correlation(
-        images.reshape(len(images), -1).astype(np.float64),
-        np.nan_to_num(gradient).reshape(len(images), -1).astype(np.float64),
-    )
-    return np.where(known, similarity, np.nan)
+    flat = (fields.reshape(len(images), -1).astype(np.float64) for fields in (images, gradient))
+    return statistics.correlation(*flat)
 
 
 COLUMNS = (
