@@ -1,22 +1,10 @@
 """Stage `color`: what colours a channel is tuned to, and whether it is colour-opponent.
 
-Two readings of every channel:
-
-linear
-:   its mean gradient, first-layer kernel and virtual filter, resolved into what L, M and S cones
-    feed it and into maps along the opponent axes (see `colorspace`).
-
-measured
-:   its responses at the layer's centre unit (see `probe`) to gratings along the three opponent axes
-    and three axes of code values, in every orientation and frequency, down to frequency zero (a
-    uniform field that goes from one colour to the other and back); to gratings in many equiluminant
-    directions at the place where it likes colour best; to uniform fields of all hues, and to fields
-    that change one cone only. All channels of a layer share the stimuli.
-
-Gratings along the opponent axes are also shown at lower contrasts, in the aperture that suits the
-channel (see `color_sensitivity`). From these the classes: non-, single- or double-opponent by the
-cone rule, by the ratio of responses, by energy, and by Harris' rule. docs/columns.md defines every
-number.
+Every channel is read twice: *linear*, its mean gradient, first-layer kernel and virtual filter,
+resolved into cones and into maps along the opponent axes (see `colorspace`); and *measured*, its
+responses at the layer's centre unit (see `probe`) to gratings and uniform fields of many colours,
+also at lower contrasts (see `color_sensitivity`). From these the classes of opponency by several
+rules. docs/columns.md lists the stimuli and defines every number.
 """
 
 from collections.abc import Mapping
@@ -32,6 +20,7 @@ from rfatlas.files.task import Task
 from rfatlas.network import graph
 from rfatlas.network.model import LoadedModel, normalise
 from rfatlas.physiology import color_rules, color_sensitivity, colorspace, tuning
+from rfatlas.physiology.color_sensitivity import ratio
 from rfatlas.physiology.probe import GREY, Bar, Probe
 from rfatlas.statistics import wrapped
 
@@ -164,13 +153,6 @@ def _linear_columns(channels: int, channel: np.ndarray, fields: Any) -> dict[str
 # ---- from responses to indices
 
 
-def ratio(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return one / other of responses (C,), never negative, at most `LARGEST_RATIO`; 0 where `one`
-    is."""
-    divisor = np.maximum(other, one / LARGEST_RATIO)
-    return np.divide(one, divisor, out=np.zeros(len(one)), where=one > 0)
-
-
 def read(
     grid: np.ndarray, flicker: np.ndarray, blank: np.ndarray, rectified: bool
 ) -> dict[str, np.ndarray]:
@@ -213,9 +195,9 @@ def ratio_rule(
     lowpass = np.divide(crest, largest, out=np.full(len(row), np.nan), where=largest > 0)
     found = {
         "responsive": tuning.driven(every, blank) == "",
-        "color_ratio": ratio(peak[:, 1], peak[:, 0]),
-        "color_ratio_s": ratio(peak[:, 2], peak[:, 0]),
-        "color_ratio_rgb": ratio(peak[:, 4:].max(1), peak[:, 3]),
+        "color_ratio": ratio(peak[:, 1], peak[:, 0], LARGEST_RATIO),
+        "color_ratio_s": ratio(peak[:, 2], peak[:, 0], LARGEST_RATIO),
+        "color_ratio_rgb": ratio(peak[:, 4:].max(1), peak[:, 3], LARGEST_RATIO),
         "color_lowpass": lowpass,
     }
     found["color_class_ratio"] = color_rules.ratio_class(found, rules, ~found["responsive"])
@@ -299,7 +281,7 @@ def shown(probe: Probe, axes: Mapping[str, np.ndarray], bar: Bar) -> dict[str, n
         return probe.respond(probe.uniform(every[number]))
 
     def grating(axis: np.ndarray, *drawn: np.ndarray) -> Any:
-        return probe.respond(_draw(axis, probe.carriers(*drawn)))
+        return probe.respond(_draw(probe, axis, probe.carriers(*drawn)))
 
     answer = probe.over_grid(field, [np.arange(len(every))], bar, "fields")
     ends = np.cumsum([len(values) for values in colours.values()])[:-1]
@@ -352,18 +334,14 @@ def directions(
     return probe.at_places(show, place, (np.arange(len(changes)), phase), bar, "directions")
 
 
-def _draw(axis: np.ndarray, carriers: torch.Tensor) -> torch.Tensor:
+def _draw(probe: Probe, axis: np.ndarray, carriers: torch.Tensor) -> torch.Tensor:
     """Return gratings (n, 3, h, w) along axes (n,), indices of `AXES`, at their full contrast."""
     in_light = axis < len(colorspace.AXES)
     stimuli = carriers.new_empty(len(axis), 3, *carriers.shape[1:])
     here = torch.as_tensor(in_light, device=carriers.device)
-    if in_light.any():
-        changes = colorspace.space().axes[axis[in_light]]
-        stimuli[here] = colorspace.paint(carriers[here], changes)
-    if not in_light.all():
-        colour = _CODE_AXES[axis[~in_light] - len(colorspace.AXES)]
-        colour = torch.as_tensor(colour, dtype=carriers.dtype, device=carriers.device)
-        stimuli[~here] = GREY + GREY * colour[:, :, None, None] * carriers[~here][:, None]
+    stimuli[here] = colorspace.paint(carriers[here], colorspace.space().axes[axis[in_light]])
+    colours = _CODE_AXES[axis[~in_light] - len(colorspace.AXES)]
+    stimuli[~here] = probe.paint(carriers[~here], colours)
     return stimuli
 
 
@@ -396,9 +374,8 @@ def color_selectivity(
                 at = (cut.position_in_crop(own.y, 0), cut.position_in_crop(own.x, 1))
                 grey[members] = maps[np.arange(len(own)), own.slot, *at]
                 progress.update(len(own))
-    total = np.zeros((2, len(top["image"])))
-    for sums, values in zip(total, (grey, units.value), strict=True):
-        np.add.at(sums, units.slot, values)
+    count = len(top["image"])
+    total = [np.bincount(units.slot, values, count) for values in (grey, units.value)]
     known = total[1] > 0
     return 1 - np.divide(total[0], total[1], out=np.full(len(known), np.nan), where=known)
 
@@ -559,7 +536,19 @@ def measure(
     known = {name: values[there] for name, values in columns[0].items()}
     rows["color_class_energy"] = np.full(probe.channels, "", object)
     rows["color_class_energy"][there] = energy_class(known, settings)
-    with store.create(task.output, {**task.attrs, **_attrs(probe)}) as file:
+    space = colorspace.space()
+    attrs = {
+        **task.attrs,
+        **probe.place(),
+        "axes": list(AXES),
+        "cone_fundamentals": colorspace.CONE_FUNDAMENTALS,
+        "axis_change": space.axes,
+        "cone_contrast": space.contrast,
+        "flash_contrast": _FLASH * space.isolating_contrast,
+        "code_per_cone": space.code_per_cone,
+        "hue_radius": space.radius,
+    }
+    with store.create(task.output, attrs) as file:
         file["channel"], file["place"] = every.astype(np.int32), place.astype(np.int16)
         for key, values in axes.items():
             file[key] = values
@@ -584,17 +573,3 @@ def measure(
             for part, piece in crops.pieces(fields["mean_gradient"]):
                 maps[part] = opponent_maps(piece)
     store.write_table(pd.DataFrame(rows)[list(COLUMNS)], task.table)
-
-
-def _attrs(probe: Probe) -> dict[str, Any]:
-    space = colorspace.space()
-    return {
-        **probe.place(),
-        "axes": list(AXES),
-        "cone_fundamentals": colorspace.CONE_FUNDAMENTALS,
-        "axis_change": space.axes,
-        "cone_contrast": space.contrast,
-        "flash_contrast": _FLASH * space.isolating_contrast,
-        "code_per_cone": space.code_per_cone,
-        "hue_radius": space.radius,
-    }

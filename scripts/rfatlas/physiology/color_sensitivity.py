@@ -1,11 +1,8 @@
 """Colour at equal response: the contrasts along the opponent axes that drive a channel alike.
 
-A ratio of responses grows with a unit's gain as soon as its output saturates; a ratio of the
-contrasts that give one and the same response does not, whatever increasing function the output
-goes through. So a channel's contrast response, at the grating that drives it most, turns every
-response into the contrast of that grating which gives the same (`equivalent`), and these are
-compared. Gratings are shown in several apertures: a channel whose surround suppresses it may answer
-to nothing that fills its whole box. docs/color.md explains the ideas, docs/columns.md the numbers.
+A channel's contrast response, at the grating that drives it most, turns every response into the
+contrast of that grating which gives the same (`equivalent`), and these are compared, in several
+apertures. docs/color.md explains why, docs/columns.md the numbers.
 """
 
 from collections.abc import Mapping
@@ -163,10 +160,10 @@ def suits(equal: np.ndarray) -> np.ndarray:
     return np.where(peak[:, 0] < _SUPPRESSED * best[:, 0], (peak >= _SUITS * best).argmax(1), 0)
 
 
-def ratio(colour: np.ndarray, luminance: np.ndarray) -> np.ndarray:
-    """Return equivalent contrasts over others, 0..`LARGEST`; 0 where there is no colour, NaN where
-    they are unknown."""
-    bound = np.maximum(luminance, colour / LARGEST)
+def ratio(colour: np.ndarray, luminance: np.ndarray, largest: float = LARGEST) -> np.ndarray:
+    """Return responses or equivalent contrasts, never negative, over others, at most `largest`; 0
+    where there is no colour, NaN where they are unknown."""
+    bound = np.maximum(luminance, colour / largest)
     found = np.divide(colour, bound, out=np.zeros(np.shape(colour)), where=bound > 0)
     return np.where(np.isnan(colour), np.nan, found)
 

@@ -6,10 +6,9 @@ Everything is relative to mid grey, the background of all stimuli: a *change* of
 one, linear light = that of mid grey times (1 + change), per primary; a cone's contrast is its
 relative change.
 
-The opponent axes are those of Derrington, Krauskopf & Lennie (1984, J. Physiol. 357:241): L+M (all
-cones alike: darker and lighter grey), L-M (equiluminant, S constant) and S-(L+M) (S alone). Each is
-as long as the gamut of sRGB allows around mid grey in both directions. The L-M and S axes hardly
-depend on the fundamentals: sRGB's red and green primaries differ much in L and M, blue in S.
+The opponent axes (see docs/color.md) are those of Derrington, Krauskopf & Lennie (1984, J. Physiol.
+357:241). L-M and S-(L+M) hardly depend on the fundamentals: sRGB's red and green primaries differ
+much in L and M, blue in S.
 """
 
 from dataclasses import dataclass

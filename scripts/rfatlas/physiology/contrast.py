@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rfatlas.physiology import curve_fits
-from rfatlas.physiology.size import first_reached
+from rfatlas.physiology.tuning import first_reached
 
 #: Columns of the table of the stage gratings.
 COLUMNS = (

@@ -1,13 +1,10 @@
 """Stage `gratings`: the tuning of every channel to orientation, spatial frequency and phase, with
 its parts `size` and `contrast`.
 
-Achromatic drifting gratings are shown to the centre unit of a layer (see `probe`): every
-orientation at every frequency at several phases, all channels at once, at full contrast in an
-aperture as wide as the field. A coarser grid of them is shown in smaller apertures, and at lower
-contrasts as long as a channel is compressive, so that each channel is read in the aperture and at
-the contrast where it can tell gratings apart. What follows is at its own best grating: more phases
-for F1/F0, all diameters, all contrasts, a mask across it. Also the blank, mid grey, and for
-comparison a black field and the mean of the data set's images.
+Achromatic drifting gratings are shown to the centre unit of a layer (see `probe`), all channels at
+once: all of them at full contrast in the largest aperture, and a coarser grid in smaller apertures
+and at lower contrasts, until each channel has its own; what follows is at its own best grating.
+docs/columns.md says which gratings these are and defines every number.
 """
 
 from collections.abc import Collection, Mapping
@@ -164,25 +161,15 @@ class Screen:
         self.orientation = tuning.orientations(settings["orientations"])
         self.frequency = tuning.frequencies(probe.size, settings["frequencies"])
         self.phase = tuning.phases(settings["phases"])
-        # Every which orientation and phase the coarse grid has.
-        self.orientation_step, self.phase_step = (
-            tuning.coarse_step(len(axis), least)
-            for axis, least in (
-                (self.orientation, tuning.HALVED_ORIENTATIONS),
-                (self.phase, tuning.HALVED_PHASES),
-            )
+        # Every which orientation and phase the coarse grid has; its phases are those of all but the
+        # full grid and F1/F0.
+        self.orientation_step = tuning.coarse_step(
+            len(self.orientation), tuning.HALVED_ORIENTATIONS
         )
+        self.phase_step = tuning.coarse_step(len(self.phase), tuning.HALVED_PHASES)
+        self.coarse_orientation = self.orientation[:: self.orientation_step]
+        self.coarse_phase = self.phase[:: self.phase_step]
         self.rectified = False
-
-    @property
-    def coarse_orientation(self) -> np.ndarray:
-        """The orientations of the coarse grid."""
-        return self.orientation[:: self.orientation_step]
-
-    @property
-    def coarse_phase(self) -> np.ndarray:
-        """The phases of all but the full grid and F1/F0."""
-        return self.phase[:: self.phase_step]
 
     def show(self, *drawn: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return what `Probe.respond` does to gratings; see `Probe.carriers`."""
@@ -241,25 +228,17 @@ class Screen:
 
         return self.probe.at_places(show, place, [phase], self.bar, "best")[0]
 
-    def sizes(self, place: np.ndarray, diameter: np.ndarray) -> np.ndarray:
-        """Return the smooth answers (C, diameter, phase) to its own grating in all diameters."""
+    def varied(self, place: np.ndarray, what: str, values: np.ndarray) -> np.ndarray:
+        """Return the smooth answers (C, n, phase) to its own grating in diameters (n,), where
+        `what` is "size", or at contrasts (n,), where it is "contrast"."""
 
-        def show(i: np.ndarray, j: np.ndarray, c: np.ndarray, diameter: np.ndarray, phase):
-            drawn = self.orientation[i], self.frequency[j], phase
-            return self.show(*drawn, diameter, self.levels[c])
+        def show(i: np.ndarray, j: np.ndarray, own: np.ndarray, value: np.ndarray, phase):
+            height = self.levels[own] if what == "size" else value
+            diameter = value if what == "size" else self.apertures[own]
+            return self.show(self.orientation[i], self.frequency[j], phase, diameter, height)
 
-        axes, own = (diameter, self.coarse_phase), place[:, [0, 1, 3]]
-        return self.smooth(self.probe.at_places(show, own, axes, self.bar, "size"))
-
-    def contrasts(self, place: np.ndarray, height: np.ndarray) -> np.ndarray:
-        """Return the smooth answers (C, contrast, phase) to its own grating at all contrasts."""
-
-        def show(i: np.ndarray, j: np.ndarray, d: np.ndarray, height: np.ndarray, phase):
-            drawn = self.orientation[i], self.frequency[j], phase
-            return self.show(*drawn, self.apertures[d], height)
-
-        axes, own = (height, self.coarse_phase), place[:, :3]
-        return self.smooth(self.probe.at_places(show, own, axes, self.bar, "contrast"))
+        axes, own = (values, self.coarse_phase), place[:, [0, 1, 3 if what == "size" else 2]]
+        return self.smooth(self.probe.at_places(show, own, axes, self.bar, what))
 
     def plaids(self, place: np.ndarray) -> np.ndarray:
         """Return the smooth answers (C, phase of the mask, phase) to its own grating under a mask
@@ -350,7 +329,7 @@ def measure(
     names = list(COLUMNS)
     if "size" in parts:
         diameter = size.diameters(probe.size, settings["diameters"])
-        curve = screen.above(screen.sizes(place, diameter), blank)
+        curve = screen.above(screen.varied(place, "size", diameter), blank)
         added, fitted = size.tuning(curve, diameter, found.reason)
         columns |= added
         names += size.COLUMNS
@@ -358,7 +337,7 @@ def measure(
         data["size_fit"] = fitted.astype(np.float32)
     if "contrast" in parts:
         height = contrast.contrasts(settings["contrasts"])
-        curve = screen.above(screen.contrasts(place, height), blank)
+        curve = screen.above(screen.varied(place, "contrast", height), blank)
         plaid = screen.above(screen.plaids(place), blank)
         added, fitted = contrast.tuning(
             curve, height, plaid[:, :-1].mean(1), plaid[:, -1], found.reason

@@ -181,16 +181,14 @@ class Probe:
         )
         return (distance <= diameter[..., None, None] / 2).float()
 
-    def paint(
-        self, carriers: torch.Tensor, direction: tuple[float, float, float] = (1, 1, 1)
-    ) -> torch.Tensor:
+    def paint(self, carriers: torch.Tensor, direction: Any = (1, 1, 1)) -> torch.Tensor:
         """Return stimuli (n, 3, crop, crop): mid grey + 0.5 `direction` times the carrier.
 
-        `direction` is in code values, (1, 1, 1) the achromatic grating of full contrast; its
-        entries must lie in -1..1, so that the stimulus stays in 0..1.
+        `direction`, one or (n, 3), is in code values, (1, 1, 1) the achromatic grating of full
+        contrast; its entries must lie in -1..1, so that the stimulus stays in 0..1.
         """
-        colour = torch.tensor(direction, dtype=torch.float32, device=carriers.device)
-        return GREY + 0.5 * colour.view(1, 3, 1, 1) * carriers[:, None]
+        colour = torch.as_tensor(np.asarray(direction, np.float32), device=carriers.device)
+        return GREY + 0.5 * colour.view(-1, 3, 1, 1) * carriers[:, None]
 
     def uniform(self, colours: np.ndarray) -> torch.Tensor:
         """Return crops (n, 3, crop, crop) filled with `colours` (n, 3), code values in 0..1."""

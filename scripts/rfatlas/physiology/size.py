@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import erf
 
 from rfatlas.physiology import curve_fits
+from rfatlas.physiology.tuning import first_reached
 
 #: Columns of the table of the stage gratings.
 COLUMNS = (
@@ -111,16 +112,3 @@ def tuning(
         "size_reason": reason,
     }
     return found, np.where(known[:, None], fitted, np.nan)
-
-
-def first_reached(curve: np.ndarray, axis: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Return where on the rising `axis` (n,) curves (C, n) first reach the `level` (C,), by linear
-    interpolation; the first place where they are there from the beginning, NaN where they never
-    are."""
-    there = curve >= level[:, None]
-    row, at = np.arange(len(curve)), there.argmax(1)
-    before = (at - 1).clip(0)
-    rise = curve[row, at] - curve[row, before]
-    part = np.divide(level - curve[row, before], rise, out=np.ones(len(curve)), where=rise > 0)
-    place = axis[before] + (axis[at] - axis[before]) * part
-    return np.where(there.any(1), place, np.nan)

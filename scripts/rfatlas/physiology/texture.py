@@ -1,14 +1,12 @@
 """Stage `texture`: responses to naturalistic textures, and to noise of the same spectrum.
 
-Neurons of V2 answer more to textures with the statistics of natural ones than to noise of the same
-spectrum, those of V1 hardly do (Freeman, Ziemba, Heeger, Simoncelli & Movshon 2013). The textures
-are shipped (resources/textures): some samples of some families, each a tile that goes on around its
-borders. Tiles fill the whole picture, and so does their noise: the same tile with random phases.
-Each picture is shown once, and one pass answers for the centre unit of every layer. It is a unit as
-a neuron is one; a mean over positions would be over other samples of the texture, and how much the
-samples of a family differ for a unit would be lost.
+After Freeman, Ziemba, Heeger, Simoncelli & Movshon 2013; docs/columns.md has the stimuli and the
+definitions. Each picture is shown once, and one pass answers for the centre unit of every layer. It
+is a unit as a neuron is one; a mean over positions would be over other samples of the texture, and
+how much the samples of a family differ for a unit would be lost.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,29 +179,17 @@ def _answers(
     look, size = network.graph.extractor(layers, output=False), network.description["input"]["crop"]
     fits = room(task.memory_mb, network.device) // network.graph.kept_bytes()
     batch = max(1, min(_BATCH, int(fits)))
-    waiting: list[np.ndarray] = []
     found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-
-    def show() -> None:
-        pixels = torch.as_tensor(np.stack(waiting), device=network.device)
-        values = look(
-            normalise(pixels[:, None].expand(-1, 3, -1, -1), network.description["input"])
-        )
-        for layer in layers:
-            value = values[layer]
-            if value.ndim == 4:
-                value = value[:, :, value.shape[2] // 2, value.shape[3] // 2]
-            found[layer] += list(value.float().cpu().numpy())
-        waiting.clear()
-
-    total = 1 + len(KINDS) * samples.shape[0] * samples.shape[1]
+    shown, total = pictures(samples, size), 1 + len(KINDS) * samples.shape[0] * samples.shape[1]
     with task.bar(total=total, unit="picture", desc="textures") as progress:
-        for one in pictures(samples, size):
-            waiting.append(one)
-            if len(waiting) == batch:
-                progress.update(len(waiting))
-                show()
-        progress.update(len(waiting))
-        if waiting:
-            show()
+        while some := list(itertools.islice(shown, batch)):
+            pixels = torch.as_tensor(np.stack(some), device=network.device)
+            pixels = pixels[:, None].expand(-1, 3, -1, -1)
+            values = look(normalise(pixels, network.description["input"]))
+            for layer in layers:
+                value = values[layer]
+                if value.ndim == 4:
+                    value = value[:, :, value.shape[2] // 2, value.shape[3] // 2]
+                found[layer] += list(value.float().cpu().numpy())
+            progress.update(len(some))
     return found

@@ -106,10 +106,9 @@ def rectify(response: np.ndarray, blank: np.ndarray) -> np.ndarray:
 def mean_above(response: np.ndarray, blank: np.ndarray, rectified: bool = False) -> np.ndarray:
     """Return F0 of max(a - a_blank, 0), the mean over all phases, from few of them.
 
-    Rectification makes harmonics that a few phases cannot hold: of an ideal half-rectified unit the
-    plain mean over eight swings by 5 % with the unit's own phase. So the response is interpolated
-    over phase by its Fourier series first, and rectified then: exact for a linear unit and, if
-    `response` is what enters a ReLU (`rectified`: its output is a), for that ReLU's output.
+    The response is interpolated over phase by its Fourier series first, and rectified then (see
+    docs/columns.md): exact for a linear unit and, if `response` is what enters a ReLU (`rectified`:
+    its output is a), for that ReLU's output.
 
     `response` (C, ..., n) at n evenly spaced phases of one cycle; `blank` (C,) is a_blank;
     `rectified` whether a = max(response, 0), else a = response.
@@ -312,13 +311,18 @@ def _parabola(
 
 
 def _first_below(curve: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Return where curves (C, n) first fall to `level` (C,), in steps from their first sample, by
-    linear interpolation; NaN where they never do."""
-    below = curve <= level[:, None]
-    found = below.any(1)
-    after = below.argmax(1).clip(1)
-    row = np.arange(len(curve))
-    high, low = curve[row, after - 1], curve[row, after]
-    drop = high - low
-    part = np.divide(high - level, drop, out=np.zeros_like(drop), where=drop > 0)
-    return np.where(found, after - 1 + part, np.nan)
+    """Return where curves (C, n) first fall to `level` (C,), in steps from their first sample."""
+    return first_reached(-curve, np.arange(curve.shape[1]), -level)
+
+
+def first_reached(curve: np.ndarray, axis: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Return where on the rising `axis` (n,) curves (C, n) first reach the `level` (C,), by linear
+    interpolation; the first place where they are there from the beginning, NaN where they never
+    are."""
+    there = curve >= level[:, None]
+    row, at = np.arange(len(curve)), there.argmax(1)
+    before = (at - 1).clip(0)
+    rise = curve[row, at] - curve[row, before]
+    part = np.divide(level - curve[row, before], rise, out=np.ones(len(curve)), where=rise > 0)
+    place = axis[before] + (axis[at] - axis[before]) * part
+    return np.where(there.any(1), place, np.nan)
