@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from snakemake.iocontainers import InputFiles, Params
 from synthetic import Run
 
 from rfatlas import stages
-from rfatlas.atlas import atlas
 from rfatlas.files import store
 from rfatlas.physiology import tuning
 from rfatlas.tables import channels
@@ -45,22 +45,27 @@ def told(absent: dict[str, str]) -> list[dict]:
     return [stage | {"absent": absent.get(stage["name"], "")} for stage in stages.pages()]
 
 
-def sources(run: Run, folder: Path, *names: str) -> atlas.Sources:
-    """The files of an invented run, of stages of these names."""
-    return atlas.Sources(
-        run=run.name,
-        network="demo_net.resnet",
-        description=folder / "model.json",
-        activations=folder / "activations.h5",
-        images=folder / "images.h5",
-        channels=folder / "channels.csv",
-        columns=ROOT / "docs" / "columns.md",
-        source="top_per_image",
-        stages=told({}),
-        files={
-            name: [folder / name / f"{layer.name}.h5" for layer in run.layers] for name in names
-        },
-    )
+def sources(
+    run: Run, folder: Path, *names: str, files: dict | None = None, **settings
+) -> tuple[InputFiles, Params]:
+    """Files and settings of the atlas of an invented run, with stages of these names."""
+    given = {
+        "description": folder / "model.json",
+        "activations": folder / "activations.h5",
+        "images": folder / "images.h5",
+        "channels": folder / "channels.csv",
+        "columns": ROOT / "docs" / "columns.md",
+        **dict.fromkeys(("findings", "card", "matched"), ()),
+        **{name: [folder / name / f"{layer.name}.h5" for layer in run.layers] for name in names},
+    }
+    params = {
+        "run": run.name,
+        "network": "demo_net.resnet",
+        "source": "top_per_image",
+        "stages": told({}),
+        **dict.fromkeys(("references", "runs"), ()),
+    }
+    return InputFiles(fromdict=given | (files or {})), Params(fromdict=params | settings)
 
 
 def handed_over(site: Path, name: str) -> dict:

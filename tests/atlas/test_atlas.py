@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -38,7 +37,7 @@ def built(tmp_path_factory):
     run.class_names[1] = MARKUP
     folder = run.write(tmp_path_factory.mktemp("atlas") / run.name)
     table = write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    atlas.build(*sources(run, folder, "receptive_fields"), folder / "atlas")
     return run, folder, table
 
 
@@ -65,7 +64,7 @@ def test_passports_hold_the_rows_of_the_table(monkeypatch, tmp_path):
     run = Run(layers=[Layer("conv1", 12, 8, 7, 2, 0.5), Layer("layer1.0", 4, 4, 19, 4, 0.5)])
     folder = run.write(tmp_path / "demo")
     table = write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    atlas.build(*sources(run, folder, "receptive_fields"), folder / "atlas")
     row = 0
     for name in ("00-00", "00-01", "00-02", "01-00"):
         data = handed_over(folder / "atlas", f"passports-{name}")
@@ -296,7 +295,7 @@ def test_thumbnails_of_many_channels_stand_in_several_sheets(tmp_path):
     run = Run(layers=[Layer("conv1", 70, 2, 7, 2, 0.5)], images=4, top_k=2)
     folder = run.write(tmp_path / "demo")
     write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    atlas.build(*sources(run, folder, "receptive_fields"), folder / "atlas")
     sheets = sorted((folder / "atlas" / "sprites").glob("mean_image-00-*.webp"))
     assert len(sheets) == 5
     with h5py.File(folder / "receptive_fields" / "conv1.h5") as file:
@@ -539,9 +538,9 @@ def test_pages_get_findings_and_reasons(tmp_path):
     files = [folder / "properties.csv", folder / "scores.csv"]
     for table, path in zip(card(), files, strict=True):
         store.write_table(table, path)
-    given = replace(sources(run, folder), findings=folder / "findings.json", stages=about)
-    given = replace(given, card=files)
-    atlas.build(replace(given, runs=["twin"]), folder / "atlas")
+    more = {"findings": folder / "findings.json", "card": files}
+    given = sources(run, folder, files=more, stages=about, runs=["twin"])
+    atlas.build(*given, folder / "atlas")
     overview = handed_over(folder / "atlas", "overview")
     del claim["rule"]
     assert overview["findings"] == [claim | {"lines": [["t/t.csv", 3]]}]
@@ -593,7 +592,7 @@ def test_without_receptive_fields_there_are_still_pages(tmp_path):
     run = Run(layers=[Layer("conv1", 4, 8, 7, 2, 0.5)])
     folder = run.write(tmp_path / "demo")
     write_table(run, folder)
-    atlas.build(sources(run, folder), folder / "atlas")
+    atlas.build(*sources(run, folder), folder / "atlas")
     overview = handed_over(folder / "atlas", "overview")
     assert overview["thumbnails"] == {}
     assert overview["layers"][0]["strip"] is None
@@ -609,7 +608,7 @@ def test_channels_that_a_stage_left_out_are_hatched(tmp_path):
             kept = file[name][:2]
             del file[name]
             file[name] = kept
-    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    atlas.build(*sources(run, folder, "receptive_fields"), folder / "atlas")
     shown = [thumbnail(folder / "atlas", "mean_gradient", 0, channel) for channel in range(4)]
     hatched = [(tile == style.hatch(len(tile))).all() for tile in shown]
     assert hatched == [False, False, True, True]
@@ -622,7 +621,7 @@ def test_a_layer_that_the_model_lacks_is_named(tmp_path):
     table["layer"] = "conv2"
     store.write_table(table, folder / "channels.csv")
     with pytest.raises(RfatlasError, match=r"activations\.h5: no dataset 'conv2/"):
-        atlas.build(sources(run, folder), folder / "atlas")
+        atlas.build(*sources(run, folder), folder / "atlas")
 
 
 @pytest.mark.parametrize(
@@ -643,13 +642,13 @@ def test_a_renamed_dataset_is_named(tmp_path, file, dataset):
         changed.move(dataset, "something_else")
     given = sources(run, folder, "receptive_fields", "gratings")
     with pytest.raises(RfatlasError, match=rf"{file}: no dataset '{dataset}'"):
-        atlas.build(given, folder / "atlas")
+        atlas.build(*given, folder / "atlas")
 
 
 def test_the_same_run_gives_the_same_pages(built, tmp_path):
     run, folder, _ = built
     again = tmp_path / "again"
-    atlas.build(sources(run, folder, "receptive_fields"), again)
+    atlas.build(*sources(run, folder, "receptive_fields"), again)
     files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
     assert len(files) > 30
     for path in files:

@@ -6,7 +6,6 @@ request to any network.
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -80,14 +79,11 @@ def site(tmp_path_factory):
         {"claim": "b", "question": "Not?", "sentence": "", "missing": "it is off", "rows": []},
     ]
     (folder / "findings.json").write_text(json.dumps({"claims": claims}))
-    given = replace(
-        sources(run, folder, "receptive_fields", "gratings", "ablation"),
-        stages=told(ABSENT),
-        matched=[("demo", folder / "matched.csv")],
-        findings=folder / "findings.json",
-        runs=["twin"],
-    )
-    atlas.build(given, folder / "atlas")
+    names = "receptive_fields", "gratings", "ablation"
+    more = {"matched": [folder / "matched.csv"], "findings": folder / "findings.json"}
+    about = {"stages": told(ABSENT), "references": ["demo"], "runs": ["twin"]}
+    given = sources(run, folder, *names, files=more, **about)
+    atlas.build(*given, folder / "atlas")
     return run, folder / "atlas" / "index.html", table
 
 
@@ -715,7 +711,7 @@ def test_a_channel_whose_fields_were_not_measured_shows_no_pictures(page, tmp_pa
     rows.loc[measured:, rows.columns.drop(["layer", "channel"])] = np.nan
     rows.to_csv(path.with_suffix(".csv"), index=False)
     write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    atlas.build(*sources(run, folder, "receptive_fields"), folder / "atlas")
     for channel, pictures in ((measured - 1, 9), (measured, 0)):
         page.open(folder / "atlas" / "index.html", f"#conv1/{channel}")
         page.until(lambda: page.one("#passport").is_displayed())
@@ -750,7 +746,7 @@ def test_the_first_numbers_are_those_that_mean_something(page, tmp_path):
     (folder / "model.json").write_text(json.dumps(description))
     table = write_table(run, folder, more)
     assert table["inactive"].tolist()[:3] == [False, False, True]
-    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    atlas.build(*sources(run, folder, "receptive_fields"), folder / "atlas")
 
     def glance(channel):
         page.open(folder / "atlas" / "index.html", f"#conv1/{channel}")
@@ -812,7 +808,7 @@ def test_the_address_of_a_channel_holds_whatever_its_layer_is_called(page, tmp_p
     run = Run(layers=[Layer("output", 4, 8, 19, 4, 0.5), Layer(name, 4, 8, 19, 4, 0.5)])
     folder = run.write(tmp_path / run.name)
     write_table(run, folder)
-    atlas.build(sources(run, folder, "receptive_fields"), folder / "atlas")
+    atlas.build(*sources(run, folder, "receptive_fields"), folder / "atlas")
     page.open(folder / "atlas" / "index.html")
     page.run("rfatlas.address.visit(arguments[0])", f"{name}/2")
     page.until(lambda: page.one("#passport").is_displayed())
@@ -949,7 +945,7 @@ def test_thousands_of_channels_make_few_elements(page, tmp_path):
     keys = [(layer.name, depth, row) for depth, layer in enumerate(layers) for row in range(500)]
     table = pd.DataFrame(keys, columns=["layer", "depth", "channel"])
     store.write_table(table.assign(osi=np.linspace(0, 1, 4000)), folder / "channels.csv")
-    atlas.build(sources(run, folder), folder / "atlas")
+    atlas.build(*sources(run, folder), folder / "atlas")
     page.open(folder / "atlas" / "index.html")
     assert page.text("#status") == "4000 of 4000 channels"
     assert len(page.cells()) < 200

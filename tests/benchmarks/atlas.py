@@ -170,7 +170,7 @@ def main() -> None:
             run = write(folder, arguments.layers, each, arguments.size)
             began = time.perf_counter()
             stages = ("receptive_fields", "gratings")
-            atlas.build(sources(run, folder, *stages), folder / "atlas")
+            atlas.build(*sources(run, folder, *stages), folder / "atlas")
             result["build_s"] = time.perf_counter() - began
             page = folder / "atlas" / "index.html"
         files = [path for path in page.resolve().parent.rglob("*") if path.is_file()]

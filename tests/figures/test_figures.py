@@ -26,7 +26,8 @@ def montage(folder: Path, table: pd.DataFrame, name: str, channels: int = 32, pa
         store.open(folder / "activations.h5") as activations,
     ):
         rows, top = table[table["layer"] == name], activations[name]
-        return figures.montage(fields, rows, top, "top_per_image", channels, patches, "demo", name)
+        title = f"demo · {name}"
+        return figures.montage(fields, rows, top, "top_per_image", channels, patches, title)
 
 
 def table_of(run: Run, folder: Path, with_fields: bool = True) -> pd.DataFrame:
@@ -297,7 +298,7 @@ def test_a_large_montage_is_small_enough_for_a_report(tmp_path):
     table = pd.DataFrame({"channel": np.arange(512), "inactive": False, "rf_kind": "exact"})
     stem = tmp_path / "montage"
     with store.open(path) as fields:
-        figure = figures.montage(fields, table, top, "top", 32, 9, "big", "layer4.2")
+        figure = figures.montage(fields, table, top, "top", 32, 9, "big · layer4.2")
     picture = pixels(figure, stem)
     assert picture.shape[1] <= figures.MAX_WIDTH
     assert stem.with_suffix(".png").stat().st_size < 2e6

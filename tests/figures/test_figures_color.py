@@ -1,7 +1,5 @@
 """Figures of colour: what is drawn where, against loops and planted tables and files."""
 
-from dataclasses import replace
-
 import h5py
 import numpy as np
 import pandas as pd
@@ -230,12 +228,9 @@ def test_tuning_has_zero_frequency_apart_and_is_relative_to_the_largest_answer(t
     frequency = np.array([0.05, 0.1, 0.2])
     response = np.array([[1, 2, 4], [2, 1, 0], [0, 0, 0.5]], float)
     file = store.open(color_file(tmp_path / "conv1.h5", invented({"conv1": 4})), "color")
-    curves = replace(
-        drawn.read(file, "conv1", np.array([3])),
-        frequency=frequency,
-        response=response[None],
-        flicker=np.array([[0.4, 8, 0.1]]),
-    )
+    flicker = np.array([[0.4, 8, 0.1]])
+    changed = {"frequency": frequency, "response": response[None], "flicker": flicker}
+    curves = drawn.read(file, "conv1", np.array([3]))._replace(**changed)
     axes = drawn.tuning({"single_opponent": [curves]}, "demo", 0.5, 0.5).axes[0]
     solid = [
         line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1

@@ -78,9 +78,9 @@ def sheet(folder: Path, channels: int = 32, with_fields: bool = True) -> Figure:
     table = write(folder, with_fields)
     with store.open(folder / "gratings" / "conv1.h5") as file:
         if not with_fields:
-            return drawn.sheet(file, None, table, channels, "demo", "conv1")
+            return drawn.sheet(file, None, table, channels, "demo · conv1 · gratings")
         with store.open(folder / "receptive_fields" / "conv1.h5") as fields:
-            return drawn.sheet(file, fields, table, channels, "demo", "conv1")
+            return drawn.sheet(file, fields, table, channels, "demo · conv1 · gratings")
 
 
 def collections(figure, kind) -> list:

@@ -60,7 +60,8 @@ def sheet(folder: Path, table: pd.DataFrame, channels=32, with_fields=True) -> F
     ):
         top, source = activations["layer1.0"], "top_per_image"
         given = fields if with_fields else None
-        return drawn.sheet(file, table, given, top, source, channels, "demo", "layer1.0")
+        title = "demo · layer1.0 · preferred stimuli"
+        return drawn.sheet(file, table, given, top, source, channels, title)
 
 
 def pixels(figure) -> np.ndarray:

@@ -71,9 +71,9 @@ def written(tmp_path_factory) -> Path:
 def sheet(folder: Path, layer: str, with_fields: bool = True, channels: int = 32) -> Figure:
     with store.open(folder / "virtual_filters.h5") as file:
         if not with_fields:
-            return drawn.sheet(file[layer], None, rows(layer), channels, "demo", layer)
+            return drawn.sheet(file[layer], None, rows(layer), channels, f"demo · {layer}")
         with store.open(folder / "receptive_fields" / f"{layer}.h5") as fields:
-            return drawn.sheet(file[layer], fields, rows(layer), channels, "demo", layer)
+            return drawn.sheet(file[layer], fields, rows(layer), channels, f"demo · {layer}")
 
 
 def rows(layer: str) -> pd.DataFrame:

@@ -15,9 +15,9 @@ import json
 import math
 import re
 import shutil
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,18 +57,9 @@ TEMPLATE, START = PAGE / "index.html.j2", PAGE / "start.html.j2"
 # ---- what the columns mean
 
 
-@dataclass(frozen=True)
-class Column:
-    """A row of docs/columns.md; `section` is its heading, `stages` those named
-    there. `pattern` matches the names it explains (`<mode>` in a documented name is any word)."""
-
-    pattern: str
-    section: str
-    stages: str
-    meaning: str
-    unit: str
-    formula: str
-    source: str
+#: A row of docs/columns.md, texts; `section` is its heading, `stages` those named there. `pattern`
+#: matches the names it explains (`<mode>` in a documented name is any word).
+Column = namedtuple("Column", "pattern section stages meaning unit formula source")
 
 
 def read_columns(text: str) -> list[Column]:
@@ -90,8 +81,7 @@ def read_columns(text: str) -> list[Column]:
         base, *others = _prefixes(body) or [("", "")]
         columns += rows
         columns += [
-            replace(
-                row,
+            row._replace(
                 pattern=prefix + row.pattern.removeprefix(base[0]),
                 meaning=f"{row.meaning} [{what}]",
             )
@@ -182,7 +172,7 @@ def about_columns(table: pd.DataFrame, columns: Sequence[Column]) -> list[dict[s
     value (`known`); of a choice also the values there are."""
     found = []
     for name, values in table.items():
-        about = {"name": name, "kind": kind(values), **asdict(explain(name, columns))}
+        about = {"name": name, "kind": kind(values), **explain(name, columns)._asdict()}
         del about["pattern"]
         about["known"] = int(values.count())
         if about["kind"] == "choice":
@@ -447,72 +437,50 @@ def matches(
 # ---- the site
 
 
-@dataclass(frozen=True)
-class Sources:
-    """What an atlas is made from: names of the run and of its network, and files.
+def build(
+    given: Mapping, params, folder: Path, log: Callable[[str], None] = lambda text: None
+) -> None:
+    """Write the atlas of a run into `folder`, from the files and settings of its rule; index.html
+    comes last.
 
-    `stages` is what the page is told of each stage: `stages.page`, and in `absent` why there is
-    nothing of it. `files` are the HDF5 files of a stage, one per layer or one for all. `source` is
-    the list of units that the receptive fields were made from (`receptive_fields.source`),
-    `columns` docs/columns.md, `findings` findings.json or None, `card` properties.csv and
-    scores.csv of the stage `v1` or nothing, `matched` the tables matched.csv of the stage
-    `compare`, each with its reference in front, `runs` the other runs that have an atlas.
-    """
-
-    run: str
-    network: str
-    description: Path
-    activations: Path
-    images: Path
-    channels: Path
-    columns: Path
-    source: str
-    stages: Sequence[Mapping[str, Any]] = ()
-    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-    findings: Path | None = None
-    card: Sequence[Path] = ()
-    matched: Sequence[tuple[str, Path]] = ()
-    runs: Sequence[str] = ()
-
-
-def build(sources: Sources, folder: Path, log: Callable[[str], None] = lambda text: None) -> None:
-    """Write the atlas of a run into `folder`; index.html comes last.
-
-    `log` is called with a line of progress per layer. Raises RfatlasError if a file is missing or
-    unfinished or lacks a dataset.
+    `given` holds by stage its HDF5 files, one per layer or one for all. `params.stages` is what the
+    page is told of each stage: `stages.pages`, and in `absent` why there is nothing of it. `log` is
+    called with a line of progress per layer. Raises RfatlasError if a file is missing or unfinished
+    or lacks a dataset.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
-    description = json.loads(sources.description.read_text(encoding="utf-8"))
-    table = store.read_table(sources.channels)
+    description = json.loads(Path(given.description).read_text(encoding="utf-8"))
+    table = store.read_table(given.channels)
     for number, name in enumerate(table):
         write_script(data, f"column-{number:03d}", packed(table[name]))
     with (
-        store.open(sources.images, "images") as images,
-        store.open(sources.activations, "activations") as activations,
+        store.open(given.images, "images") as images,
+        store.open(given.activations, "activations") as activations,
     ):
-        layers = _write_layers(sources, table, images, activations, folder, log)
+        layers = _write_layers(given, params, table, images, activations, folder, log)
         facts = {
             "images": len(images["names"]),
             "channels": len(table),
             "layers": len(layers),
             "top1": _top1(activations),
             "weights": str(description.get("weights_sha256", ""))[:12],
-            "network": sources.network,
+            "network": params.network,
         }
         class_names = [str(name) for name in images.attrs["class_names"]]
-    overview = {"classNames": class_names, "layers": layers, **_about(sources, table, layers)}
+    overview = {"classNames": class_names, "layers": layers, **_about(given, params, table, layers)}
     write_script(data, "overview", overview)
     templates = shutil.ignore_patterns("*.j2")
     shutil.copytree(
         PAGE, folder, ignore=templates, copy_function=shutil.copyfile, dirs_exist_ok=True
     )
-    page = render(TEMPLATE, run=sources.run, facts=facts, runs=sources.runs)
+    page = render(TEMPLATE, run=params.run, facts=facts, runs=params.runs)
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def _write_layers(
-    sources: Sources,
+    given: Mapping,
+    params,
     table: pd.DataFrame,
     images: h5py.File,
     activations: h5py.File,
@@ -521,17 +489,17 @@ def _write_layers(
 ) -> list[dict[str, Any]]:
     """Write pictures and passports of all layers, and return what the overview says of each."""
     names, labels = images["names"].asstr()[:], images["labels"][:]
-    matched = [(reference, store.read_table(path)) for reference, path in sources.matched]
+    matched = list(zip(params.references, map(store.read_table, given.matched), strict=True))
     layers = []
     for number, (name, rows) in enumerate(statistics.rows_by_layer(table).items()):
         first, channels = int(rows.index[0]), len(rows)
         image, value, yx = (
-            activations[f"{name}/{sources.source}_{what}"][:, : pictures.PATCHES]
+            activations[f"{name}/{params.source}_{what}"][:, : pictures.PATCHES]
             for what in ("image", "value", "yx")
         )
         means = activations.get(f"{name}/class_mean")
         with ExitStack() as stack:
-            files = _open(sources.files, name, stack)
+            files = _open(given, params.stages, name, stack)
             tiles = pictures.tiles(files, image, yx)
             layout, missing = pictures.write(tiles, channels, folder, number)
             passports = {
@@ -539,7 +507,7 @@ def _write_layers(
                 "missing": missing,
                 **curves(files, channels),
                 "classes": None if means is None else class_bars(means[:]),
-                "matches": matches(matched, sources.run, name, channels),
+                "matches": matches(matched, params.run, name, channels),
             }
         for block, begin in enumerate(range(0, channels, BLOCK)):
             part = slice(begin, begin + BLOCK)
@@ -553,37 +521,37 @@ def _write_layers(
 
 
 def _about(
-    sources: Sources, table: pd.DataFrame, layers: Sequence[Mapping[str, Any]]
+    given: Mapping, params, table: pd.DataFrame, layers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return what the page says of a run as a whole."""
-    text = sources.columns.read_text(encoding="utf-8")
+    text = Path(given.columns).read_text(encoding="utf-8")
     return {
-        "run": sources.run,
+        "run": params.run,
         "block": BLOCK,
         "thumbnails": {
             kind: title
             for kind, title in pictures.THUMBNAILS.items()
             if any(kind in layer["sprites"] for layer in layers)
         },
-        "stages": list(sources.stages),
+        "stages": list(params.stages),
         "columns": about_columns(table, read_columns(text)),
         "byLayer": layer_measures(table),
-        "card": report_card(*map(store.read_table, sources.card)) if sources.card else None,
+        "card": report_card(*map(store.read_table, given.card)) if given.card else None,
         "references": read_references(text),
-        "findings": None if sources.findings is None else _claims(sources.findings),
-        "runs": list(sources.runs),
+        "findings": _claims(given.findings) if given.findings else None,
+        "runs": list(params.runs),
     }
 
 
 def _open(
-    files: Mapping[str, Sequence[Path]], layer: str, stack: ExitStack
+    given: Mapping, told: Sequence[Mapping[str, Any]], layer: str, stack: ExitStack
 ) -> dict[str, h5py.File | h5py.Group]:
     """Open what the stages have of a layer: a file of its own, or a group in one of all layers."""
     found: dict[str, h5py.File | h5py.Group] = {}
-    for stage, paths in files.items():
+    for stage in (one["name"] for one in told):
         whole = stages.BY_NAME[stage].scope == "run"
-        for path in paths:
-            if whole or path.stem == layer:
+        for path in given.get(stage, []):
+            if whole or Path(path).stem == layer:
                 file = stack.enter_context(store.open(path, stage))
                 found[stage] = file[layer] if whole else file
     return found
@@ -596,10 +564,10 @@ def _part(entry: Any, part: slice) -> Any:
     return None if entry is None else entry[part]
 
 
-def _claims(path: Path) -> list[dict[str, Any]]:
+def _claims(path: str) -> list[dict[str, Any]]:
     """Return of each claim of findings.json what the pages say of it; `lines` are the rows of the
     tables behind it, [table, line]."""
-    claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+    claims = json.loads(Path(path).read_text(encoding="utf-8"))["claims"]
     return [
         {
             **{key: claim[key] for key in ("claim", "question", "sentence", "missing")},

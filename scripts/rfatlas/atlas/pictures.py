@@ -6,8 +6,8 @@ tiles of one channel (its passport). Receptive fields of up to `style.PIXELATED`
 are stored pixel by pixel and enlarged by the browser.
 """
 
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -41,24 +41,14 @@ _QUALITY = 80
 _GREY = 0.5
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One kind of picture of the channels of a layer; the register of stages has its caption.
-
-    `draw` returns of a channel the picture (S, S, 3), uint8 or float in 0..1, and which of its
-    pixels (S, S) lie outside the image; None where there is no picture of that channel. `size` is
-    S.
-    """
-
-    name: str
-    size: int
-    draw: Callable[[int], tuple[np.ndarray, np.ndarray] | None]
+#: One kind of picture of the channels of a layer; the register of stages has its caption.
+#: `draw(channel)` returns the picture (S, S, 3), uint8 or float in 0..1, and which of its pixels
+#: (S, S) lie outside the image; None where there is no picture of that channel. `size` is S.
+Tile = namedtuple("Tile", "name size draw")
 
 
 def tiles(
-    files: Mapping[str, h5py.File | h5py.Group],
-    image: np.ndarray,
-    yx: np.ndarray,
+    files: Mapping[str, h5py.File | h5py.Group], image: np.ndarray, yx: np.ndarray
 ) -> list[Tile]:
     """Return the tiles of a layer that its files, by stage, have the data for.
 

@@ -1,13 +1,14 @@
 """Topic overview of the figures: what a run looks like.
 
 Per layer a montage (what drives its channels), and per run the receptive-field size, the sparsity
-and the accuracy. Everything is read from files: the channel table, model.json, the activations and
-the receptive fields.
+and the accuracy, as the captions in workflow/report/figures_overview.rst tell them. Everything is
+read from files: the channel table, model.json, the activations and the receptive fields.
 """
 
 import json
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -60,17 +61,13 @@ def montage(
     source: str,
     channels: int,
     patches: int,
-    run: str,
-    layer: str,
+    title: str,
 ) -> Figure:
     """Draw channels x {top patches, mean image, mean gradient, effective RF} of one layer.
 
     `fields` is the layer's file of the stage `receptive_fields`, `table` its rows of channels.csv,
     `top` its group in activations.h5 with the positions of the units, which are in the list
-    `source`; at most so many channels, evenly spread, and patches. Rows of inactive channels are
-    marked, and those of channels that nothing drives. Pixels outside the image are hatched. A mean
-    gradient is shown about mid grey on its own symmetric scale, an effective RF from black on its
-    own scale.
+    `source`; at most so many channels, evenly spread, and patches.
     """
     table = table.set_index("channel")
     rows = sheets.chosen(len(fields["channel"]), channels)
@@ -86,7 +83,7 @@ def montage(
     first = f"top {patches} images, best first" if patches > 1 else "top\nimage"
     page = sheets.Sheet(
         arranged(len(rows), patches, window),
-        f"{run} · {layer}",
+        title,
         f"{sheets.count(len(rows), len(table))}   |   "
         f"{_field(fields.attrs, window, table['rf_kind'].iloc[0])}\n"
         "r: split-half correlation of the mean gradient   |   hatched: outside the image",
@@ -132,10 +129,8 @@ def _montage_label(facts: pd.Series, responds: bool) -> tuple[list[sheets.Line],
 def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
     """Draw the size of receptive fields against depth, in pixels on a logarithmic scale.
 
-    Theoretical: the side of the box that can change a unit. Effective, where the receptive-field
-    stage ran: the diameter at which the Gaussian fitted to a channel's mean absolute gradient has
-    fallen to 4.55 % of its peak, for channels whose fit explains at least half of the variance.
-    `table` is channels.csv, `image_size` the side of the network's input in pixels.
+    `table` is channels.csv, `image_size` the side of the network's input in pixels. Effective ones
+    are drawn where the stage `receptive_fields` ran.
     """
     layers = _layers(table)
     names = layers["layer"].tolist()
@@ -174,11 +169,8 @@ def rf_size(table: pd.DataFrame, image_size: int, run: str) -> Figure:
 
 @style.styled
 def sparsity(table: pd.DataFrame, run: str) -> Figure:
-    """Draw against depth how often channels are active, and how many are inactive and why.
-
-    Activity is the share of image positions with a value above 0; in layers without ReLU that
-    is no measure of sparsity, so they are drawn in grey. `table` is channels.csv.
-    """
+    """Draw from channels.csv, against depth, how often channels are active, and how many are
+    inactive and why."""
     layers = _layers(table)
     names = layers["layer"].tolist()
     figure, (upper, lower) = style.depth_figure(names, 6, 2)
@@ -207,18 +199,9 @@ def sparsity(table: pd.DataFrame, run: str) -> Figure:
     return style.captioned(figure, f"{run} · sparsity", subtitle, handles, 3)
 
 
-@dataclass(frozen=True)
-class Score:
-    """How often a run is right: `top1` and `top5` of `images` labelled images, of `classes`.
-
-    `images` is 0 without labels and `classes` 0 without a classifier.
-    """
-
-    run: str
-    images: int
-    classes: int
-    top1: int
-    top5: int
+#: How often a run is right: `top1` and `top5` of `images` labelled images, of `classes`. `images`
+#: is 0 without labels and `classes` 0 without a classifier.
+Score = namedtuple("Score", ("run", "images", "classes", "top1", "top5"))
 
 
 def score(run: str, activations: h5py.File) -> Score:
@@ -287,6 +270,7 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     yield "sparsity", sparsity(table, params.run)
     if given.receptive_fields:
         with store.open(given.activations[0], "activations") as activations:
-            shown = params.source, params.channels, params.patches, params.run
+            shown = params.source, params.channels, params.patches
             for name, layer, fields in sheets.files(given, params.layers, "receptive_fields"):
-                yield name, montage(fields, tables[layer], activations[layer], *shown, layer)
+                own = fields, tables[layer], activations[layer]
+                yield name, montage(*own, *shown, f"{params.run} · {layer}")

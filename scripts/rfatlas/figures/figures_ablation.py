@@ -1,8 +1,8 @@
 """Topic ablation of the figures: what the network loses without a channel or a group of them.
 
 Drawn from channels.csv, ablation_groups.csv, ablation_cumulative.csv and the changes per class in
-ablation/<layer>.h5. A change is ablated minus intact: what is lost is negative in accuracy and
-positive in loss.
+ablation/<layer>.h5, as the captions in workflow/report/figures_ablation.rst tell them. A change is
+ablated minus intact: what is lost is negative in accuracy and positive in loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,10 +82,7 @@ def _interval(rows: pd.DataFrame, column: str) -> tuple[np.ndarray, ...]:
 
 @style.styled
 def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
-    """Draw the change of top-1 accuracy without each channel, sorted, a panel per layer.
-
-    Bands are 95 % intervals; dots are channels whose effect is significant within the layer.
-    """
+    """Draw the change of top-1 accuracy without each channel, sorted, a panel per layer."""
     layers = list(rows_by_layer(swept(table, mode)).items())
     title = f"{run} · accuracy without one channel"
     if not layers:
@@ -97,9 +94,8 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
         rows = rows.sort_values(f"{mode}_delta_top1", kind="stable")
         change, low, high = _interval(rows, f"{mode}_delta_top1")
         rank = np.arange(1, len(rows) + 1)
-        axes.vlines(
-            rank, low, high, color=style.SKY, linewidth=np.clip(90 / len(rows), 0.4, 3), alpha=0.6
-        )
+        width = np.clip(90 / len(rows), 0.4, 3)
+        axes.vlines(rank, low, high, color=style.SKY, linewidth=width, alpha=0.6)
         axes.axhline(0, color=style.GREY, linewidth=0.8)
         axes.plot(rank, change, color=style.BLUE, linewidth=1.2)
         sure = (rows[f"{mode}_q"] <= SIGNIFICANT).to_numpy()
@@ -110,15 +106,11 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.set_xlim(0, len(rows) + 1)
         axes.grid(axis="y")
+    significant = f"q ≤ {SIGNIFICANT:g} (Benjamini-Hochberg); counted in the title"
     handles = [
         style.mark("change", style.BLUE, line="-"),
         Patch(color=style.SKY, alpha=0.6, label="95 % interval"),
-        style.mark(
-            f"q ≤ {SIGNIFICANT:g} (Benjamini-Hochberg); counted in the title",
-            style.VERMILLION,
-            "o",
-            markersize=4,
-        ),
+        style.mark(significant, style.VERMILLION, "o", markersize=4),
     ]
     subtitle = f"each channel {MODES[mode]}; change of top-1 accuracy, sorted; 95 % intervals"
     return style.headed(figure, title, subtitle, handles, 3)
@@ -127,8 +119,7 @@ def effects(table: pd.DataFrame, run: str, mode: str) -> Figure:
 @style.styled
 def estimates(table: pd.DataFrame, run: str, mode: str) -> Figure:
     """Draw the effect on the loss of each channel against its first-order estimate, a panel per
-    layer, with 95 % intervals; a title gives the median over channels of the correlation of the two
-    over images. Only where there are estimates."""
+    layer; only where there are estimates."""
     layers = list(rows_by_layer(swept(table, mode)).items())
     title = f"{run} · first-order estimates against effects"
     if not layers:
@@ -162,9 +153,8 @@ def estimates(table: pd.DataFrame, run: str, mode: str) -> Figure:
 def properties(table: pd.DataFrame, run: str, mode: str) -> Figure:
     """Draw the change of the loss without each channel against its properties.
 
-    A row of panels per layer, a column per property that channels.csv has; with Spearman's rank
-    correlation (colour classes in the order of the axis). At most `LAYERS` layers, evenly from the
-    first to the last.
+    A row of panels per layer, a column per property that channels.csv has. At most `LAYERS` layers,
+    evenly from the first to the last.
     """
     rows = swept(table, mode)
     every = list(rows_by_layer(rows).items())
@@ -220,11 +210,8 @@ def _against(axes: Axes, values: np.ndarray, change: np.ndarray, classes: bool) 
 
 @style.styled
 def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
-    """Draw top-1 accuracy against the number of channels taken out, a panel per layer.
-
-    `curves` is ablation_cumulative.csv. Solid lines take the largest values first, dashed ones the
-    smallest; dots mark the numbers that were tried; the grey band spans the random orders.
-    """
+    """Draw from ablation_cumulative.csv top-1 accuracy against the number of channels taken out, a
+    panel per layer."""
     rows = curves[curves["mode"] == mode]
     title = f"{run} · accuracy without more and more channels"
     if not len(rows):
@@ -257,8 +244,7 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
         axes.set_xticks(ticks, map(str, ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(0.9, channels * 1.1)
-        axes.set_ylim(-0.02, 1.02)
-        axes.yaxis.set_major_formatter(style.PERCENT)
+        style.shares(axes, low=-0.02, high=1.02)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y")
         axes.set_title(name, fontsize=9)
@@ -278,11 +264,8 @@ def cumulative(curves: pd.DataFrame, run: str, mode: str) -> Figure:
 
 @style.styled
 def groups(table: pd.DataFrame, run: str) -> Figure:
-    """Draw the change of top-1 accuracy without each group and without its controls.
-
-    `table` is ablation_groups.csv. A line per layer and group, a column per mode; dots are the
-    controls, a bar their median, the diamond the group with its 95 % paired interval.
-    """
+    """Draw from ablation_groups.csv the change of top-1 accuracy without each group and without its
+    controls: a line per layer and group, a column per mode."""
     title = f"{run} · groups of channels and control sets of the same size"
     if not len(table):
         return _empty(title, "no layer has a channel of any group")
@@ -358,12 +341,7 @@ def chosen(table: pd.DataFrame, mode: str, count: int = CHANNELS) -> list[tuple[
 
 
 @style.styled
-def classes(
-    class_delta: Mapping[tuple[str, int], np.ndarray],
-    class_names: Sequence[str],
-    run: str,
-    mode: str,
-) -> Figure:
+def classes(class_delta: Mapping, class_names: Sequence[str], run: str, mode: str) -> Figure:
     """Draw the change of every class's accuracy without some channels as a heat map.
 
     `class_delta` maps (layer, channel) to (n_classes,) changes, NaN for classes without images. Of
@@ -399,11 +377,8 @@ def classes(
     bar.ax.tick_params(labelsize=8)
     which = f"the {len(columns)} classes (of {len(seen)}) that change most"
     which = "all classes" if len(columns) == len(seen) else which
-    return style.headed(
-        figure,
-        title,
-        f"accuracy of each class without the channel ({MODES[mode]}); strongest channels, {which}",
-    )
+    subtitle = f"accuracy of each class without the channel ({MODES[mode]}); strongest channels, "
+    return style.headed(figure, title, subtitle + which)
 
 
 def _empty(title: str, reason: str) -> Figure:

@@ -1,12 +1,11 @@
 """Topic color of the figures: opponency and tuning to colour over the layers of a run.
 
-Drawn from channels.csv, the tables of the stage `opponency` and the files of the stage `color`:
-fields and tuning curves of single channels, preferred hues, how many channels are of which class,
-how much that depends on thresholds, where the rules differ, and the macaque's shares.
+Drawn from channels.csv, the tables of the stage `opponency` and the files of the stage `color`. The
+captions in workflow/report/figures_color.rst say what each figure shows.
 """
 
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import h5py
 import numpy as np
@@ -94,9 +93,7 @@ def layers_of(table: pd.DataFrame) -> list[str]:
 def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
     """Draw the share of each class against depth, with the twin's and the macaque's.
 
-    Above, single- and double-opponent channels by the cone rule with 95 % Wilson intervals; below,
-    the kinds by `color_ratio` compared with macaque V1. `counts` and `macaque` are the tables of
-    these names; all layers together are at the right.
+    `counts` and `macaque` are the tables of these names; all layers together are at the right.
     """
     names, twin = layers_of(counts), style.twin_of(counts)
     rows = [*names, ALL]
@@ -109,10 +106,8 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
             part = cone.loc[name].loc[rows]
             share = part[f"{prefix}fraction"].to_numpy(float)
             x = np.arange(len(rows)) + offset + aside
-            ends = (part[f"{prefix}{end}"].to_numpy(float) for end in ("lo", "hi"))
-            face = color if not prefix else "white"
-            line = "-" if not prefix else "--"
-            upper.vlines(x, *ends, color=color, linewidth=2 if not prefix else 1)
+            face, line, width = ("white", "--", 1) if prefix else (color, "-", 2)
+            upper.vlines(x, part[f"{prefix}lo"], part[f"{prefix}hi"], color=color, linewidth=width)
             upper.plot(x[:-1], share[:-1], line, color=color, linewidth=0.9, alpha=0.6)
             upper.plot(x, share, marker, color=color, markerfacecolor=face, markersize=5, zorder=4)
     style.shares(upper, "of the channels that respond")
@@ -145,23 +140,16 @@ def classes(counts: pd.DataFrame, macaque: pd.DataFrame, run: str) -> Figure:
     bars = [Patch(color=color, label=label) for label, color in KINDS.values()]
     if twin:
         bars.append(Patch(color=style.GREY, alpha=0.55, label=f"narrow: {twin}"))
-    return style.captioned(
-        figure,
-        f"{run} · opponent channels",
+    subtitle = (
         "above: classes of the cone rule, 95 % Wilson intervals; below: kinds by the ratio of L−M "
-        "to L+M",
-        [*handles, *bars],
-        3,
+        "to L+M"
     )
+    return style.captioned(figure, f"{run} · opponent channels", subtitle, handles + bars, 3)
 
 
 @style.styled
 def stability(table: pd.DataFrame, run: str) -> Figure:
-    """Draw how the share of opponent classes depends on each threshold.
-
-    `table` is stability.csv. A row per threshold, a thin line per layer (dark to bright with depth)
-    and a bold one with its 95 % Wilson interval for all together; dotted: the line in force.
-    """
+    """Draw from stability.csv how the share of opponent classes depends on each threshold."""
     # All layers together have a twin only where it has the same layers.
     names, twin = layers_of(table), style.twin_of(table[table["layer"] == ALL])
     figure = style.figure(7.6, 10.6)
@@ -208,10 +196,8 @@ def stability(table: pd.DataFrame, run: str) -> Figure:
 
 @style.styled
 def confusion(table: pd.DataFrame, run: str) -> Figure:
-    """Draw where the rules agree: matrices over all layers, and the agreement against depth.
-
-    `table` is confusion.csv. Shades are shares of a row; frames mark what means the same.
-    """
+    """Draw from confusion.csv where the rules agree: matrices over all layers, and the agreement
+    against depth."""
     names = layers_of(table)
     rules = [rule for rule in RULES if rule in set(table["rule"])]
     rect = (0, 0.04, 1, 0.87)
@@ -238,22 +224,18 @@ def confusion(table: pd.DataFrame, run: str) -> Figure:
         style.mark("beyond chance (κ)", style.INK, line="-"),
         style.mark("share of channels", style.INK, line="--"),
     ]
-    return style.headed(
-        figure,
-        f"{run} · do the rules of opponency agree?",
+    title = f"{run} · do the rules of opponency agree?"
+    subtitle = (
         "above: channels of all layers, shaded by their share of the row; framed: what means the "
-        "same",
-        handles,
-        6,
+        "same"
     )
+    return style.headed(figure, title, subtitle, handles, 6)
 
 
 @style.styled
 def orientation(table: pd.DataFrame, run: str) -> Figure:
-    """Draw the share of channels that are tuned to the orientation of coloured gratings, by class.
-
-    `table` is orientation.csv; 95 % Wilson intervals.
-    """
+    """Draw from orientation.csv the share of channels that are tuned to the orientation of coloured
+    gratings, by class."""
     rows = [*layers_of(table), ALL]
     figure, axes = style.depth_figure(rows, 4.4, 1)
     handles = []
@@ -265,38 +247,23 @@ def orientation(table: pd.DataFrame, run: str) -> Figure:
         handles.append(style.mark(label, color, "o"))
     axes.axvline(len(rows) - 1.5, color=style.GREY, linewidth=0.8)
     style.shares(axes, "oriented for colour")
-    return style.captioned(
-        figure,
-        f"{run} · are opponent channels oriented?",
+    title = f"{run} · are opponent channels oriented?"
+    subtitle = (
         "tuned to the orientation of coloured gratings, by class of the cone rule; 95 % Wilson "
-        "intervals",
-        handles,
-        3,
+        "intervals"
     )
+    return style.captioned(figure, title, subtitle, handles, 3)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """How some channels (n) of one layer answer to colour.
-
-    `channel` (n,) of `total`; `frequency` (F,) in cycles per pixel; `response` (n, 3, F) to
-    gratings along the three axes of cone space, each at the orientation at which it drives the
-    channel most; `flicker` (n, 3) to zero frequency; `degrees` (H,), directions in the plane of L−M
-    (0) and S−(L+M) (90), `color` (H, 3) how they look, 0 to 1, and `hue` (n, H), answers to uniform
-    fields of them; all answers above the blank. `field` (n, 3, S, S), NaN where unknown, or None
-    without mean gradients.
-    """
-
-    layer: str
-    channel: np.ndarray
-    frequency: np.ndarray
-    response: np.ndarray
-    flicker: np.ndarray
-    degrees: np.ndarray
-    color: np.ndarray
-    hue: np.ndarray
-    field: np.ndarray | None
-    total: int
+#: How some channels (n) of one `layer` answer to colour: `channel` (n,) of `total`; `frequency`
+#: (F,) in cycles per pixel; `response` (n, 3, F) to gratings along the three axes of cone space,
+#: each at the orientation at which it drives the channel most; `flicker` (n, 3) to zero frequency;
+#: `degrees` (H,), directions in the plane of L−M (0) and S−(L+M) (90), `color` (H, 3) how they
+#: look, 0 to 1, and `hue` (n, H), answers to uniform fields of them; all answers above the blank.
+#: `field` (n, 3, S, S), NaN where unknown, or None without mean gradients.
+Answers = namedtuple(
+    "Answers", "layer channel total frequency response flicker degrees color hue field"
+)
 
 
 def read(file: h5py.File, layer: str, chosen: np.ndarray) -> Answers:
@@ -310,6 +277,7 @@ def read(file: h5py.File, layer: str, chosen: np.ndarray) -> Answers:
     return Answers(
         layer=layer,
         channel=chosen,
+        total=len(file["channel"]),
         frequency=file["frequency"][:],
         response=np.take_along_axis(tuned, best, 2)[:, :, 0],
         flicker=file["tuned_flicker"][chosen, : len(AXES)],
@@ -317,7 +285,6 @@ def read(file: h5py.File, layer: str, chosen: np.ndarray) -> Answers:
         color=file["hue_rgb"][:],
         hue=np.maximum(above, 0),
         field=field,
-        total=len(file["channel"]),
     )
 
 
@@ -345,11 +312,9 @@ def examples(table: pd.DataFrame) -> dict[str, list[tuple[str, int]]]:
 def tuning(
     curves: Mapping[str, Sequence[Answers]], run: str, lowpass: float, sensitivity: float
 ) -> Figure:
-    """Draw chromatic and achromatic frequency tuning of examples of each class.
+    """Draw chromatic and achromatic frequency tuning of `examples` of each class, read one by one.
 
-    A row per class, of `examples` read one by one; each channel relative to its largest response.
-    Zero frequency is a uniform field that flickers. `lowpass` and `sensitivity` are the lines of
-    the cone rule, told in the subtitle.
+    `lowpass` and `sensitivity` are the lines of the cone rule, told in the subtitle.
     """
     kinds = {name: curves[name] for name in CLASSES if curves.get(name)}
     columns = max((len(members) for members in kinds.values()), default=1)
@@ -372,14 +337,12 @@ def tuning(
         style.mark(label, color, "o", line="-", ms=3)
         for (label, *_), color in zip(AXES.values(), _INKS, strict=True)
     ]
-    return style.headed(
-        figure,
-        f"{run} · frequency tuning to colour and luminance",
+    title = f"{run} · frequency tuning to colour and luminance"
+    subtitle = (
         f"typical channels; opponent: sensitivity to colour ≥ {sensitivity:g}; "
-        f"single-opponent: color_lowpass_contrast ≥ {lowpass:g}",
-        handles,
-        3,
+        f"single-opponent: color_lowpass_contrast ≥ {lowpass:g}"
     )
+    return style.headed(figure, title, subtitle, handles, 3)
 
 
 #: Colours of curves along the three axes.
@@ -417,12 +380,8 @@ def read_hues(file: h5py.File, rows: pd.DataFrame) -> tuple[Answers, pd.DataFram
 
 @style.styled
 def hues(layers: Sequence[tuple[Answers, pd.DataFrame]], run: str) -> Figure:
-    """Draw which hues drive the opponent channels of every layer, in the equiluminant plane.
-
-    A circle per layer: L−M to the right, S−(L+M) upwards. Lines are tuning curves of single
-    channels relative to their peak, in their preferred hue; ticks on the rim are the preferred hues
-    of all opponent channels.
-    """
+    """Draw which hues drive the opponent channels of every layer (`read_hues`), a circle each in
+    the equiluminant plane."""
     figure, panels = style.panel_grid(len(layers), (1.75, 1.85), 0.42)
     for axes, (found, opponent) in zip(panels, layers, strict=True):
         ring = _ring(found.degrees)
@@ -430,11 +389,8 @@ def hues(layers: Sequence[tuple[Answers, pd.DataFrame]], run: str) -> Figure:
         axes.plot(*ring[_closed(ring)].T, color=style.PALE, linewidth=0.8)
         axes.plot([-1, 1], [0, 0], color=style.PALE, linewidth=0.8)
         axes.plot([0, 0], [-1, 1], color=style.PALE, linewidth=0.8)
-        for response in found.hue:
-            peak = response.max()
-            if peak <= 0:
-                continue
-            curve = ((response / peak)[:, None] * ring)[_closed(ring)]
+        for response in found.hue[found.hue.max(1) > 0]:
+            curve = ((response / response.max())[:, None] * ring)[_closed(ring)]
             axes.plot(*curve.T, color=found.color[response.argmax()], linewidth=1.3, alpha=0.9)
         for hue in np.radians(opponent["hue_deg"].dropna().to_numpy(float)):
             ends = np.outer([1.22, 1.38], [np.cos(hue), np.sin(hue)])
@@ -442,29 +398,20 @@ def hues(layers: Sequence[tuple[Answers, pd.DataFrame]], run: str) -> Figure:
         axes.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
         axes.set_axis_off()
         axes.set_title(f"{found.layer}  {len(opponent)}", fontsize=9, loc="center")
-    figure.text(
-        0.5,
-        0.16 / figure.get_size_inches()[1],
-        "right: +(L−M)   ·   up: +(S−(L+M))   ·   rim: the hues as shown",
-        ha="center",
-        fontsize=8.5,
-    )
-    return style.headed(
-        figure,
-        f"{run} · tuning to hue",
+    note, y = "right: +(L−M)   ·   up: +(S−(L+M))   ·   rim: the hues as shown", 0.16
+    figure.text(0.5, y / figure.get_size_inches()[1], note, ha="center", fontsize=8.5)
+    subtitle = (
         "opponent channels; lines: answers to uniform fields, each to its peak; ticks: what all "
-        "prefer",
+        "prefer"
     )
+    return style.headed(figure, f"{run} · tuning to hue", subtitle)
 
 
 @style.styled
 def sheet(found: Answers, table: pd.DataFrame, run: str) -> Figure:
-    """Draw what is known of the colour of a layer's channels, a row per channel.
-
-    Fields along the axes of cone space (each at its gamut maximum, all three on one scale),
-    frequency tuning along them, tuning to hue. `table` are the layer's rows of channels.csv. Save
-    it at `sheets.DPI`.
-    """
+    """Draw what is known of the colour of a layer's channels, a row per channel: fields along the
+    axes of cone space, frequency tuning along them, tuning to hue. `table` are the layer's rows of
+    channels.csv."""
     headings = ["frequency", "hue"]
     if found.field is not None:
         headings = [*(label for label, *_ in AXES.values()), *headings]
@@ -506,9 +453,8 @@ def sheet(found: Answers, table: pd.DataFrame, run: str) -> Figure:
             inks.append(style.INK)
     page.axes.add_collection(LineCollection(lines, colors=inks, linewidths=1.2))
     if dots:
-        page.axes.scatter(
-            *np.concatenate(dots).T, s=2.5, color=np.concatenate(dot_inks), linewidths=0
-        )
+        dots, colors = np.concatenate(dots), np.concatenate(dot_inks)
+        page.axes.scatter(*dots.T, s=2.5, color=colors, linewidths=0)
     if found.field is not None:
         page.below(0, f"{found.field.shape[-1]} px", arrow=True)
     frequency = found.frequency

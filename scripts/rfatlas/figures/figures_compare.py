@@ -1,7 +1,8 @@
 """Topic compare of the figures: the networks of a group of runs side by side.
 
-Drawn from the tables of the stage `compare`. The first run is the reference. Layers are in
-the order of the networks; one that only some networks have has marks of these alone.
+Drawn from the tables of the stage `compare`, as the captions in workflow/report/figures_compare.rst
+tell them. The first run is the reference. Layers are in the order of the networks; one that only
+some networks have has marks of these alone.
 """
 
 import itertools
@@ -72,11 +73,8 @@ def layer_order(table: pd.DataFrame, runs: Sequence[str]) -> list[str]:
 
 @style.styled
 def accuracy(table: pd.DataFrame, group: str) -> Figure:
-    """Draw top-1 and top-5 accuracy of the networks with 95 % Wilson intervals.
-
-    `table` is runs.csv. Beside each network but the reference is the difference of its top-1
-    accuracy in percentage points, with the interval for paired images.
-    """
+    """Draw from runs.csv top-1 and top-5 accuracy of the networks, and beside each but the
+    reference the difference of its top-1 accuracy."""
     figure, axes = style.accuracy_figure(table["run"], 1.8)
     beside = axes.secondary_yaxis("right")
     beside.spines["right"].set_visible(False)
@@ -112,13 +110,11 @@ def _difference(row: tuple) -> str:
 
 @style.styled
 def fractions(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
-    """Draw the fractions of `PROPERTIES` against depth, a panel each, with Wilson intervals.
-
-    `table` is fractions.csv; properties of stages that were off have no panel.
-    """
+    """Draw from fractions.csv the fractions of `PROPERTIES` against depth, a panel each; properties
+    of stages that were off have none."""
     names = [name for name in PROPERTIES if (table["property"] == name).any()]
     layers = layer_order(table, runs)
-    figure = _panels(layers, len(names))
+    figure, _ = style.depth_figure(layers, 1.3 + 1.55 * len(names), len(names))
     for axes, name in zip(figure.axes, names, strict=True):
         rows = table[table["property"] == name]
         _series(axes, rows, layers, runs, ("lo", "fraction", "hi"))
@@ -131,16 +127,12 @@ def fractions(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
 
 @style.styled
 def quantities(table: pd.DataFrame, group: str, runs: Sequence[str]) -> Figure:
-    """Draw medians and quartiles of `QUANTITIES` against depth, a panel each.
-
-    `table` is quantities.csv. Dashes are the sides of theoretical receptive fields, the marks of
-    the same panel the width (sigma) of effective ones.
-    """
+    """Draw from quantities.csv medians and quartiles of `QUANTITIES` by depth, a panel each."""
     names = [name for name in QUANTITIES if (table["quantity"] == name).any()]
     if "erf_sigma" not in names:
         names.insert(0, "erf_sigma")
     layers = layer_order(table, runs)
-    figure = _panels(layers, len(names))
+    figure, _ = style.depth_figure(layers, 1.3 + 1.55 * len(names), len(names))
     handles = _handles(runs)
     for axes, name in zip(figure.axes, names, strict=True):
         rows = table[table["quantity"] == name]
@@ -168,9 +160,7 @@ def matched(
 ) -> Figure:
     """Draw how well the channels of the reference are found again in the other networks.
 
-    `table` is matching.csv, `pairs` matched.csv. Above every matched channel as a dot, with median
-    and quartiles; below the share of the reference's channels that correlate at least 0.5 with
-    their match. Ticks are what images permuted give.
+    `table` is matching.csv, `pairs` matched.csv.
     """
     others = [run for run in runs if run != reference]
     layers = list(rows_by_layer(table))
@@ -198,11 +188,8 @@ def matched(
 
 @style.styled
 def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: str) -> Figure:
-    """Draw `measure` (`cka` or `svcca`) of every layer with every other, a matrix per two runs.
-
-    `table` is similarity.csv. Matrices of a run with itself are on the diagonal, those of two
-    runs below; the colour runs from 0 to 1.
-    """
+    """Draw from similarity.csv `measure` (`cka` or `svcca`) of every layer with every other, a
+    matrix per two runs: those of a run with itself on the diagonal, those of two runs below."""
     count = len(runs)
     itself = table[table["run"] == table["other_run"]]
     order = {run: list(rows_by_layer(itself[itself["run"] == run])) for run in runs}
@@ -226,13 +213,11 @@ def similarity(table: pd.DataFrame, group: str, runs: Sequence[str], measure: st
             left = names + column * (side + gap)
             foot = names + (count - 1 - row) * (side + gap)
             axes = figure.add_axes((left / width, foot / height, side / width, side / height))
-            image = _matrix(
-                axes,
-                [
-                    [values[frozenset(((run, a), (other, b)))] for b in order[other]]
-                    for a in order[run]
-                ],
-            )
+            rows = [
+                [values[frozenset(((run, a), (other, b)))] for b in order[other]]
+                for a in order[run]
+            ]
+            image = _matrix(axes, rows)
             axes.tick_params(length=0, labelsize=size)
             if column == 0:
                 axes.set_yticks(range(len(order[run])), order[run])
@@ -266,10 +251,6 @@ def _matrix(axes: Axes, rows: Sequence[Sequence[float]]) -> AxesImage:
             ink = "white" if value < 0.5 else style.INK
             axes.text(x, y, text, ha="center", va="center", fontsize=6, color=ink)
     return image
-
-
-def _panels(layers: Sequence[str], count: int) -> Figure:
-    return style.depth_figure(layers, 1.3 + 1.55 * count, count)[0]
 
 
 def _styles(runs: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -2,15 +2,13 @@
 all of them answer to gratings of all sizes and contrasts.
 
 Per channel its mean gradient, the polar tuning curve at its best frequency, and the map of its
-responses over orientation and frequency. Everything is read from the files of the stages `gratings`
-and, where it was on, `receptive_fields`.
-
-Orientations are directions of modulation, degrees counter-clockwise from the right: a curve that
-points to the right belongs to a channel that likes upright bars.
+responses over orientation and frequency; the caption in workflow/report/figures_gratings.rst says
+how to read them. Everything is read from the files of the stages `gratings` and, where it was on,
+`receptive_fields`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import namedtuple
+from collections.abc import Iterator, Mapping
 
 import h5py
 import matplotlib
@@ -18,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from rfatlas.figures import sheets, style
 from rfatlas.files import store
@@ -62,19 +60,13 @@ def place(frequency: np.ndarray, value: float) -> float:
 
 @style.styled
 def sheet(
-    file: h5py.File,
-    fields: h5py.File | None,
-    table: pd.DataFrame,
-    channels: int,
-    run: str,
-    layer: str,
+    file: h5py.File, fields: h5py.File | None, table: pd.DataFrame, channels: int, title: str
 ) -> Figure:
     """Draw channels x {mean gradient, tuning curve, map} of one layer.
 
     `file` is the layer's of the stage `gratings`, `fields` that of the stage `receptive_fields`,
     None where it was off; `table` holds the layer's rows of channels.csv. At most so many channels,
-    evenly spread. Orientation-selective channels are blue, others grey; a channel that no grating
-    drives has no curve and says why.
+    evenly spread; one that no grating drives has no curve and says why.
     """
     table = table.set_index("channel")
     total, orientations = len(file["channel"]), len(file["orientation"])
@@ -93,7 +85,7 @@ def sheet(
         f"counter-clockwise, maps from 0° upwards   |   field {file.attrs['size']} px"
     )
     layout = sheets.layout(len(rows), len(headings), SIDE)
-    page = sheets.Sheet(layout, f"{run} · {layer} · gratings", facts, headings)
+    page = sheets.Sheet(layout, title, facts, headings)
     blue, grey, thin, dashed, middles, marks = [], [], [], [], [], []
     for row, channel in enumerate(chosen):
         facts = table.loc[channel]
@@ -164,29 +156,19 @@ def _label(facts: pd.Series, selective: bool) -> tuple[list[sheets.Line], str]:
 # ---- curves of a whole layer
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of the stage gratings whose curves are drawn: the title of its figure, the name of the
-    curves' axis in the file and its label, the column that flags channels, what it calls them and
-    what that means, and the curve of a linear channel over that axis."""
-
-    title: str
-    axis: str
-    label: str
-    flag: str
-    flagged: str
-    meaning: str
-    linear: Callable[[np.ndarray], np.ndarray] | None = None
-
+#: A part of the stage gratings whose curves are drawn: the title of its figure, the name of the
+#: curves' axis in the file and its label, the column that flags channels, what it calls them and
+#: what that means, and whether a linear channel's answers are as large as the axis says.
+Part = namedtuple("Part", ("title", "axis", "label", "flag", "flagged", "meaning", "linear"))
 
 PARTS = {
     "size": Part(
         "Size tuning", "size_diameter", "diameter (px)", "grating_suppressed",
-        "suppressed", "by more than a tenth in their whole field",
+        "suppressed", "by more than a tenth in their whole field", False,
     ),
     "contrast": Part(
         "Responses to contrast", "contrast", "contrast", "contrast_saturated",
-        "saturated", "half of the maximum at a quarter of full contrast", np.asarray,
+        "saturated", "half of the maximum at a quarter of full contrast", True,
     ),
 }  # fmt: skip
 
@@ -213,11 +195,11 @@ def curves(
         if len(shares):
             panel.plot(axis, np.median(shares, 0), color=style.INK, linewidth=1.8)
         if part.linear:
-            panel.plot(axis, part.linear(axis), color=style.ORANGE, linestyle=(0, (3, 2)))
+            panel.plot(axis, axis, color=style.ORANGE, linestyle=(0, (3, 2)))
         panel.set(xscale="log", xlim=axis[[0, -1]], ylim=(0, 1.05))
         marks = (1,) if axis[-1] / axis[0] > 50 else (1, 2, 5)
         panel.xaxis.set_major_locator(LogLocator(base=10, subs=marks, numticks=6))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(f"{name}   {marked.sum()} of {len(shares)}", fontsize=8.5)
     handles = [
@@ -238,7 +220,8 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     files = sheets.files(given, params.layers, "gratings", "receptive_fields")
     found: dict[str, dict[str, tuple]] = {name: {} for name in PARTS}
     for name, layer, file, fields in files:
-        yield name, sheet(file, fields, tables[layer], params.channels, params.run, layer)
+        title = f"{params.run} · {layer} · gratings"
+        yield name, sheet(file, fields, tables[layer], params.channels, title)
         for key, part in PARTS.items():
             if part.axis in file:
                 flagged = tables[layer][part.flag].isin([True, "True"]).to_numpy()

@@ -1,8 +1,7 @@
 """Topic orientation of the figures: tuning to orientation and frequency over the layers of a run.
 
 Drawn from channels.csv (the run's and its random twin's) and the tables of the stages `orientation`
-and `v1`: distributions against depth, how many channels are selective and how much that depends on
-the threshold, whether the estimates agree, and the layers compared with macaque V1.
+and `v1`. The captions in workflow/report/figures_orientation.rst say what each figure shows.
 
 Orientations are directions of modulation, degrees counter-clockwise from the right: at 0 the bars
 are vertical.
@@ -17,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle, Wedge
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from rfatlas.figures import style
 from rfatlas.files import store
@@ -100,11 +99,7 @@ def frequencies(rows: pd.DataFrame, gabor_r2: float) -> np.ndarray:
 def roses(
     table: pd.DataFrame, run: str, gabor_r2: float, twin: pd.DataFrame | None, twin_name: str
 ) -> Figure:
-    """Draw the distribution of preferred orientations in every layer, and the twin's.
-
-    Half a rose per layer, each on its own scale; the area of a wedge is its share. Strokes on the
-    rim show the bars of a grating of that direction of modulation.
-    """
+    """Draw the distribution of preferred orientations in every layer, and the twin's."""
     gratings = "orientation_deg" in table
     whose = "orientation-selective channels" if gratings else f"Gabor fits with R² ≥ {gabor_r2:g}"
     layers = list(rows_by_layer(table).items())
@@ -179,11 +174,8 @@ def frequency(
     twin: pd.DataFrame | None,
     twin_name: str,
 ) -> Figure:
-    """Draw the preferred spatial frequency against depth, with the twin's and the macaque's.
-
-    One dot per channel with median and quartiles. Dashes mark the Nyquist frequency of a layer's
-    stride; the macaque's quartiles are where `pixels_per_degree` puts them.
-    """
+    """Draw the preferred spatial frequency against depth, with the twin's and the macaque's, which
+    is where `pixels_per_degree` puts it."""
     layers = list(rows_by_layer(table).items())
     others = rows_by_layer(twin) if twin is not None else {}
     figure, axes = style.depth_figure([name for name, _ in layers], 4.8, 1)
@@ -222,10 +214,8 @@ def frequency(
 
 @style.styled
 def selective(counts: pd.DataFrame, run: str) -> Figure:
-    """Draw the fraction of orientation-selective channels against depth, with the twin's.
-
-    `counts` is selective.csv; the threshold is that of the config. 95 % Wilson intervals.
-    """
+    """Draw from selective.csv the fraction of orientation-selective channels against depth, with
+    the twin's."""
     rows = counts[is_true(counts, "rule")].reset_index(drop=True)
     figure, axes = style.depth_figure(rows["layer"].tolist(), 4.2, 1)
     twin = style.twin_of(rows)
@@ -255,11 +245,8 @@ def selective(counts: pd.DataFrame, run: str) -> Figure:
 
 @style.styled
 def stability(counts: pd.DataFrame, run: str) -> Figure:
-    """Draw how the fraction of selective channels depends on the threshold, a panel per layer.
-
-    `counts` is selective.csv. Bands are 95 % Wilson intervals; the dotted line is the config's
-    threshold.
-    """
+    """Draw from selective.csv how the fraction of selective channels depends on the threshold, a
+    panel per layer."""
     layers = list(rows_by_layer(counts).items())
     figure, panels = style.panel_grid(len(layers), (1.7, 1.6), xlabel="OSI threshold", alike=True)
     for axes, (name, rows) in zip(panels, layers, strict=True):
@@ -279,23 +266,16 @@ def stability(counts: pd.DataFrame, run: str) -> Figure:
     handles = [style.mark(run, style.BLUE, "o", line="-", markersize=3)]
     if twin := style.twin_of(counts):
         handles.append(style.mark(twin, style.ORANGE, "o", line="--", markersize=3))
-    return style.headed(
-        figure,
-        f"{run} · orientation-selective channels by threshold",
-        "fraction of the channels that respond to gratings; bands: 95 % Wilson intervals",
-        handles,
-        2,
-    )
+    title = f"{run} · orientation-selective channels by threshold"
+    subtitle = "fraction of the channels that respond to gratings; bands: 95 % Wilson intervals"
+    return style.headed(figure, title, subtitle, handles, 2)
 
 
 @style.styled
 def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
     """Draw the report card: how alike each layer and macaque V1 are, property by property.
 
-    `properties` is properties.csv, `scores` scores.csv. On top the score of each layer with the
-    twin's below; then a cell per property whose distribution is published, with the similarity,
-    and a triangle where it is certainly above or below the twin's; below these the medians where
-    only a median is published, with the macaque's at the right.
+    `properties` is properties.csv, `scores` scores.csv.
     """
     reason = properties["reason"].fillna("")
     compared, medians = (
@@ -327,9 +307,8 @@ def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
             axes.text(x, y, text, ha="center", va="center", fontsize=8)
     for y, name in enumerate(medians, first + len(compared)):
         known = by_place.loc[(name, layers[0]), "macaque_median"]
-        axes.text(
-            len(layers), y, f"{known:g}", ha="center", va="center", fontsize=8, color=style.GREY
-        )
+        words = {"ha": "center", "va": "center", "fontsize": 8, "color": style.GREY}
+        axes.text(len(layers), y, f"{known:g}", **words)
     labels = ["score", *["score of the twin"][:twin], *title[compared]]
     labels += [f"median: {name}" for name in title[medians]]
     axes.set_yticks(range(rows), labels, fontsize=8.5)
@@ -340,8 +319,7 @@ def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
     axes.set_ylim(rows - 0.5, -0.5)
     axes.tick_params(length=0)
     axes.tick_params(axis="x", labelsize=8)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
     subtitle = "1 − Kolmogorov–Smirnov distance, as a share of what as many V1 neurons would reach"
     if len(stated):
         one = stated.iloc[0]
@@ -351,8 +329,8 @@ def card(properties: pd.DataFrame, scores: pd.DataFrame, run: str) -> Figure:
         style.mark("closer to V1 than the random twin", style.INK, "^", markersize=5),
         style.mark("farther from it", style.INK, "v", markersize=5),
     ]
-    title_line = f"{run} · report card for macaque V1"
-    return style.headed(figure, title_line, subtitle, handles if twin else (), 2)
+    heading = f"{run} · report card for macaque V1"
+    return style.headed(figure, heading, subtitle, handles if twin else (), 2)
 
 
 def _certain(row: pd.Series, name: str) -> str:
@@ -384,9 +362,7 @@ def v1(
 ) -> Figure:
     """Draw histograms of the tuning of every layer and the published ones of macaque V1.
 
-    One panel per quantity, one row per layer, each to its own height; `histograms` is
-    histograms.csv, `properties` properties.csv, `reference` the published numbers. Published
-    medians are lines through all rows, dashed where the number is from memory.
+    `histograms` is histograms.csv, `properties` properties.csv, `reference` the published numbers.
     """
     medians = properties[properties["reason"] != "stage_off"]
     quantities = [name for name in QUANTITIES if name in set(medians["property"])]
@@ -491,9 +467,8 @@ def nx_ny(
 ) -> Figure:
     """Draw the (nx, ny) plane of every layer: the size of Gabors in cycles, and macaque V1's.
 
-    A dot per channel whose fit explains at least the share `gabor_r2`; filled where the channel is
-    orientation-selective. Grey squares are the counts of Ringach 2002 (`joint`), the cross its
-    medians.
+    A dot per channel whose fit explains at least the share `gabor_r2`. Grey squares are the counts
+    of Ringach 2002 (`joint`).
     """
     layers = list(rows_by_layer(table).items())
     figure, panels = style.panel_grid(
@@ -516,18 +491,15 @@ def nx_ny(
         cross = medians["gabor_nx"], medians["gabor_ny"]
         axes.plot(*cross, "+", color=style.VERMILLION, ms=10, mew=2)
         axes.plot([low, high], [low, high], color=style.GREY, linewidth=0.7, linestyle=(0, (1, 2)))
-        for axis, set_scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
-            set_scale("log")
-            axis.set_ticks([0.1, 1])
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
-            axis.set_minor_locator(NullLocator())
         ends = low * 0.93, high * 1.07
-        axes.set(xlim=ends, ylim=ends, aspect="equal")
-        axes.set_title(f"{name}  {len(good)}/{len(rows)}", fontsize=9)
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([0.1, 1])
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
             axis.label.set_size(9.5)
             axis.labelpad = 1
+        axes.set_title(f"{name}  {len(good)}/{len(rows)}", fontsize=9)
         # Between the rows there is no room for the labels of ticks, and all panels have the same.
         axes.tick_params(labelbottom=bool(axes.get_xlabel()))
     handles = [
@@ -537,13 +509,10 @@ def nx_ny(
     ]
     if "orientation_selective" not in table:
         handles = handles[1:]
-    return style.headed(
-        figure,
-        f"{run} · size of the Gabors in cycles",
-        f"Gabor fits with R² ≥ {gabor_r2:g}; $n_x$ along the modulation, $n_y$ along the bars",
-        handles,
-        4,
-    )
+    title = f"{run} · size of the Gabors in cycles"
+    which = f"Gabor fits with R² ≥ {gabor_r2:g}"
+    subtitle = f"{which}; $n_x$ along the modulation, $n_y$ along the bars"
+    return style.headed(figure, title, subtitle, handles, 4)
 
 
 def _selective_handles() -> list[Line2D]:
@@ -555,12 +524,9 @@ def _selective_handles() -> list[Line2D]:
 
 @style.styled
 def agreement(table: pd.DataFrame, run: str) -> Figure:
-    """Draw each two estimates of orientation against each other, and how far apart they are.
-
-    Above, the first layer that has both estimates; below, the distance between mean gradient and
-    best grating in every layer (without gratings: between kernel and mean gradient). Filled dots
-    are orientation-selective channels, the band is 10 degrees wide to either side.
-    """
+    """Draw each two estimates of orientation against each other, in the first layer that has both,
+    and how far mean gradient and best grating are apart in every layer (without gratings: kernel
+    and mean gradient)."""
     layers = list(rows_by_layer(table).items())
     pairs = [
         (pair, found)
@@ -593,14 +559,12 @@ def agreement(table: pd.DataFrame, run: str) -> Figure:
         Patch(color=style.PALE, label=f"within {CLOSE}°"),
         style.mark("median by chance", style.GREY, line=(0, (4, 3))),
     ]
-    return style.headed(
-        figure,
-        f"{run} · do the estimates agree?",
+    title = f"{run} · do the estimates agree?"
+    subtitle = (
         "preferred orientation by three estimates; below: orientation-selective channels, median "
-        "and quartiles",
-        handles,
-        4,
+        "and quartiles"
     )
+    return style.headed(figure, title, subtitle, handles, 4)
 
 
 def _both(rows: pd.DataFrame, pair: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -29,8 +29,7 @@ def sheet(
     top: h5py.Group,
     source: str,
     channels: int,
-    run: str,
-    layer: str,
+    title: str,
 ) -> Figure:
     """Draw channels x {top patch, mean gradient, best stimulus, off stimulus} of one layer.
 
@@ -54,7 +53,7 @@ def sheet(
     facts += "   |   r: with the mean gradient" if fields is not None else ""
     window = best.shape[-1]
     place = sheets.layout(len(rows), len(headings), sheets.fitting(window, SIDE))
-    page = sheets.Sheet(place, f"{run} · {layer} · preferred stimuli", facts, headings)
+    page = sheets.Sheet(place, title, facts, headings)
     at = len(headings) - 2
     for row, channel in enumerate(file["channel"][rows].tolist()):
         if channel in where and top[f"{source}_image"][channel, 0] >= 0:
@@ -94,4 +93,5 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
     with store.open(given.activations, "activations") as activations:
         for name, layer, file, fields in files:
             read = file, tables[layer], fields, activations[layer]
-            yield name, sheet(*read, params.source, params.channels, params.run, layer)
+            title = f"{params.run} · {layer} · preferred stimuli"
+            yield name, sheet(*read, params.source, params.channels, title)

@@ -1,8 +1,9 @@
 """Topic virtual_filters of the figures: what the skip connections alone hand on.
 
 A sheet per layer with the virtual filters and the mean gradients; over all layers how well the
-two agree, and what share of the gradients comes through the skip connection of the last block.
-Drawn from the files of the stages `virtual_filters` and `receptive_fields`, and from channels.csv.
+two agree, and what share of the gradients comes through the skip connection of the last block, as
+the captions in workflow/report/figures_virtual_filters.rst tell them. Drawn from the files of the
+stages `virtual_filters` and `receptive_fields`, and from channels.csv.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,22 +43,15 @@ def shared(start: float, layer_start: float, extent: int, window: int) -> slice:
 
 @style.styled
 def sheet(
-    group: h5py.Group,
-    fields: h5py.File | None,
-    table: pd.DataFrame,
-    channels: int,
-    run: str,
-    layer: str,
+    group: h5py.Group, fields: h5py.File | None, table: pd.DataFrame, channels: int, title: str
 ) -> Figure:
     """Draw channels x {virtual filter, mean gradient on its pixels, linear response, mean gradient}
     of one layer, as far as they are there.
 
     `group` is the layer's in virtual_filters.h5, `fields` its file of the stage `receptive_fields`,
     None where that was off; `table` holds the layer's rows of channels.csv. At most so many
-    channels, evenly spread; a layer without virtual filters says why. Every picture is about mid
-    grey, on its own scale.
+    channels, evenly spread; a layer without virtual filters says why.
     """
-    title = f"{run} · {layer} · virtual filters"
     if "filter" not in group:
         reason = f"no virtual filters: {group.attrs['reason']}"
         return sheets.Sheet(sheets.layout(0, 0, SIDE), title, reason, []).finish()
@@ -92,11 +86,9 @@ def sheet(
 def _square(picture: np.ndarray) -> np.ndarray:
     """Return a picture (3, h, w) on a square of zeros, where it is not one itself."""
     height, width = picture.shape[1:]
-    side = max(height, width)
-    square = np.zeros((3, side, side), picture.dtype)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[:, top : top + height, left : left + width] = picture
-    return square
+    down, right = max(width - height, 0), max(height - width, 0)
+    top, left = down // 2, right // 2
+    return np.pad(picture, ((0, 0), (top, down - top), (left, right - left)))
 
 
 def _label(facts: pd.Series) -> list[sheets.Line]:
@@ -123,12 +115,8 @@ def layers_with(table: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
 def correlation(
     table: pd.DataFrame, run: str, twin: pd.DataFrame | None = None, twin_name: str = ""
 ) -> Figure:
-    """Draw how well virtual filters agree with mean gradients, against depth.
-
-    One dot per channel with median and quartiles, and the same with the mean gradient of another
-    channel (the null); triangles: the twin's medians. Above the filters, below the linear
-    responses of the same paths on their larger windows. `table` is channels.csv.
-    """
+    """Draw from channels.csv how well virtual filters agree with mean gradients, and with those of
+    other channels (the null), against depth."""
     layers = layers_with(table, "virtual_correlation")
     others = {} if twin is None else layers_with(twin, "virtual_correlation")
     figure, panels = style.depth_figure(list(layers), 6, 2)
@@ -156,12 +144,8 @@ def correlation(
 def skip_share(
     table: pd.DataFrame, run: str, twin: pd.DataFrame | None = None, twin_name: str = ""
 ) -> Figure:
-    """Draw what share of each gradient comes through the skip connection of the layer's block.
-
-    Above the share of energy (the residual branch has the rest), below the cosine of the two parts.
-    One dot per channel with median and quartiles, shares beyond `SHARES` on the edge; triangles:
-    the twin's medians. `table` is channels.csv.
-    """
+    """Draw from channels.csv what share of each gradient comes through the skip connection of the
+    layer's block; shares beyond `SHARES` on the edge."""
     layers = layers_with(table, "skip_energy_share")
     others = {} if twin is None else layers_with(twin, "skip_energy_share")
     figure, panels = style.depth_figure(list(layers), 6, 2)
@@ -176,9 +160,8 @@ def skip_share(
             _median(axes, position, others.get(name), column)
     for share, line in ((0, "-"), (0.5, (0, (4, 3))), (1, "-")):
         panels[0].axhline(share, color=style.GREY, linewidth=0.8, linestyle=line)
-    style.shares(
-        panels[0], "energy through the\nskip connection", SHARES[0] - 0.05, SHARES[1] + 0.05
-    )
+    low, high = SHARES[0] - 0.05, SHARES[1] + 0.05
+    style.shares(panels[0], "energy through the\nskip connection", low, high)
     panels[0].set_yticks([0, 0.5, 1])
     panels[1].axhline(0, color=style.GREY, linewidth=0.8)
     panels[1].set_ylim(-1.05, 1.05)
@@ -219,5 +202,5 @@ def draw(given: Mapping, params) -> Iterator[tuple[str, Figure]]:
         tables = rows_by_layer(table)
         with store.open(given.virtual_filters, "virtual_filters") as filters:
             for name, layer, fields in sheets.files(given, params.layers, "receptive_fields"):
-                read = filters[layer], fields, tables[layer]
-                yield name, sheet(*read, params.channels, params.run, layer)
+                title = f"{params.run} · {layer} · virtual filters"
+                yield name, sheet(filters[layer], fields, tables[layer], params.channels, title)

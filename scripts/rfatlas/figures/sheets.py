@@ -210,6 +210,9 @@ class Sheet:
             self.axes.text(x + side / 2, y + (4 if arrow else -3), text, **words)
 
     def finish(self) -> Figure:
-        """Return the figure."""
-        style.lay_pixels(self.axes, self._canvas)
+        """Return the figure; a PNG at its resolution and a PDF show pictures without resampling."""
+        extent = (0, self.layout.width, 0, self.layout.height)
+        # From the last line up, so that a PDF stores the picture upright, too.
+        pixels = {"extent": extent, "aspect": "auto", "interpolation": "none", "zorder": -1}
+        self.axes.imshow(self._canvas[::-1], **pixels)
         return self._figure

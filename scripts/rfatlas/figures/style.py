@@ -96,8 +96,7 @@ def figure(width: float, height: float, dpi: int = DPI) -> Figure:
 def save(figure: Figure, stem: str | Path) -> None:
     """Write a figure as <stem>.png and <stem>.pdf, byte-identical each time.
 
-    The PNG has no alpha channel. The PDF holds its fonts, and the pixels of `lay_pixels` as they
-    are.
+    The PNG has no alpha channel. The PDF holds its fonts, and the pixels of sheets as they are.
     """
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
@@ -108,17 +107,6 @@ def save(figure: Figure, stem: str | Path) -> None:
     # Embedding a font logs hundreds of lines.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
-
-
-def lay_pixels(axes: Axes, pixels: np.ndarray) -> None:
-    """Lay pixels, uint8 (H, W, 3), under what is drawn on axes that span a figure of W x H pixels.
-
-    A PNG at the figure's own resolution and a PDF show them without resampling.
-    """
-    height, width = pixels.shape[:2]
-    extent = (0, width, 0, height)
-    # From the last line up, so that a PDF stores the picture upright, too.
-    axes.imshow(pixels[::-1], extent=extent, aspect="auto", interpolation="none", zorder=-1)
 
 
 def layer_axis(axes: Axes, layers: Sequence[str]) -> None:
