@@ -212,7 +212,8 @@ class Page:
 
     def downloaded(self, pattern: str) -> Path:
         def found() -> list[Path]:
-            return [path for path in self.driver.downloads.glob(pattern)]
+            # Chromium makes an empty file of that name first.
+            return [path for path in self.driver.downloads.glob(pattern) if path.stat().st_size]
 
         return self.until(found)[0]
 
