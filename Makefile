@@ -21,7 +21,7 @@ REPORT := $(DIRECTORY)/results/report.html
 STYLE := $(CURDIR)/workflow/report/report.css
 # Progress bars where make writes to a terminal, else a few lines per job.
 SHOWN := $(if $(MAKE_TERMOUT),--logger rich,--quiet rules)
-RUN := $(BIN)/snakemake $(SHOWN) --configfile $(CONFIG) --directory $(DIRECTORY)
+HERE := --configfile $(CONFIG) --directory $(DIRECTORY)
 # A worker per core, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope \
     --no-loadscope-reorder
@@ -34,10 +34,10 @@ demo: report
 
 # Snakemake's report takes a while to build, so only if a result or a caption is newer than it.
 report: install
-	$(RUN) --cores $(CORES)
+	$(BIN)/snakemake $(SHOWN) $(HERE) --cores $(CORES)
 	@if [ ! -s $(REPORT) ] || [ -n "$$(find $(DIRECTORY)/results workflow/report -type f \
 	    -newer $(REPORT) -print -quit)" ]; then \
-	    $(RUN) --report $(REPORT) --report-stylesheet $(STYLE); fi
+	    $(BIN)/snakemake --quiet all $(HERE) --report $(REPORT) --report-stylesheet $(STYLE); fi
 
 # A file is in by its folder; what is slow in it is marked so, by hand or by tests/conftest.py.
 quick: tools
