@@ -19,6 +19,7 @@ INSTALLED := .venv/requirements.txt
 TOOLS := .venv/requirements-dev.txt
 REPORT := $(DIRECTORY)/results/report.html
 STYLE := $(CURDIR)/workflow/report/report.css
+REPORT_LOG := $(DIRECTORY)/logs/report.log
 # Progress bars where make writes to a terminal, else a few lines per job.
 SHOWN := $(if $(MAKE_TERMOUT),--logger rich,--quiet rules)
 HERE := --configfile $(CONFIG) --directory $(DIRECTORY)
@@ -32,12 +33,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist l
 demo: report
 	@$(BIN)/python -m rfatlas.tables.findings $(DIRECTORY)/results
 
-# Snakemake's report takes a while to build, so only if a result or a caption is newer than it.
+# Snakemake's report takes a while to build, so only if a result or a caption is newer than it. It
+# has a line per figure to say.
 report: install
 	$(BIN)/snakemake $(SHOWN) $(HERE) --cores $(CORES)
 	@if [ ! -s $(REPORT) ] || [ -n "$$(find $(DIRECTORY)/results workflow/report -type f \
 	    -newer $(REPORT) -print -quit)" ]; then \
-	    $(BIN)/snakemake --quiet all $(HERE) --report $(REPORT) --report-stylesheet $(STYLE); fi
+	    $(BIN)/snakemake $(HERE) --report $(REPORT) --report-stylesheet $(STYLE) \
+	    >$(REPORT_LOG) 2>&1 || { cat $(REPORT_LOG); exit 1; }; fi
 
 # A file is in by its folder; what is slow in it is marked so, by hand or by tests/conftest.py.
 quick: tools
